@@ -1,0 +1,284 @@
+"""A table of text as Lightning wants it: batches of `(tokens, targets)`, each (B, T) int64."""
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from lit_gpt.data.corpus import Corpus, open_corpus
+from lit_gpt.data.readers import Mode, Reading, find_files
+from lit_gpt.data.sample import SAMPLE_FILE, write_sample
+from lit_gpt.data.windows import STARTS, evaluation_starts, gather, whole_windows
+from lit_gpt.errors import UserError
+from lit_gpt.model import IGNORE
+from lit_gpt.tokenizer import Tokenizer, TokenizerName, Vocab
+
+CACHE = Path("data/cache")
+EVALUATION_TOKENS = 4096  # without gradients a batch may be larger than a small training batch, and is faster so
+
+
+class TextDataModule(LightningDataModule):
+    """Reads files, splits them, and samples windows of them.
+
+    Args:
+        files: a path, a glob or a list of them: .csv .tsv .txt .jsonl .parquet, in raw mode any text.
+        mode: "rows": every row is a document; "raw": a file is one text.
+        columns: the columns (JSONL: fields) a document takes; not needed where there is one or a template says.
+        template: how columns are put together, as "{title}\\n{text}".
+        delimiter: between columns; a comma if left out, in .tsv a tab.
+        header: whether the first row names the columns; without it they are c1, c2, …
+        encoding: of text files, as utf-8 or gb18030.
+        tokenizer: cl100k_base, byte or char.
+        vocab: of cl100k_base: "pruned" to what the corpus uses, or "full".
+        context_length: T, the model's; linked to model.config.context_length.
+        batch_size: windows per device per forward.
+        global_batch_size: windows per optimizer step over all devices; accumulation follows from it.
+        sampling: "random" windows with replacement, or "shuffled": every window of the split once before any again.
+        val_fraction: the share of documents, at the end, that validates.
+        eval_windows: windows used to estimate the loss of each split; None: the whole validation split, and as many
+            windows of training.
+        num_workers: processes that prepare batches; 0: the training process itself.
+        seed: of the sampling; linked to seed_everything.
+    """
+
+    def __init__(
+        self,
+        files: str | list[str] = SAMPLE_FILE,
+        mode: Mode = "rows",
+        columns: str | list[str] | None = None,
+        template: str | None = None,
+        delimiter: str | None = None,
+        header: bool = True,
+        encoding: str = "utf-8",
+        tokenizer: TokenizerName = "cl100k_base",
+        vocab: Vocab = "pruned",
+        context_length: int = 256,
+        batch_size: int = 32,
+        global_batch_size: int | None = None,
+        sampling: Literal["random", "shuffled"] = "random",
+        val_fraction: float = 0.1,
+        eval_windows: int | None = 256,
+        num_workers: int = 0,
+        seed: int = 1337,
+    ) -> None:
+        super().__init__()
+        for name, value in {
+            "batch_size": batch_size,
+            "global_batch_size": global_batch_size,
+            "eval_windows": eval_windows,
+        }.items():
+            if value is not None and value < 1:
+                raise UserError(f"--data.{name} is {value}: give 1 or more")
+        if not 0 < val_fraction < 1:
+            raise UserError(f"--data.val_fraction is {val_fraction}: give a share between 0 and 1, as 0.1")
+        if num_workers < 0 or seed < 0:
+            raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
+        self.files = files
+        self.reading = Reading(
+            mode=mode,
+            columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
+            template=template,
+            delimiter=delimiter,
+            header=header,
+            encoding=encoding,
+        )
+        self.tokenizer_name, self.vocab = tokenizer, vocab
+        self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
+        self.sampling, self.seed = sampling, seed
+        self.val_fraction, self.eval_windows, self.num_workers = val_fraction, eval_windows, num_workers
+        self.validation_interval: int | None = None  # trainer.val_check_interval as given, in optimizer steps
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The tokenized files; built on first use, once for all processes."""
+        if (
+            SAMPLE_FILE in ([self.files] if isinstance(self.files, str) else self.files)
+            and not Path(SAMPLE_FILE).exists()
+        ):
+            write_sample(Path(SAMPLE_FILE))
+        corpus = open_corpus(find_files(self.files), self.reading, self.tokenizer_name, self.vocab, CACHE)
+        for name, split in (
+            ("training", corpus.ids[: self._cut(corpus)]),
+            ("validation", corpus.ids[self._cut(corpus) :]),
+        ):
+            if len(split) <= self.context_length:
+                raise UserError(
+                    f"the {name} split has {len(split):,} tokens, fewer than one window of {self.context_length + 1}: "
+                    "give more text or a smaller --model.config.context_length"
+                )
+        return corpus
+
+    def _cut(self, corpus: Corpus) -> int:
+        """How many ids, from the start, train: whole documents in rows, tokens in a raw text."""
+        if self.reading.mode == "raw":
+            return int(len(corpus.ids) * (1 - self.val_fraction))
+        documents = int(len(corpus.ends) * (1 - self.val_fraction))
+        return int(corpus.ends[documents - 1]) if documents else 0
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.corpus.tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        return self.corpus.tokenizer.vocab_size
+
+    @property
+    def train_ids(self) -> np.ndarray:
+        return self.corpus.ids[: self._cut(self.corpus)]
+
+    @property
+    def val_ids(self) -> np.ndarray:
+        return self.corpus.ids[self._cut(self.corpus) :]
+
+    @property
+    def world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def accumulation(self) -> int:
+        """Forwards of each device per optimizer step."""
+        if self.global_batch_size is None:
+            return self.trainer.accumulate_grad_batches if self.trainer else 1
+        return self.global_batch_size // (self.batch_size * self.world_size)
+
+    @property
+    def windows_per_step(self) -> int:
+        """The global batch."""
+        return self.batch_size * self.world_size * self.accumulation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in which about as many windows are drawn as the training split holds."""
+        return max(1, whole_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
+
+    def setup(self, stage: str) -> None:
+        """Makes the Trainer count as we do: intervals in optimizer steps, accumulation from the global batch.
+
+        Raises:
+            UserError: the global batch does not divide over devices and forwards.
+        """
+        trainer = self.trainer
+        assert trainer is not None
+        if stage != "fit":
+            return
+        if self.global_batch_size is not None:
+            if self.global_batch_size % (self.batch_size * self.world_size):
+                raise UserError(
+                    f"--data.global_batch_size {self.global_batch_size} is not a multiple of --data.batch_size "
+                    f"{self.batch_size} times {self.world_size} devices: change one of them"
+                )
+            trainer.accumulate_grad_batches = self.accumulation
+        if isinstance(trainer.val_check_interval, int):
+            self.validation_interval = self.validation_interval or trainer.val_check_interval
+            trainer.val_check_interval = self.validation_interval * self.accumulation
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader(TrainBatches(self), sampler=RunSampler(self))
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Fixed windows of training and of validation, in this order: the course's `estimate_loss`."""
+        validation = evaluation_starts(len(self.val_ids), self.context_length, self.eval_windows)
+        training = evaluation_starts(len(self.train_ids), self.context_length, len(validation))
+        rank = self.trainer.global_rank if self.trainer else 0
+        return [
+            self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, rank, self.world_size))
+            for ids, starts in ((self.train_ids, training), (self.val_ids, validation))
+        ]
+
+    def _loader(self, batches: "Dataset[Batch]", sampler: SequentialSampler | None = None) -> DataLoader:
+        return DataLoader(
+            batches,
+            batch_size=None,  # an item is a batch already
+            sampler=sampler,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else every pass would draw from the global random state
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainBatches(Dataset[Batch]):
+    """Item i is this rank's i-th batch since the run began, over all epochs: a pure function of i."""
+
+    def __init__(self, data: TextDataModule) -> None:
+        self.ids, self.length = data.train_ids, data.context_length
+        self.starts, self.seed = STARTS[data.sampling], data.seed
+        self.batch_size, self.accumulation = data.batch_size, data.accumulation
+        self.windows_per_step = data.windows_per_step
+        self.rank, self.world_size = (data.trainer.global_rank if data.trainer else 0), data.world_size
+        self.batches = data.steps_per_epoch * data.accumulation
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, index: int) -> Batch:
+        step, forward = divmod(index, self.accumulation)
+        starts = self.starts(self.seed, step, self.windows_per_step, len(self.ids), self.length)  # (global batch,)
+        first = (forward * self.world_size + self.rank) * self.batch_size
+        return _tensors(*gather(self.ids, starts[first : first + self.batch_size], self.length))
+
+
+class RunSampler(SequentialSampler):
+    """The batches of the current epoch that are still to come, read off the Trainer's step.
+
+    A sequential sampler by type, which is what `overfit_batches` asks for: then every epoch has the same batches.
+    """
+
+    def __init__(self, data: TextDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.steps_per_epoch * self.data.accumulation
+
+    def __iter__(self) -> Iterator[int]:
+        trainer = self.data.trainer
+        assert trainer is not None
+        overfit = trainer.overfit_batches  # type: ignore[attr-defined]
+        start = 0 if overfit else trainer.global_step * self.data.accumulation
+        return iter(range(start, (start // len(self) + 1) * len(self)))
+
+
+class EvaluationBatches(Dataset[Batch]):
+    """Fixed windows in order, dealt to the ranks in turn; what is beyond the split has no targets.
+
+    Every rank has equally many batches, if need be one whose targets count in no loss.
+    """
+
+    def __init__(
+        self, ids: np.ndarray, starts: np.ndarray, length: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.ids, self.length = ids, length
+        self.batch_size = max(batch_size, EVALUATION_TOKENS // length)
+        share = -(-len(starts) // world_size)
+        starts = np.concatenate((starts, np.full(share * world_size - len(starts), len(ids))))
+        self.starts = starts[rank::world_size]  # (share,)
+
+    def __len__(self) -> int:
+        return -(-len(self.starts) // self.batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        starts = self.starts[index * self.batch_size : (index + 1) * self.batch_size]  # (n,)
+        last = len(self.ids) - 1
+        places = starts[:, None] + np.arange(self.length + 1)  # (n, T + 1)
+        windows = self.ids[places.clip(max=last)].astype(np.int64)  # (n, T + 1)
+        targets = np.where(places[:, 1:] <= last, windows[:, 1:], IGNORE)  # (n, T)
+        return _tensors(windows[:, :-1], targets)
+
+
+def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
+    return torch.from_numpy(np.ascontiguousarray(tokens)), torch.from_numpy(np.ascontiguousarray(targets))
+
+
+def fingerprint(data: TextDataModule) -> dict[str, Any]:
+    """What a checkpoint remembers of the data it was trained on."""
+    return {"key": data.corpus.key, "mode": data.reading.mode, "val_fraction": data.val_fraction}

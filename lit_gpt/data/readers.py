@@ -1,0 +1,271 @@
+"""Files -> documents: CSV, TSV, TXT, JSONL and Parquet, one row a document, or a whole file as one text.
+
+Text comes out as it stands in the file (a price "12.50" stays "12.50"), but for its line ends, which become `\\n`.
+Nothing is left out unreported: a row that cannot be read is an error that names its line.
+"""
+
+import csv
+import functools
+import glob
+import json
+import re
+import string
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lit_gpt.errors import UserError, did_you_mean
+
+Mode = Literal["rows", "raw"]
+
+RAW_BLOCK = 2**20  # characters read at once in raw mode
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read; the `data.*` flags of the same names.
+
+    Attributes:
+        mode: "rows": every row is a document; "raw": a file is one text.
+        columns: which columns (JSONL: fields) a document takes, joined by line ends; not needed where there is one.
+        template: how they are put together instead, as `"{title}\\n{text}"`; `\\n` and `\\t` may be typed as two
+            characters, `{{` and `}}` are braces.
+        delimiter: between columns; None: a comma, in .tsv a tab.
+        header: whether the first row names the columns; without it they are c1, c2, …
+        encoding: of text files; a byte order mark is no part of the text.
+    """
+
+    mode: Mode = "rows"
+    columns: tuple[str, ...] | None = None
+    template: str | None = None
+    delimiter: str | None = None
+    header: bool = True
+    encoding: str = "utf-8"
+
+    def __post_init__(self) -> None:
+        try:
+            "".encode(self.encoding)
+        except LookupError:
+            raise UserError(f"--data.encoding {self.encoding} is unknown: give utf-8, gb18030, utf-16, …") from None
+        if self.delimiter is not None and len(_unescaped(self.delimiter)) != 1:
+            raise UserError(f"--data.delimiter {self.delimiter!r} is not one character: give ',' ';' '|' or '\\t'")
+        if self.template is not None and not _parse_template(self.template):
+            raise UserError(f"--data.template {self.template!r} names no column: write one in braces, as '{{text}}'")
+
+
+def find_files(patterns: str | Iterable[str]) -> list[Path]:
+    """The files a path, a glob or several of them name: in the order given, a glob's in the order of their names.
+
+    Raises:
+        UserError: one of them names nothing, or a folder.
+    """
+    found: list[Path] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            raise UserError(f"{pattern} is a folder: give its files, as --data.files '{pattern.rstrip('/')}/*.csv'")
+        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if not matches:
+            beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(f"{pattern}: no such file{did_you_mean(path.name, beside)}; give --data.files PATH")
+        found.extend(match for match in matches if match.is_file())
+    if not found:
+        raise UserError("no file to read: give --data.files PATH")
+    return found
+
+
+def read_documents(path: Path, reading: Reading) -> Iterator[str]:
+    """The documents of one file, a row each, blank ones too.
+
+    Raises:
+        UserError: the file's kind is unknown, it is empty, a column or field is not there, a row is broken, or its
+            bytes are not of that encoding.
+    """
+    kind = path.suffix.lower()
+    if kind not in READERS:
+        raise UserError(
+            f"{path}: unknown kind of file {kind or '(no suffix)'}; {', '.join(READERS)} can be read by rows, "
+            "any text with --data.mode raw"
+        )
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: give a file with text in it")
+    try:
+        for document in READERS[kind](path, reading):
+            yield _unix_lines(document)
+    except UnicodeError:
+        raise _undecodable(path, reading.encoding) from None
+
+
+def read_text(path: Path, reading: Reading) -> Iterator[str]:
+    """One file's whole text in blocks that end before the first character of a line.
+
+    cl100k_base never joins a line end to a word after it, so that the blocks encode as the whole text does.
+
+    Raises:
+        UserError: the file is empty, a Parquet table, or not of that encoding.
+    """
+    if path.suffix.lower() == ".parquet":
+        raise UserError(f"{path} is a table, not text: use --data.mode rows")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty: give a file with text in it")
+    waiting = ""
+    try:
+        with open(path, encoding=_codec(reading.encoding)) as file:  # text mode turns every line end into \n
+            while block := file.read(RAW_BLOCK):
+                waiting += block
+                cut = re.match(r"(?s).*\n(?=\S)", waiting)
+                if cut or len(waiting) > 16 * RAW_BLOCK:  # past that a text without lines is cut where it stands
+                    end = cut.end() if cut else len(waiting)
+                    yield waiting[:end]
+                    waiting = waiting[end:]
+    except UnicodeError:
+        raise _undecodable(path, reading.encoding) from None
+    if waiting:
+        yield waiting
+
+
+def _read_csv(path: Path, reading: Reading) -> Iterator[str]:
+    delimiter = _unescaped(reading.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","))
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # fields of any length; Python's own limit is 128 KiB
+    with open(path, encoding=_codec(reading.encoding), newline="") as file:
+        rows = csv.reader(file, delimiter=delimiter, strict=True)
+        names: list[str] = []
+        try:
+            for row in rows:
+                if not row:  # a blank line
+                    continue
+                if not names:
+                    names = row if reading.header else [f"c{i + 1}" for i in range(len(row))]
+                    fill = _filler(path, reading, names)
+                    if reading.header:
+                        continue
+                if len(row) != len(names):
+                    raise UserError(
+                        f"{path} line {rows.line_num}: {len(row)} fields where there are {len(names)} columns "
+                        f"({_listed(names)}): mend that row, or give --data.delimiter"
+                    )
+                yield fill(dict(zip(names, row)))
+        except csv.Error as error:
+            raise UserError(f"{path} line {rows.line_num}: {error}: mend that row's quotes") from None
+
+
+def _read_lines(path: Path, reading: Reading) -> Iterator[str]:
+    with open(path, encoding=_codec(reading.encoding)) as file:
+        fill = _filler(path, reading, ["text"])
+        for line in file:
+            yield fill({"text": line.removesuffix("\n")})
+
+
+def _read_jsonl(path: Path, reading: Reading) -> Iterator[str]:
+    with open(path, encoding=_codec(reading.encoding)) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path} line {number}: not JSON ({error.msg}): one object a line is needed") from None
+            if not isinstance(row, dict):
+                raise UserError(f"{path} line {number}: a {type(row).__name__}; one JSON object a line is needed")
+            yield _filler(f"{path} line {number}", reading, list(row))(row)
+
+
+def _read_parquet(path: Path, reading: Reading) -> Iterator[str]:
+    from pyarrow import ArrowException  # imported here: nothing else needs it
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            fill = _filler(path, reading, names)
+            for batch in file.iter_batches(columns=_wanted(reading) or names):
+                for row in batch.to_pylist():
+                    yield fill(row)
+    except ArrowException as error:
+        raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+
+
+READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".txt": _read_lines,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _filler(where: Path | str, reading: Reading, names: list[str]) -> Callable[[dict[str, Any]], str]:
+    """What puts a row's fields together as `reading` asks, once it is sure that they are among `names`."""
+    wanted = _wanted(reading)
+    if not wanted:
+        if len(names) != 1:
+            raise UserError(f"{where} has columns {_listed(names)}: choose with --data.columns or --data.template")
+        wanted = names
+    for name in wanted:
+        if name not in names:
+            flag = "--data.template" if reading.template else "--data.columns"
+            hint = did_you_mean(name, names) or f": choose with {flag}"
+            raise UserError(f"{where} has no column {name!r}; it has {_listed(names)}{hint}")
+    if reading.template is None:
+        return lambda row: "\n".join(_text(row[name]) for name in wanted)
+    pieces = _parse_template(reading.template)
+    return lambda row: "".join(before + (_text(row[name]) if name is not None else "") for before, name in pieces)
+
+
+def _wanted(reading: Reading) -> list[str]:
+    """The columns a document takes, or none where that is left to the file."""
+    if reading.template:
+        return [name for _, name in _parse_template(reading.template) if name is not None]
+    return list(reading.columns or ())
+
+
+@functools.cache
+def _parse_template(template: str) -> list[tuple[str, str | None]]:
+    """`"a{b}c"` -> `[("a", "b"), ("c", None)]`; none where no column is named."""
+    try:
+        parsed = list(string.Formatter().parse(_unescaped(template)))
+    except ValueError as error:
+        raise UserError(f"--data.template {template!r}: {error}; columns stand in braces, as '{{text}}'") from None
+    pieces = [(literal, name) for literal, name, _, _ in parsed]
+    return pieces if any(name is not None for _, name in pieces) else []
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _text(value: Any) -> str:
+    """A field as text: a missing one is nothing, a nested one is JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def _unix_lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+
+
+def _codec(encoding: str) -> str:
+    """The codec that leaves a byte order mark out."""
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+
+def _undecodable(path: Path, encoding: str) -> UserError:
+    """The error for a file that is not of that encoding; names the first bad line where lines can be told apart."""
+    where = ""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode(encoding)
+            except UnicodeDecodeError as error:
+                where = f" line {number}, bytes {line[error.start : error.start + 4].hex(' ')}"
+                break
+    return UserError(f"{path}{where}: not {encoding}; give its encoding, as --data.encoding gb18030")

@@ -1,0 +1,436 @@
+"""A GPT, top to bottom.
+
+What it can do: rotary, learned or sinusoidal positions; RMSNorm or LayerNorm; SwiGLU, GELU, ReLU or ReLU² in the
+feed-forward; grouped key/value heads; normalised queries and keys; a tied or free output head; a key/value cache for
+generation; a training loss that never holds the logits of a whole batch.
+
+Shape letters:
+    B  windows in a batch               D  width, d_model
+    T  tokens in a window               H  query heads; K  key/value heads
+    S  tokens attended to (cache + T)   E  width of one head, D / H
+    V  vocabulary size                  N  tokens in a batch, B * T
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
+
+IGNORE = -100  # a target that counts in no loss, torch's own default
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT.
+
+    Attributes:
+        vocab_size: V, ids the tokenizer can give.
+        context_length: T, the tokens the model sees at once.
+        d_model: D, the width of the residual stream.
+        num_blocks: how many blocks.
+        num_heads: H, query heads; divides `d_model`.
+        num_kv_heads: K, key/value heads, each shared by H / K query heads (Ainslie et al. 2023); None: as many as query
+            heads.
+        dropout: probability of zeroing, on embeddings, attention weights and both branches' outputs.
+        bias: whether linear layers and LayerNorm carry a bias.
+        position: how a token's place enters.
+        norm: normalisation before each branch and before the head.
+        mlp: the feed-forward.
+        qk_norm: RMSNorm on each head's queries and keys (Dehghani et al. 2023).
+        tie_embeddings: the head shares the embedding's matrix (Press and Wolf 2017).
+
+    Raises:
+        ValueError: a number is out of range, a slot has no such value, or heads do not divide.
+    """
+
+    vocab_size: int
+    context_length: int = 256
+    d_model: int = 384
+    num_blocks: int = 6
+    num_heads: int = 6
+    num_kv_heads: int | None = None
+    dropout: float = 0.0
+    bias: bool = False
+    position: Literal["rope", "learned", "sinusoidal"] = "rope"
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    mlp: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "kv_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(field.type)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise ValueError(f"{field.name} is {value!r}: choose one of {', '.join(choices)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: give a probability from 0 up to, not including, 1")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide d_model {self.d_model}: change one")
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_kv_heads {self.kv_heads} does not divide num_heads {self.num_heads}: change one")
+        if self.position == "rope" and self.head_size % 2:
+            raise ValueError(
+                f"rope turns pairs, but a head is {self.head_size} wide (d_model {self.d_model} / num_heads "
+                f"{self.num_heads}): make it even or choose another position"
+            )
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise ValueError(f"sinusoidal positions come in pairs, but d_model is {self.d_model}: make it even")
+
+    @property
+    def kv_heads(self) -> int:
+        """K, with None resolved."""
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def head_size(self) -> int:
+        """E, the width of one head."""
+        return self.d_model // self.num_heads
+
+
+# ---------------------------------------------------------------------------------------------------------- norm
+
+
+class RMSNorm(nn.RMSNorm):
+    """Zhang and Sennrich 2019. Has a scale, never a bias."""
+
+    def __init__(self, width: int, bias: bool = False) -> None:
+        super().__init__(width, eps=1e-6)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Ba et al. 2016."""
+
+    def __init__(self, width: int, bias: bool = False) -> None:
+        super().__init__(width, bias=bias)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+# ------------------------------------------------------------------------------------------------------ position
+
+
+class Position(nn.Module):
+    """How a token's place enters: added to the embeddings, or turned into queries and keys. By default neither.
+
+    `start` is the place of the first of the T tokens: what the cache already holds.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+
+    def add(self, x: Tensor, start: int) -> Tensor:
+        """Embeddings (B, T, D) -> (B, T, D)."""
+        return x
+
+    def turn(self, x: Tensor, start: int) -> Tensor:
+        """Queries or keys (B, H, T, E) -> (B, H, T, E)."""
+        return x
+
+
+class Rotary(Position):
+    """Turns pairs (i, i + E/2) of a head by an angle that grows with the place (Su et al. 2021)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        half = config.head_size // 2
+        frequencies = 10_000.0 ** (-torch.arange(half) / half)  # (E/2,)
+        angles = torch.outer(torch.arange(config.context_length), frequencies)  # (T, E/2)
+        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), dim=-1), persistent=False)  # (T, E)
+        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=-1), persistent=False)  # (T, E)
+
+    def turn(self, x: Tensor, start: int) -> Tensor:
+        places = slice(start, start + x.shape[-2])
+        swapped = torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)  # (B, H, T, E)
+        return (x * self.cos[places] + swapped * self.sin[places]).type_as(x)
+
+
+class Learned(Position):
+    """One trained vector a place (GPT-2)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        self.table = nn.Embedding(config.context_length, config.d_model)
+
+    def add(self, x: Tensor, start: int) -> Tensor:
+        return x + self.table.weight[start : start + x.shape[-2]]  # (B, T, D)
+
+
+class Sinusoidal(Position):
+    """Fixed waves of growing length, sine on even and cosine on odd channels (Vaswani et al. 2017)."""
+
+    table: Tensor
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config)
+        frequencies = torch.exp(torch.arange(0, config.d_model, 2) * (-math.log(10_000.0) / config.d_model))  # (D/2,)
+        angles = torch.outer(torch.arange(config.context_length), frequencies)  # (T, D/2)
+        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (T, D)
+        self.register_buffer("table", waves, persistent=False)
+
+    def add(self, x: Tensor, start: int) -> Tensor:
+        return x + self.table[start : start + x.shape[-2]]  # (B, T, D)
+
+
+POSITIONS: dict[str, type[Position]] = {"rope": Rotary, "learned": Learned, "sinusoidal": Sinusoidal}
+
+
+# ----------------------------------------------------------------------------------------------------- attention
+
+
+class KVCache:
+    """The keys and values of the tokens read so far, one pair of tensors (B, K, context_length, E) a block.
+
+    Passed to `GPT.forward`, which reads it, fills it and moves `length` on.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (batch_size, config.kv_heads, config.context_length, config.head_size)
+        self.length = 0
+        self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_blocks)]
+        self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_blocks)]
+
+    def append(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores T new keys and values (B, K, T, E); returns all S of them (B, K, S, E)."""
+        end = self.length + k.shape[-2]
+        self.keys[block][:, :, self.length : end] = k
+        self.values[block][:, :, self.length : end] = v
+        return self.keys[block][:, :, :end], self.values[block][:, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal attention over H query heads and K key/value heads."""
+
+    def __init__(self, config: GPTConfig, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.head_size = config.head_size
+        self.dropout = config.dropout
+        self.grouped = config.kv_heads < config.num_heads
+        self.widths = [config.d_model, config.kv_heads * config.head_size, config.kv_heads * config.head_size]
+        self.qkv = nn.Linear(config.d_model, sum(self.widths), bias=config.bias)
+        self.q_norm = RMSNorm(config.head_size) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_size) if config.qk_norm else nn.Identity()
+        self.project = nn.Linear(config.d_model, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor, position: Position, cache: KVCache | None) -> Tensor:
+        B, T, D = x.shape
+        start = cache.length if cache is not None else 0
+        q, k, v = (
+            part.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H or K, T, E)
+            for part in self.qkv(x).split(self.widths, dim=-1)
+        )
+        q = position.turn(self.q_norm(q), start)  # (B, H, T, E)
+        k = position.turn(self.k_norm(k), start)  # (B, K, T, E)
+        if cache is not None:
+            k, v = cache.append(self.block, k, v)  # (B, K, S, E)
+        # from the start the mask is the usual triangle; a single token sees everything; else row t sees S - T + t
+        mask = None
+        if start > 0 and T > 1:
+            mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)  # (T, S)
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=start == 0 and T > 1,
+            enable_gqa=self.grouped,
+        )  # (B, H, T, E)
+        return self.project(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
+
+
+# -------------------------------------------------------------------------------------------------- feed-forward
+
+
+class FeedForward(nn.Module):
+    """D -> hidden -> D with an activation between."""
+
+    def __init__(self, config: GPTConfig, hidden: int | None = None, gates: int = 1) -> None:
+        super().__init__()
+        hidden = hidden or 4 * config.d_model
+        self.up = nn.Linear(config.d_model, gates * hidden, bias=config.bias)
+        self.project = nn.Linear(hidden, config.d_model, bias=config.bias)
+
+    def activation(self, x: Tensor) -> Tensor:
+        raise NotImplementedError  # each slot says its own
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.activation(self.up(x)))  # (B, T, D)
+
+
+class ReLU(FeedForward):
+    def activation(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+class ReLU2(FeedForward):
+    """So et al. 2021."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+class GELU(FeedForward):
+    """Hendrycks and Gimpel 2016."""
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.gelu(x)
+
+
+class SwiGLU(FeedForward):
+    """Shazeer 2020. A hidden width of 8/3 D, rounded up to 32, costs what 4 D costs without the gate."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__(config, hidden=32 * math.ceil(8 * config.d_model / 3 / 32), gates=2)
+
+    def activation(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, dim=-1)
+        return F.silu(gate) * value
+
+
+MLPS: dict[str, type[FeedForward]] = {"swiglu": SwiGLU, "gelu": GELU, "relu": ReLU, "relu2": ReLU2}
+
+
+# ------------------------------------------------------------------------------------------------------- the GPT
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward; each normalised on the way in and added to what it read."""
+
+    def __init__(self, config: GPTConfig, block: int) -> None:
+        super().__init__()
+        self.attention_norm = NORMS[config.norm](config.d_model, config.bias)
+        self.attention = Attention(config, block)
+        self.mlp_norm = NORMS[config.norm](config.d_model, config.bias)
+        self.mlp = MLPS[config.mlp](config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, position: Position, cache: KVCache | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), position, cache))  # (B, T, D)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # (B, T, D)
+
+
+class GPT(nn.Module):
+    """Tokens in, next-token logits out."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.position = POSITIONS[config.position](config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, block) for block in range(config.num_blocks))
+        self.norm = NORMS[config.norm](config.d_model, config.bias)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        """GPT-2's start: N(0, 0.02), and less where 2 * num_blocks branches add up in the residual stream."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Attention | FeedForward):
+            nn.init.normal_(module.project.weight, std=0.02 / math.sqrt(2 * self.config.num_blocks))
+
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The normalised residual stream the head reads: tokens (B, T) -> (B, T, D).
+
+        Raises:
+            ValueError: T, with what the cache holds, is more than `context_length`.
+        """
+        start = cache.length if cache is not None else 0
+        end = start + tokens.shape[1]
+        if end > self.config.context_length:
+            raise ValueError(f"{end} tokens, but context_length is {self.config.context_length}: crop them")
+        x = self.dropout(self.position.add(self.embedding(tokens), start))  # (B, T, D)
+        for block in self.blocks:
+            x = block(x, self.position, cache)  # (B, T, D)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)  # (B, T, D)
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits of every position, and with targets the loss.
+
+        Args:
+            tokens: (B, T) ids.
+            targets: (B, T) ids, each the token after; `IGNORE` counts in no loss.
+            cache: what came before `tokens`; filled on the way.
+
+        Returns:
+            Logits (B, T, V) and the mean loss in nats per token, or None without targets.
+        """
+        logits = self.head(self.hidden(tokens, cache))  # (B, T, V)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+
+    def loss(self, tokens: Tensor, targets: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+        """The loss `forward` gives, in nats, without ever holding (B, T, V): the mean over tokens, or their sum."""
+        hidden = self.hidden(tokens).flatten(0, 1)  # (N, D)
+        targets = targets.flatten()  # (N,)
+        total: Tensor = LinearCrossEntropy.apply(hidden, self.head.weight, targets)
+        return total / (targets != IGNORE).sum() if reduction == "mean" else total
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Summed cross entropy of `hidden @ weight.T`, some rows of logits at a time.
+
+    The gradients are taken in the forward pass, while a chunk's logits are at hand, so that nothing is computed twice
+    and no more than a chunk of logits ever lives (as in Liger Kernel, Hsu et al. 2024).
+    """
+
+    CHUNK = 2**25  # logits held at once; 128 MiB in float32
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """hidden (N, D), weight (V, D), targets (N,) -> a scalar in nats."""
+        want_hidden, want_weight, _ = ctx.needs_input_grad
+        grad_hidden = torch.empty_like(hidden) if want_hidden else None
+        grad_weight = torch.zeros_like(weight) if want_weight else None
+        total = torch.zeros((), device=hidden.device)
+        rows = max(1, LinearCrossEntropy.CHUNK // weight.shape[0])
+        for start in range(0, len(targets), rows):
+            chunk = slice(start, start + rows)
+            counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)
+            picked = targets[chunk].clamp(min=0).unsqueeze(-1)  # (n, 1)
+            logits = (hidden[chunk] @ weight.T).float()  # (n, V)
+            log_normaliser = logits.logsumexp(dim=-1, keepdim=True)  # (n, 1)
+            total += ((log_normaliser - logits.gather(-1, picked)) * counted).sum()
+            if grad_hidden is None and grad_weight is None:
+                continue
+            grad = logits.sub_(log_normaliser).exp_()  # the softmax, (n, V)
+            grad.scatter_add_(-1, picked, torch.full_like(log_normaliser, -1.0))
+            grad = grad.mul_(counted).type_as(weight)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = grad @ weight  # (n, D)
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.T, hidden[chunk].type_as(weight))  # (V, D)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        return (
+            None if grad_hidden is None else grad_hidden * grad,
+            None if grad_weight is None else grad_weight * grad,
+            None,
+        )

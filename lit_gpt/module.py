@@ -1,0 +1,182 @@
+"""The model in training: its steps, its losses, its optimizer."""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lit_gpt.data.datamodule import Batch, TextDataModule, fingerprint
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT, IGNORE, GPTConfig
+from lit_gpt.optim import Schedule, learning_rate_factor, parameter_groups
+
+SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
+
+
+class LitGPT(LightningModule):
+    """A GPT with its training step, its estimate of the loss on both splits, and AdamW.
+
+    Args:
+        config: the shape of the GPT; its vocab_size comes from the tokenizer.
+        learning_rate: the peak.
+        min_learning_rate: where a schedule ends; a tenth of the peak if left out.
+        schedule: after warm-up: "constant", "cosine" or "linear".
+        warmup_steps: optimizer steps over which the rate climbs.
+        weight_decay: of matrices.
+        betas: AdamW's.
+        compile: torch.compile every block; slow to start, pays on a GPU.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        learning_rate: float = 1e-3,
+        min_learning_rate: float | None = None,
+        schedule: Schedule = "cosine",
+        warmup_steps: int = 100,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(config, dict):  # as a checkpoint holds it
+            config = GPTConfig(**config)
+        if learning_rate <= 0:
+            raise UserError(f"--model.learning_rate is {learning_rate}: give more than 0, as 1e-3")
+        if warmup_steps < 0:
+            raise UserError(f"--model.warmup_steps is {warmup_steps}: give 0 or more")
+        self.arguments = {
+            "config": asdict(config),
+            "learning_rate": learning_rate,
+            "min_learning_rate": min_learning_rate,
+            "schedule": schedule,
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
+            "betas": list(betas),
+            "compile": compile,
+        }
+        self.gpt = GPT(config)
+        self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
+        self.min_learning_rate = learning_rate / 10 if min_learning_rate is None else min_learning_rate
+        self.weight_decay, self.betas = weight_decay, betas
+        if compile:
+            for block in self.gpt.blocks:
+                block.compile()  # in place, so that names in a checkpoint stay as they are
+        self._loss_sum: Tensor | float = 0.0  # over the forwards of the current optimizer step
+        self._to_log: dict[str, Any] = {}  # of the current optimizer step, where it is one that logs
+        self._evaluated = torch.zeros(0)  # (2, 3): for each split nats, tokens and bytes
+        self._bytes_per_token = torch.zeros(0)  # (V,)
+
+    @property
+    def data(self) -> TextDataModule:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TextDataModule)
+        return data
+
+    # ------------------------------------------------------------------------------------------------- training
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The mean loss of one batch, two times (B, T), in nats per token."""
+        accumulation = self.trainer.accumulate_grad_batches
+        forward = batch_idx % accumulation  # an epoch is whole optimizer steps
+        if self.gpt.config.dropout > 0:
+            # the same zeros for the same windows, whoever draws them and whatever ran before
+            part = (self.trainer.global_step * accumulation + forward) * self.trainer.world_size + self.global_rank
+            torch.manual_seed(int(np.random.SeedSequence([self.data.seed, part]).generate_state(1, np.uint64)[0]))
+        loss = self.gpt.loss(*batch)
+        self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
+        if forward == accumulation - 1 and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": torch.tensor(rate)}
+        return loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the Trainer's flags say, and takes the norm from before."""
+        parameters = list(self.gpt.parameters())
+        if gradient_clip_val and gradient_clip_algorithm != "value":
+            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        elif self._to_log:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        if self._to_log:
+            self._to_log["optim/grad_norm"] = norm
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self._to_log:
+            self.log_dict(self._to_log, sync_dist=self.trainer.world_size > 1)
+            self._to_log = {}
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        fused = self.trainer.precision != "16-mixed"  # there the gradients must be unscaled before they are clipped
+        optimizer = torch.optim.AdamW(
+            parameter_groups(self.gpt.parameters(), self.weight_decay),
+            lr=self.learning_rate,
+            betas=self.betas,
+            fused=fused,
+        )
+        # Lightning would refuse clipping, fearing the fused step unscales, which it does in 16-mixed only
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        max_steps, lowest = self._max_steps(), self.min_learning_rate / self.learning_rate
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, self.schedule, self.warmup_steps, max_steps, lowest)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _max_steps(self) -> int:
+        """The optimizer step at which the run ends.
+
+        Raises:
+            UserError: a schedule that falls has no end.
+        """
+        limits = [self.trainer.max_steps] if self.trainer.max_steps >= 0 else []
+        if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
+            limits.append(self.trainer.max_epochs * self.data.steps_per_epoch)
+        if not limits and self.schedule != "constant":
+            raise UserError(
+                f"--model.schedule {self.schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, "
+                "or --model.schedule constant"
+            )
+        return min(limits, default=0)
+
+    # ----------------------------------------------------------------------------------------------- evaluation
+
+    def on_validation_epoch_start(self) -> None:
+        precise = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's devices have no float64
+        self._evaluated = torch.zeros(len(SPLITS), 3, dtype=precise, device=self.device)
+        self._bytes_per_token = torch.from_numpy(self.data.tokenizer.bytes_per_token()).to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Adds up nats, tokens and bytes; they are divided once, at the end."""
+        tokens, targets = batch
+        counted = targets != IGNORE
+        sums = self._evaluated[dataloader_idx]
+        sums[0] += self.gpt.loss(tokens, targets, reduction="sum")
+        sums[1] += counted.sum()
+        sums[2] += self._bytes_per_token[targets[counted]].sum()
+
+    def on_validation_epoch_end(self) -> None:
+        total = self.trainer.strategy.reduce(self._evaluated, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        nats, tokens, size = total.unbind(dim=1)  # (2,) each
+        losses = (nats / tokens).float()
+        self.log_dict({f"loss/{split}": loss for split, loss in zip(SPLITS, losses)}, add_dataloader_idx=False)
+        bits = (nats[1] / size[1] / np.log(2)).float()
+        self.log_dict({"val/perplexity": losses[1].exp(), "val/bits_per_byte": bits})
+
+    # ----------------------------------------------------------------------------------------------- checkpoint
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what makes the file enough by itself: how to build this module, its tokenizer, its data's print."""
+        checkpoint["hyper_parameters"] = self.arguments
+        checkpoint["tokenizer"] = self.data.tokenizer.state()
+        checkpoint["data"] = fingerprint(self.data)
