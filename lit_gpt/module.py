@@ -89,7 +89,8 @@ class LitGPT(LightningModule):
             torch.manual_seed(int(np.random.SeedSequence([self.data.seed, part]).generate_state(1, np.uint64)[0]))
         loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
-        if forward == accumulation - 1 and (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if forward == accumulation - 1 and (self.trainer.global_step + 1) % interval == 0:
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": torch.tensor(rate)}
         return loss
@@ -125,28 +126,17 @@ class LitGPT(LightningModule):
             fused=fused,
         )
         # Lightning would refuse clipping, fearing the fused step unscales, which it does in 16-mixed only
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        max_steps, lowest = self._max_steps(), self.min_learning_rate / self.learning_rate
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.schedule, self.warmup_steps, max_steps, lowest)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _max_steps(self) -> int:
-        """The optimizer step at which the run ends.
-
-        Raises:
-            UserError: a schedule that falls has no end.
-        """
-        limits = [self.trainer.max_steps] if self.trainer.max_steps >= 0 else []
-        if self.trainer.max_epochs is not None and self.trainer.max_epochs >= 0:
-            limits.append(self.trainer.max_epochs * self.data.steps_per_epoch)
-        if not limits and self.schedule != "constant":
+        optimizer._step_supports_amp_scaling = False
+        max_steps, lowest = self.data.max_steps, self.min_learning_rate / self.learning_rate
+        if not max_steps and self.schedule != "constant":
             raise UserError(
                 f"--model.schedule {self.schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, "
                 "or --model.schedule constant"
             )
-        return min(limits, default=0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: learning_rate_factor(step, self.schedule, self.warmup_steps, max_steps, lowest)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # ----------------------------------------------------------------------------------------------- evaluation
 

@@ -158,23 +158,37 @@ class TextDataModule(LightningDataModule):
         """Optimizer steps in which about as many windows are drawn as the training split holds."""
         return max(1, whole_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
 
-    def setup(self, stage: str) -> None:
-        """Makes the Trainer count as we do: intervals in optimizer steps, accumulation from the global batch.
-
-        Raises:
-            UserError: the global batch does not divide over devices and forwards.
-        """
+    @property
+    def max_steps(self) -> int:
+        """The optimizer step at which the run ends; 0 where it has no end."""
         trainer = self.trainer
         assert trainer is not None
+        limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            limits.append(trainer.max_epochs * self.steps_per_epoch)
+        return min(limits, default=0)
+
+    def check_batches(self) -> None:
+        """Refuses a global batch that does not divide over devices and forwards.
+
+        Raises:
+            UserError: it does not.
+        """
+        share = self.batch_size * self.world_size
+        if self.global_batch_size is not None and self.global_batch_size % share:
+            raise UserError(
+                f"--data.global_batch_size {self.global_batch_size} is not a multiple of {share}, --data.batch_size "
+                f"{self.batch_size} on {self.world_size} device(s): change one of them"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Makes the Trainer count as we do: intervals in optimizer steps, accumulation from the global batch."""
         if stage != "fit":
             return
-        if self.global_batch_size is not None:
-            if self.global_batch_size % (self.batch_size * self.world_size):
-                raise UserError(
-                    f"--data.global_batch_size {self.global_batch_size} is not a multiple of --data.batch_size "
-                    f"{self.batch_size} times {self.world_size} devices: change one of them"
-                )
-            trainer.accumulate_grad_batches = self.accumulation
+        trainer = self.trainer
+        assert trainer is not None
+        self.check_batches()
+        trainer.accumulate_grad_batches = self.accumulation
         if isinstance(trainer.val_check_interval, int):
             self.validation_interval = self.validation_interval or trainer.val_check_interval
             trainer.val_check_interval = self.validation_interval * self.accumulation

@@ -1,0 +1,311 @@
+"""What watches a run: its logger, its progress, its speed, its checkpoints, and the text it writes on the way."""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from lit_gpt.checkpoint import copy_whole
+from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.generate import stream_text
+from lit_gpt.module import LitGPT
+
+# dense bfloat16 operations a second, as the makers state them
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+OVERLAY = {"loss": {"train and validation": ["Multiline", ["loss/train$", "loss/train_eval", "loss/val"]]}}
+
+
+def parts(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
+    """The module and the data of a run."""
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(module, LitGPT)
+    assert isinstance(data, TextDataModule)
+    return module, data
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether the optimizer step just taken is one that logs."""
+    return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+
+
+class RunLogger(TensorBoardLogger):
+    """TensorBoard events whose x axis counts optimizer steps, with one chart of both losses."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Writes step N at N, where Lightning counts N - 1, and leaves its `epoch` out."""
+        values = {tag: value for tag, value in metrics.items() if tag != "epoch"}
+        super().log_metrics(values, None if step is None else step + 1)
+
+    @rank_zero_only
+    def start(self, settings: dict[str, Any]) -> None:
+        """Writes the chart that overlays the losses, and the settings, tied to `best/loss_val`."""
+        self.experiment.add_custom_scalars(OVERLAY)
+        for summary in hparams(settings, {"best/loss_val": 0.0}):
+            self.experiment._get_file_writer().add_summary(summary)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Flushes; config.yaml holds the settings already."""
+        self.experiment.flush()
+
+
+class StepProgress(ProgressBar):
+    """A bar over the optimizer steps of the whole run, and a line at every validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bar: tqdm | None = None
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        if self.enabled:
+            tqdm.write(" ".join(map(str, args)), file=sys.stdout)
+            sys.stdout.flush()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps = trainer.max_steps if trainer.max_steps > 0 else None
+        quiet = not self.enabled or not sys.stderr.isatty()
+        self.bar = tqdm(initial=trainer.global_step, total=steps, unit="step", disable=quiet, dynamic_ncols=True)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self.bar is not None and logs_now(trainer):
+            self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.bar is None or trainer.sanity_checking:
+            return
+        losses = trainer.callback_metrics
+        speed = losses.get("speed/tokens_per_second")
+        self.print(
+            f"step {trainer.global_step:>6,}   loss/train_eval {losses['loss/train_eval']:.4f}   "
+            f"loss/val {losses['loss/val']:.4f}" + (f"   {speed:,.0f} tokens/s" if speed is not None else "")
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.bar is not None:
+            self.bar.update(trainer.global_step - self.bar.n)
+            self.bar.close()
+
+
+class Throughput(Callback):
+    """Logs `speed/tokens_per_second` over all devices, `speed/mfu` where the device's peak is known, `memory/peak_gb`.
+
+    The clock stands still while the run validates.
+    """
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._step = 0
+        self._paused = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if self._since is None:
+            self._since, self._step = time.perf_counter(), trainer.global_step
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused -= time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused += time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        steps = trainer.global_step - self._step
+        if steps == 0 or not logs_now(trainer):
+            return
+        assert self._since is not None
+        module, data = parts(trainer)
+        now = time.perf_counter()
+        seconds = now - self._since - self._paused
+        self._since, self._step, self._paused = now, trainer.global_step, 0.0
+        tokens_per_second = steps * data.windows_per_step * data.context_length / seconds
+        values = {"speed/tokens_per_second": tokens_per_second, "memory/peak_gb": peak_memory(module.device) / 1e9}
+        peak = peak_flops(module.device)
+        if peak is not None:
+            values["speed/mfu"] = tokens_per_second * flops_per_token(module) / (peak * trainer.world_size)
+        module.log_dict(values)
+
+
+def flops_per_token(module: LitGPT) -> float:
+    """Operations a trained token costs: 6 a multiplied weight, and causal attention (Kaplan et al. 2020)."""
+    config = module.gpt.config
+    weights = sum(p.numel() for p in module.gpt.blocks.parameters()) + module.gpt.head.weight.numel()
+    return 6 * weights + 6 * config.num_blocks * config.context_length * config.d_model
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The most bfloat16 operations a second `device` can do, where known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held so far: on the device, or by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class StepCheckpoint(Checkpoint):
+    """Writes best.ckpt (by `loss/val`), last.ckpt and step_<n>.ckpt into the run's folder, at whole optimizer steps.
+
+    A step that validates is saved after its validation, so that a resumed run neither skips nor repeats it.
+
+    Args:
+        every_n_steps: optimizer steps between periodic checkpoints, and between writings of last.ckpt.
+        keep: how many periodic checkpoints stay.
+    """
+
+    def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
+        if every_n_steps < 1 or keep < 0:
+            raise UserError(
+                f"--checkpoint.every_n_steps is {every_n_steps} and --checkpoint.keep {keep}: give 1 or more, 0 or more"
+            )
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self.folder = Path()  # of the run; the command line sets it
+        self.best_loss, self.best_step = float("inf"), 0
+        self._saved_step = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_loss": self.best_loss, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.global_step:
+            return
+        loss = float(trainer.callback_metrics["loss/val"])
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, trainer.global_step
+            if isinstance(trainer.logger, RunLogger):
+                trainer.logger.log_metrics({"best/loss_val": loss}, trainer.global_step - 1)
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+        self._save_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved_step != trainer.global_step:
+            trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if step == self._saved_step or step % self.every_n_steps:
+            return
+        self._saved_step = step
+        path = self.folder / f"step_{step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            copy_whole(path, self.folder / "last.ckpt")
+            periodic = sorted(self.folder.glob("step_*.ckpt"))
+            for old in periodic[: len(periodic) - self.keep]:
+                old.unlink()
+
+
+class GenerateText(Callback):
+    """Writes text at the start, at validations and at the end: to the console and to TensorBoard, under `samples/`.
+
+    It draws from a generator of its own, so that a run's losses are the same with and without it.
+
+    Args:
+        prompts: what to go on from; [] for no text at all.
+        num_samples: texts a prompt.
+        max_new_tokens: their length at most.
+        temperature: 0 takes the likeliest token always.
+        top_k: draw among the k likeliest tokens only.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str] = [""],  # noqa: B006 - never changed; shown by --help
+        num_samples: int = 3,
+        max_new_tokens: int = 64,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+    ) -> None:
+        if num_samples < 1 or max_new_tokens < 1:
+            raise UserError(
+                f"--generate.num_samples is {num_samples} and --generate.max_new_tokens {max_new_tokens}: "
+                "give 1 or more; --generate.prompts [] turns the texts off"
+            )
+        self.prompts, self.num_samples = prompts, num_samples
+        self.sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+        self._written_step = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._write(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._written_step != trainer.global_step:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        """Every rank draws the same texts, since the model may be spread over them; the first one shows them."""
+        step = self._written_step = trainer.global_step
+        for number, prompt in enumerate(self.prompts, start=1):
+            texts = self.texts(trainer, prompt)
+            if not trainer.is_global_zero:
+                continue
+            trainer.print("\n".join(f"  | {line}" for text in texts for line in text.splitlines() or [""]))
+            if isinstance(trainer.logger, RunLogger):
+                shown = "\n\n".join(f"```\n{text}\n```" for text in texts)
+                trainer.logger.experiment.add_text(f"samples/prompt_{number}", shown, step)
+
+    def texts(self, trainer: Trainer, prompt: str) -> list[str]:
+        """`num_samples` texts, prompts included; they depend on the weights, the seed and the step alone."""
+        module, data = parts(trainer)
+        generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
+        return [
+            prompt
+            + "".join(
+                stream_text(
+                    module.gpt,
+                    data.tokenizer,
+                    prompt,
+                    rows=data.reading.mode == "rows",
+                    generator=generator,
+                    **self.sampling,
+                )
+            )
+            for _ in range(self.num_samples)
+        ]

@@ -1,0 +1,384 @@
+"""The command line of scripts/fit.py: which config is read, who wins, what is refused, what a person is told."""
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
+
+from lit_gpt.callbacks import GenerateText, RunLogger, StepCheckpoint, StepProgress, Throughput
+from lit_gpt.checkpoint import WholeFileIO, open_checkpoint, write_whole
+from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.errors import UserError, did_you_mean
+from lit_gpt.module import LitGPT
+
+LOGS = Path("logs")
+
+# what fit.py gives the Trainer where neither config nor flag says otherwise
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": -1,  # max_steps ends a run
+    "max_steps": 2000,
+    "val_check_interval": 250,  # optimizer steps, also across epochs:
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+    "num_sanity_val_steps": 0,
+    "use_distributed_sampler": False,
+    "enable_model_summary": False,  # the preflight says it shorter
+}
+
+# keys that follow from others: target -> who decides
+LINKED = {
+    "model.config.vocab_size": "the tokenizer (data.tokenizer, data.vocab)",
+    "data.context_length": "model.config.context_length",
+    "data.seed": "seed_everything",
+}
+
+
+def main(default_config: Path) -> int:
+    """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
+    started = _Started()
+    try:
+        arguments = Arguments(sys.argv[1:], default_config)
+        FitCLI(arguments, started)
+    except (UserError, ValueError, OSError, MisconfigurationException) as error:
+        if started.yes and not isinstance(error, UserError):
+            raise
+        _say_error(error)
+        return 2
+    return 0
+
+
+@rank_zero_only
+def _say_error(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+class _Started(Callback):
+    """Remembers whether training has begun: from then on an error is a bug, shown whole."""
+
+    yes = False
+
+    def on_train_start(self, *args: Any) -> None:
+        self.yes = True
+
+
+class Arguments:
+    """The words of the command line, put in order for the parser.
+
+    `fit` may be left out. The first --config is the experiment and later ones overlay it; without one it is the config
+    saved in the checkpoint of --ckpt_path, or default.yaml. Configs go to the front, so that flags win wherever they
+    stand.
+
+    Attributes:
+        words: for the parser.
+        name: of the run, where neither config nor flag says it: the experiment's file name.
+        config_text: the checkpoint's config, to be read first.
+    """
+
+    def __init__(self, words: list[str], default_config: Path) -> None:
+        command, words = (words[0], words[1:]) if words[:1] and words[0] in ("fit", "validate") else ("fit", words)
+        configs, flags = _split_configs(words)
+        checkpoint = _value_of("--ckpt_path", flags)
+        self.config_text: str | None = None
+        self.name = Path(configs[0]).stem if configs else default_config.stem
+        if not configs and checkpoint and not {"-h", "--help"} & set(flags):
+            self.config_text = open_checkpoint(Path(checkpoint)).get("config")
+        elif not configs:
+            configs = [str(default_config)]
+        for config in configs:
+            check_config(Path(config))
+        self.words = [command, *(f"--config={config}" for config in configs), *flags]
+
+
+def _split_configs(words: list[str]) -> tuple[list[str], list[str]]:
+    """`--config X` and `--config=X` (`-c` too) apart from everything else."""
+    configs, others, waiting = [], [], iter(words)
+    for word in waiting:
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config", "-c"):
+            others.append(word)
+        elif equals:
+            configs.append(value)
+        else:
+            value = next(waiting, "")
+            if not value or value.startswith("-"):
+                raise UserError(f"{word} names no file: give --config configs/default.yaml")
+            configs.append(value)
+    return configs, others
+
+
+def _value_of(flag: str, words: list[str]) -> str | None:
+    """The last value given to `flag`."""
+    value = None
+    for word, after in zip(words, [*words[1:], ""]):
+        if word == flag:
+            value = after
+        elif word.startswith(f"{flag}="):
+            value = word.partition("=")[2]
+    return value
+
+
+def check_config(path: Path) -> None:
+    """Refuses what the parser would pass over: no such file, broken YAML, a key given twice, a key that is linked.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if not path.is_file():
+        beside = [str(other) for other in path.parent.glob("*.yaml")]
+        raise UserError(f"--config {path}: no such file{did_you_mean(str(path), beside)}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=_StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: {error.problem}: mend the YAML") from None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no settings: write them as `trainer:` and, below it, `max_steps: 100`")
+    for key, decider in LINKED.items():
+        found: Any = content
+        for part in key.split("."):
+            found = found.get(part, {}) if isinstance(found, dict) else {}
+        if found != {}:
+            raise UserError(f"{path}: {key} follows from {decider}: take it out")
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML that refuses a key given twice, where the usual loader keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+class Parser(LightningArgumentParser):
+    """A parser that takes keys in full only, and says what is wrong in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(message) from ex
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's config.yaml, and the same text into its checkpoints, without the checkpoint it came from."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.folder = Path()  # of the run; the command line sets it
+        config = self.config.clone()
+        config.pop("ckpt_path", None)
+        self.text: str = self.parser.dump(config, skip_none=False)
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        write_whole(self.folder / "config.yaml", lambda file: file.write(self.text.encode("utf-8")))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.text
+
+
+class FitCLI(LightningCLI):
+    """`fit` and `validate` of LitGPT on TextDataModule."""
+
+    def __init__(self, arguments: Arguments, started: _Started) -> None:
+        self.arguments, self.started = arguments, started
+        self.folder = Path()
+        super().__init__(
+            LitGPT,
+            TextDataModule,
+            save_config_callback=SaveConfig,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=1337,
+            parser_class=Parser,
+            args=arguments.words,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        dataloaders = {"model", "datamodule", "weights_only", "train_dataloaders", "val_dataloaders", "dataloaders"}
+        return {"fit": dataloaders, "validate": dataloaders | {"verbose"}}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str, default=self.arguments.name, help="The run's folder under logs/ (letters, digits, ._-)."
+        )
+        parser.add_lightning_class_args(GenerateText, "generate")
+        parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+        parser.link_arguments("model.config.context_length", "data.context_length")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        parser.link_arguments("data.vocab_size", "model.config.vocab_size", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if self.arguments.config_text is None:
+            self.config = parser.parse_args(args)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            config = Path(folder, "config.yaml")
+            config.write_text(self.arguments.config_text, encoding="utf-8")
+            self.config = parser.parse_args([args[0], f"--config={config}", *args[1:]])
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint's hyperparameters override flags; here flags win."""
+
+    def before_instantiate_classes(self) -> None:
+        settings = self.config[self.subcommand]
+        trainer = settings.trainer
+        if not settings.name or set(settings.name) - set(NAME_CHARACTERS) or settings.name.strip(".") == "":
+            raise UserError(f"--name {settings.name!r}: take letters, digits and ._- only")
+        if self.subcommand == "validate" and not settings.ckpt_path:
+            raise UserError("validate needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt")
+        if settings.data.global_batch_size is not None and trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} and --data.global_batch_size "
+                f"{settings.data.global_batch_size} say the same twice: leave the first out, it follows from the second"
+            )
+        if trainer.use_distributed_sampler:
+            raise UserError("--trainer.use_distributed_sampler true: leave it out, every device draws its own windows")
+        if not isinstance(trainer.val_check_interval, int | float):
+            raise UserError(
+                f"--trainer.val_check_interval {trainer.val_check_interval} is a time: give optimizer steps, as 250, "
+                "or a share of an epoch, as 0.5"
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config[self.subcommand]
+        config = {**self._get(self.config_init, "trainer"), **kwargs}
+        checkpoint: StepCheckpoint = self._get(self.config_init, "checkpoint")
+        generate: GenerateText = self._get(self.config_init, "generate")
+        config["plugins"] = [*_as_list(config.get("plugins")), WholeFileIO()]
+        if self.subcommand == "validate":
+            config["logger"] = False
+            self.save_config_callback = None
+            return self._instantiate_trainer(config, [])
+        callbacks: list[Callback] = [self.started, Throughput()]
+        if config.get("enable_progress_bar") is not False and not config.get("barebones"):
+            callbacks.append(StepProgress())
+        callbacks.append(generate)
+        ephemeral = bool(config.get("fast_dev_run") or config.get("barebones"))
+        logger = self._run_logger(settings, config)
+        self.folder = Path(logger.log_dir)
+        if ephemeral or config.get("logger") is False:
+            logger_list: Any = False
+        else:
+            logger_list = [logger, *(_as_list(config["logger"]) if config.get("logger") not in (None, True) else [])]
+        config["logger"] = logger_list
+        if config.get("enable_checkpointing") is not False and not ephemeral:
+            checkpoint.folder = self.folder
+            callbacks.append(checkpoint)
+        if ephemeral:
+            self.save_config_callback = None
+        trainer = self._instantiate_trainer(config, callbacks)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, SaveConfig):
+                callback.folder = self.folder
+        return trainer
+
+    def _run_logger(self, settings: Any, config: dict[str, Any]) -> RunLogger:
+        """Of a new version folder, or of the one the checkpoint lies in."""
+        logs = Path(config.get("default_root_dir") or LOGS)
+        checkpoint = Path(settings.ckpt_path).absolute() if settings.ckpt_path else None
+        if checkpoint and checkpoint.parent.name.startswith("version_") and checkpoint.parts[-3] == settings.name:
+            return RunLogger(checkpoint.parents[2], name=settings.name, version=checkpoint.parent.name)
+        return RunLogger(logs, name=settings.name)
+
+    # ---------------------------------------------------------------------------------------------- what is told
+
+    def before_fit(self) -> None:
+        logger = self.trainer.logger
+        self.datamodule.trainer = self.trainer
+        self.datamodule.check_batches()
+        if self.trainer.is_global_zero:
+            print(preflight(self.trainer, self.model, self.datamodule, self.folder))
+        if isinstance(logger, RunLogger) and not self.config.fit.ckpt_path:
+            logger.start(flat(self.config.fit.as_dict()))
+
+    def after_fit(self) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        lines = []
+        last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
+        if best.exists():
+            saved = next(c for c in self.trainer.callbacks if isinstance(c, StepCheckpoint))  # type: ignore[attr-defined]
+            lines.append(f"best        {best}   loss/val {saved.best_loss:.4f} at step {saved.best_step:,}")
+        if last.exists():
+            lines.append(f"last        {last}")
+            lines.append(f"more text   python scripts/generate.py --ckpt_path {best if best.exists() else last}")
+        if isinstance(self.trainer.logger, RunLogger):
+            lines.append(f"curves      tensorboard --logdir {self.folder.parents[1]}")
+        print("\n".join(lines))
+
+    def after_validate(self) -> None:
+        if self.trainer.is_global_zero:
+            for tag, value in sorted(self.trainer.callback_metrics.items()):
+                print(f"{tag:20} {value:.4f}")
+
+
+NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+
+
+def _seed(value: bool | int) -> int:
+    if isinstance(value, bool):
+        raise UserError(f"--seed_everything {value}: give a number, so that the run can be repeated")
+    return value
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"model": {"a": 1}}` -> `{"model.a": 1}`, values as TensorBoard takes them, without those not set."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found.update(flat(value, f"{prefix}{key}."))
+        elif value is not None and key != "config":
+            found[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
+
+
+def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path) -> str:
+    """What is about to be trained, on what, for how long, and where it is written."""
+    config, counts = model.gpt.config, data.corpus.counts
+    parameters = sum(p.numel() for p in model.gpt.parameters())
+    tokens = len(data.corpus.ids)
+    per_step = data.windows_per_step * data.context_length
+    steps = data.max_steps
+    skipped = f", {counts['empty_rows']:,} empty rows left out" if counts["empty_rows"] else ""
+    vocabulary = (
+        f"{data.tokenizer_name}{' pruned' if data.tokenizer_name == 'cl100k_base' and data.vocab == 'pruned' else ''}"
+    )
+    lines = [
+        f"text        {counts['documents']:,} documents, {counts['characters']:,} characters{skipped}",
+        f"tokens      {tokens:,} ({len(data.train_ids):,} to train on, {len(data.val_ids):,} to validate), "
+        f"{data.vocab_size:,} different ({vocabulary})",
+        f"model       {parameters:,} parameters, {tokens / parameters:.2g} tokens a parameter; "
+        f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
+        f"memory      {_bytes(16 * parameters)} for weights, gradients and AdamW, and activations",
+        f"steps       {f'{steps:,}' if steps else 'no end'} of {per_step:,} tokens, "
+        f"{data.steps_per_epoch:,} to an epoch" + (f", {steps / data.steps_per_epoch:,.1f} epochs" if steps else ""),
+        f"logs        {folder}",
+    ]
+    return "\n".join(lines)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
