@@ -1,0 +1,30 @@
+"""Train a GPT on your own table of text. Names load when first used, so that `import lit_gpt` is instant."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GPT": "model",
+    "GPTConfig": "model",
+    "KVCache": "model",
+    "LitGPT": "module",
+    "TextDataModule": "data.datamodule",
+    "Tokenizer": "tokenizer",
+    "UserError": "errors",
+    "load_model": "checkpoint",
+    "stream_text": "generate",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

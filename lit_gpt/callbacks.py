@@ -84,6 +84,7 @@ class StepProgress(ProgressBar):
         steps = trainer.max_steps if trainer.max_steps > 0 else None
         quiet = not self.enabled or not sys.stderr.isatty()
         self.bar = tqdm(initial=trainer.global_step, total=steps, unit="step", disable=quiet, dynamic_ncols=True)
+        self.print(f"step {trainer.global_step:>6,}   {'untrained' if trainer.global_step == 0 else 'resumed'}")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if self.bar is not None and logs_now(trainer):

@@ -1,7 +1,9 @@
 """The command line of scripts/fit.py: which config is read, who wins, what is refused, what a person is told."""
 
+import logging
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -44,6 +46,7 @@ LINKED = {
 
 def main(default_config: Path) -> int:
     """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
+    quiet_lightning()
     started = _Started()
     try:
         arguments = Arguments(sys.argv[1:], default_config)
@@ -54,6 +57,14 @@ def main(default_config: Path) -> int:
         _say_error(error)
         return 2
     return 0
+
+
+def quiet_lightning() -> None:
+    """Leaves Lightning its warnings; what it announces, the preflight says."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # lightning 2.6 calls what torch has renamed
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 
 @rank_zero_only

@@ -1,0 +1,68 @@
+"""Writes text with a trained model: `python scripts/generate.py --prompt "..."`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from lit_gpt.checkpoint import load_model, newest_checkpoint
+from lit_gpt.errors import UserError
+from lit_gpt.generate import stream_text
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def main(words: list[str]) -> None:
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--ckpt_path", type=Path, help="checkpoint; if left out, the newest under logs/")
+    parser.add_argument("--name", help="run whose newest checkpoint is taken")
+    parser.add_argument("--prompt", default="", help="text to go on from")
+    parser.add_argument("--num_samples", type=int, default=1, help="how many texts")
+    parser.add_argument("--max_new_tokens", type=int, default=200, help="length of each at most, in tokens")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token always")
+    parser.add_argument("--top_k", type=int, help="draw among the k likeliest tokens")
+    parser.add_argument("--top_p", type=float, help="draw among the likeliest tokens that reach this probability")
+    parser.add_argument("--seed", type=int, default=1337, help="the same seed writes the same text")
+    options = parser.parse_args(words)
+    if options.max_new_tokens < 1 or options.num_samples < 1:
+        raise UserError("--max_new_tokens and --num_samples: give 1 or more")
+    if not options.prompt.isprintable() and "\udc80" <= max(options.prompt) <= "\udcff":
+        raise UserError("--prompt is not text in this terminal's encoding: set the terminal to UTF-8")
+
+    path = options.ckpt_path or newest_checkpoint(Path("logs"), options.name)
+    if path is None:
+        raise UserError("no checkpoint under logs/: train one with scripts/fit.py, or give --ckpt_path")
+    print(f"[{path}]", file=sys.stderr)
+    model, tokenizer, rows = load_model(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)
+    for _ in range(options.num_samples):
+        print(options.prompt, end="")
+        for piece in stream_text(
+            model,
+            tokenizer,
+            options.prompt,
+            rows,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            generator=generator,
+        ):
+            print(piece, end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

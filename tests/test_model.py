@@ -1,0 +1,199 @@
+"""The GPT computes what it says: causal, cached = uncached, chunked loss = plain loss, course shape = course formulas."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lit_gpt.model import GPT, IGNORE, GPTConfig, KVCache, LinearCrossEntropy
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "rope, grouped heads": {"position": "rope", "num_kv_heads": 2},
+    "rope, one key head": {"position": "rope", "num_kv_heads": 1, "qk_norm": False},
+    "learned": {"position": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False},
+    "sinusoidal": {"position": "sinusoidal", "norm": "layernorm", "mlp": "relu", "bias": True, "num_kv_heads": 2},
+    "free head": {"mlp": "relu2", "tie_embeddings": False},
+}
+
+
+def gpt(**changes: Any) -> GPT:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 37, "context_length": 24, "d_model": 32, "num_blocks": 2, "num_heads": 4}
+    return GPT(GPTConfig(**{**shape, **changes})).eval()
+
+
+def random_tokens(*shape: int) -> Tensor:
+    return torch.randint(37, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_future_tokens_do_not_change_past_logits(shape: dict[str, Any]) -> None:
+    model, tokens = gpt(**shape), random_tokens(3, 24)
+    changed = tokens.clone()
+    changed[:, 10:] = (changed[:, 10:] + 1) % 37
+    before, after = model(tokens)[0], model(changed)[0]
+    torch.testing.assert_close(before[:, :10], after[:, :10], rtol=0, atol=1e-6)
+    assert (before[:, 10:] - after[:, 10:]).abs().amax(dim=-1).min() > 1e-4  # and every later one does change
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("cuts", [[1] * 24, [7, 1, 1, 15], [24]], ids=str)
+def test_cached_logits_are_the_uncached_ones(shape: dict[str, Any], cuts: list[int]) -> None:
+    model, tokens = gpt(**shape), random_tokens(2, 24)
+    cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        pieces = [model(part, cache=cache)[0] for part in tokens.split(cuts, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens)[0], rtol=1e-4, atol=1e-5)
+    assert cache.length == 24
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_place_matters(shape: dict[str, Any]) -> None:
+    logits = gpt(**shape)(torch.tensor([[5, 9, 5, 9, 3]]))[0]
+    swapped = gpt(**shape)(torch.tensor([[9, 5, 5, 9, 3]]))[0]
+    assert (logits[0, -1] - swapped[0, -1]).abs().max() > 1e-5
+
+
+def test_initial_loss_is_near_that_of_a_uniform_guess() -> None:
+    model = gpt(vocab_size=1000, d_model=64)
+    tokens = torch.randint(1000, (8, 24), generator=torch.Generator().manual_seed(2))
+    assert abs(float(model.loss(tokens, tokens.roll(-1, 1))) - math.log(1000)) < 0.2
+
+
+@pytest.mark.parametrize("chunk", [1, 37 * 5, 2**25], ids=["a row", "five rows", "all rows"])
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "free head"])
+def test_chunked_loss_and_gradients_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch, chunk: int, tie: bool) -> None:
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", chunk)
+    tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
+    targets[0, 20:] = IGNORE
+    model = gpt(tie_embeddings=tie)
+    plain = model(tokens, targets)[1]
+    assert plain is not None
+    expected = torch.autograd.grad(3 * plain, list(model.parameters()))
+    loss = model.loss(tokens, targets)
+    got = torch.autograd.grad(3 * loss, list(model.parameters()))
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(model.loss(tokens, targets, reduction="sum"), plain * 68, rtol=1e-5, atol=1e-5)
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that any operation gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for one in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return out
+
+
+def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 50 * 2000)
+    model = gpt(vocab_size=2000)
+    tokens = random_tokens(20, 24)
+    with LargestTensor() as watched:
+        model.loss(tokens, tokens).backward()
+    assert watched.elements <= 50 * 2000 < 20 * 24 * 2000
+
+
+def test_one_batch_overfits() -> None:
+    model = gpt().train()
+    tokens, targets = random_tokens(4, 24), random_tokens(4, 24).roll(-1, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = model.loss(tokens, targets)
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 0.05
+
+
+def test_dropout_zeroes_in_training_only() -> None:
+    model, tokens = gpt(dropout=0.5), random_tokens(2, 24)
+    torch.testing.assert_close(model(tokens)[0], model(tokens)[0], rtol=0, atol=0)
+    model.train()
+    assert (model(tokens)[0] - model(tokens)[0]).abs().max() > 0.1
+
+
+class CourseHead(nn.Module):
+    """One head as the course writes it: its own three matrices and a triangle."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(width, size) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        T = x.shape[1]
+        scores = self.query(x) @ self.key(x).transpose(-2, -1) / math.sqrt(self.query.out_features)  # (B, T, T)
+        scores = scores.masked_fill(torch.tril(torch.ones(T, T)) == 0, float("-inf"))
+        return F.softmax(scores, dim=-1) @ self.value(x)  # (B, T, E)
+
+
+def course_logits(model: GPT, tokens: Tensor) -> Tensor:
+    """The course's formulas, head by head, with the weights of `model`."""
+    D, H = model.config.d_model, model.config.num_heads
+    table = torch.zeros(model.config.context_length, D)
+    position = torch.arange(model.config.context_length).float().unsqueeze(1)
+    divisor = torch.exp(torch.arange(0, D, 2).float() * (-math.log(10000.0) / D))
+    table[:, 0::2], table[:, 1::2] = torch.sin(position * divisor), torch.cos(position * divisor)
+    x = model.embedding.weight[tokens] + table[: tokens.shape[1]]
+    for block in model.blocks:
+        normed = F.layer_norm(x, (D,), block.attention_norm.weight, block.attention_norm.bias)
+        heads = []
+        for h in range(H):
+            head = CourseHead(D, D // H)
+            rows = slice(h * D // H, (h + 1) * D // H)
+            for linear, weight, bias in zip(
+                (head.query, head.key, head.value), block.attention.qkv.weight.split(D), block.attention.qkv.bias.split(D)
+            ):
+                linear.weight, linear.bias = nn.Parameter(weight[rows]), nn.Parameter(bias[rows])
+            heads.append(head(normed))
+        x = x + F.linear(torch.cat(heads, -1), block.attention.project.weight, block.attention.project.bias)
+        normed = F.layer_norm(x, (D,), block.mlp_norm.weight, block.mlp_norm.bias)
+        hidden = torch.relu(F.linear(normed, block.mlp.up.weight, block.mlp.up.bias))
+        x = x + F.linear(hidden, block.mlp.project.weight, block.mlp.project.bias)
+    return F.layer_norm(x, (D,), model.norm.weight, model.norm.bias) @ model.head.weight.T
+
+
+def test_the_course_shape_computes_the_course_formulas() -> None:
+    course = {"position": "sinusoidal", "norm": "layernorm", "mlp": "relu", "bias": True}
+    model = gpt(**course, qk_norm=False, tie_embeddings=False, dropout=0.1)
+    with torch.no_grad():
+        for parameter in model.parameters():  # biases too, which start at zero
+            parameter.normal_(std=0.2)
+    tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
+    logits, loss = model(tokens, targets)
+    expected = course_logits(model, tokens)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loss, F.cross_entropy(expected.view(-1, 37), targets.view(-1)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_heads": 5}, "num_heads 5 does not divide d_model 32"),
+        ({"num_kv_heads": 3}, "num_kv_heads 3 does not divide num_heads 4"),
+        ({"d_model": 12}, "a head is 3 wide"),
+        ({"d_model": 33, "num_heads": 1, "position": "sinusoidal"}, "d_model is 33: make it even"),
+        ({"num_blocks": 0}, "num_blocks is 0: give 1 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0: give a probability"),
+        ({"mlp": "geglu"}, "mlp is 'geglu': choose one of swiglu, gelu, relu, relu2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_shape_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gpt(**changes)
+
+
+def test_more_tokens_than_the_context_are_refused() -> None:
+    with pytest.raises(ValueError, match="25 tokens, but context_length is 24: crop them"):
+        gpt()(random_tokens(1, 25))
