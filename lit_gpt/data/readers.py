@@ -21,6 +21,7 @@ from lit_gpt.errors import UserError, did_you_mean
 Mode = Literal["rows", "raw"]
 
 RAW_BLOCK = 2**20  # characters read at once in raw mode
+LONGEST_BLOCK = 2**24  # past that a text without lines is cut where it stands
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def read_text(path: Path, reading: Reading) -> Iterator[str]:
             while block := file.read(RAW_BLOCK):
                 waiting += block
                 cut = re.match(r"(?s).*\n(?=\S)", waiting)
-                if cut or len(waiting) > 16 * RAW_BLOCK:  # past that a text without lines is cut where it stands
+                if cut or len(waiting) > LONGEST_BLOCK:
                     end = cut.end() if cut else len(waiting)
                     yield waiting[:end]
                     waiting = waiting[end:]

@@ -1,0 +1,198 @@
+"""Files come in as they are written; what cannot be read is said, with its place."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_gpt.data import readers
+from lit_gpt.data.readers import Reading, find_files, read_documents, read_text
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer import BytePairTokenizer
+
+ROWS = [
+    {"title": "靜夜思", "author": "李白", "text": "床前明月光，\n疑是地上霜。"},
+    {"title": 'A "quoted", title', "author": "", "text": "two  spaces, and a tab\tinside"},
+    {"title": "🙂", "author": "café", "text": "{braces} and <|endoftext|>"},
+]
+POEM = "{title} — {author}\\n{text}"
+POEMS = [f"{row['title']} — {row['author']}\n{row['text']}" for row in ROWS]
+
+
+def write_table(path: Path, encoding: str = "utf-8", newline: str = "\n", delimiter: str = ",") -> Path:
+    with open(path, "w", encoding=encoding, newline="") as file:
+        writer = csv.DictWriter(file, list(ROWS[0]), lineterminator=newline, delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows({key: value.replace("\n", newline) for key, value in row.items()} for row in ROWS)
+    return path
+
+
+def documents(path: Path, **reading: object) -> list[str]:
+    return list(read_documents(path, Reading(**reading)))  # type: ignore[arg-type]
+
+
+def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
+    jsonl, parquet = tmp_path / "t.jsonl", tmp_path / "t.parquet"
+    jsonl.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n\n", encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), parquet)
+    files: list[tuple[Path, dict[str, str]]] = [
+        (write_table(tmp_path / "t.csv"), {}),
+        (write_table(tmp_path / "bom.csv", "utf-8-sig"), {}),
+        (write_table(tmp_path / "windows.csv", newline="\r\n"), {}),
+        (write_table(tmp_path / "utf16.csv", "utf-16"), {"encoding": "utf-16"}),
+        (write_table(tmp_path / "t.tsv", delimiter="\t"), {}),
+        (write_table(tmp_path / "semicolon.csv", delimiter=";"), {"delimiter": ";"}),
+        (jsonl, {}),
+        (parquet, {}),
+    ]
+    for path, reading in files:
+        assert documents(path, template=POEM, **reading) == POEMS, path.name
+
+
+def test_columns_are_joined_by_line_ends(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv")
+    assert documents(path, columns=("author", "title"))[0] == "李白\n靜夜思"
+    assert documents(path, columns=("text",)) == [row["text"] for row in ROWS]
+
+
+def test_a_table_of_one_column_needs_no_choice(tmp_path: Path) -> None:
+    (tmp_path / "names.csv").write_text('name\nfirst\n"second, of two"\n\n  \n', encoding="utf-8")
+    assert documents(tmp_path / "names.csv") == ["first", "second, of two", "  "]
+
+
+def test_without_a_header_columns_are_numbered(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("1,first\n2,second\n", encoding="utf-8")
+    assert documents(tmp_path / "t.csv", header=False, columns=("c2",)) == ["first", "second"]
+
+
+def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("code,price\n007,12.50\n", encoding="utf-8")
+    assert documents(tmp_path / "t.csv", template="{code}: {price} {{yuan}}") == ["007: 12.50 {yuan}"]
+
+
+def test_missing_and_nested_fields_become_text(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"a": null, "b": 1.5, "c": ["x", "中"]}', encoding="utf-8")
+    assert documents(tmp_path / "t.jsonl", template="[{a}|{b}|{c}]") == ['[|1.5|["x", "中"]]']
+
+
+def test_a_line_of_plain_text_is_a_document(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes("first\r\n\r\nthird, last".encode())
+    assert documents(tmp_path / "t.txt") == ["first", "", "third, last"]
+
+
+def test_fields_may_be_longer_than_pythons_limit(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text\n" + "长" * 300_000 + "\n", encoding="utf-8")
+    assert [len(document) for document in documents(tmp_path / "t.csv")] == [300_000]
+
+
+@settings(max_examples=80, deadline=None)
+@given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]))] * 2), min_size=1))
+def test_csv_rows_are_those_pythons_csv_wrote(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]) -> None:
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
+    expected = [re.sub("\r\n?", "\n", f"{a}\x1f{b}") for a, b in rows]
+    assert documents(path, template="{a}\x1f{b}") == expected
+
+
+def test_raw_text_in_blocks_encodes_as_the_whole_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n".join(POEMS) + "\n\n  \n\tindented!\n\n\n- café\n" + "one more line\n" * 50
+    (tmp_path / "t.txt").write_text(text, encoding="utf-8", newline="\r\n")
+    tokenizer = BytePairTokenizer()
+    for size in (1, 7, 64):
+        monkeypatch.setattr(readers, "RAW_BLOCK", size)
+        monkeypatch.setattr(readers, "LONGEST_BLOCK", 1000)
+        blocks = list(read_text(tmp_path / "t.txt", Reading(mode="raw")))
+        assert len(blocks) > 10
+        assert "".join(blocks) == text
+        assert [token for block in blocks for token in tokenizer.encode(block)] == tokenizer.encode(text)
+
+
+def test_raw_text_without_lines_comes_in_bounded_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "RAW_BLOCK", 10)
+    monkeypatch.setattr(readers, "LONGEST_BLOCK", 50)
+    (tmp_path / "t.txt").write_text("字" * 1000, encoding="utf-8")
+    blocks = list(read_text(tmp_path / "t.txt", Reading(mode="raw")))
+    assert "".join(blocks) == "字" * 1000
+    assert max(map(len, blocks)) <= 60
+
+
+def test_globs_and_lists_name_files_in_order(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "c.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "d.csv").write_text("x")
+    assert [path.name for path in find_files(f"{tmp_path}/*.csv")] == ["a.csv", "b.csv"]
+    assert [path.name for path in find_files([f"{tmp_path}/c.txt", f"{tmp_path}/*.csv"])] == ["c.txt", "a.csv", "b.csv"]
+    assert [path.name for path in find_files(f"{tmp_path}/**/*.csv")] == ["a.csv", "b.csv", "d.csv"]
+
+
+BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
+    "empty": ("t.csv", b"", {}, "is empty: give a file with text"),
+    "unknown kind": ("t.docx", b"x", {}, r"unknown kind of file .docx; .csv, .tsv, .txt, .jsonl, .parquet can be read"),
+    "no choice": ("t.csv", b"id,name\n1,x\n", {}, "has columns id, name: choose with --data.columns or --data.template"),
+    "unknown column": (
+        "t.csv",
+        b"id,name\n1,x\n",
+        {"columns": ("nmae",)},
+        r"no column 'nmae'; it has id, name \(did you mean 'name'\?\)",
+    ),
+    "unknown field": (
+        "t.csv",
+        b"id,name\n1,x\n",
+        {"template": "{id} {price}"},
+        "no column 'price'; it has id, name: choose with --data.template",
+    ),
+    "long row": ("t.csv", b"a,b\n1,2\n3,4,5\n", {"columns": ("a",)}, "line 3: 3 fields where there are 2 columns"),
+    "open quote": ("t.csv", b'a\n"never closed\nmore\n', {}, "line 3: unexpected end of data: mend that row's quotes"),
+    "not utf-8": (
+        "t.csv",
+        "name\nfirst\n中文\n".encode("gb18030"),
+        {},
+        r"line 3, bytes d6 d0 ce c4: not utf-8; give its encoding, as --data.encoding gb18030",
+    ),
+    "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),
+    "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list; one JSON object a line is needed"),
+    "missing field": ("t.jsonl", b'{"a": 1}\n{"b": 2}\n', {"columns": ("a",)}, "line 2 has no column 'a'; it has b"),
+    "not parquet": ("t.parquet", b"PAR1 but not", {}, "is not a readable Parquet file"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "reading", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_file_that_cannot_be_read_is_said(
+    tmp_path: Path, name: str, content: bytes, reading: dict[str, object], message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        documents(tmp_path / name, **reading)
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        ({"encoding": "utf-9"}, "--data.encoding utf-9 is unknown"),
+        ({"delimiter": ", "}, "--data.delimiter ', ' is not one character"),
+        ({"template": "no column"}, "--data.template 'no column' names no column"),
+        ({"template": "{open"}, "expected '}' before end of string"),
+    ],
+    ids=["encoding", "delimiter", "template without a column", "open brace"],
+)
+def test_a_reading_that_cannot_be_is_said(reading: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        Reading(**reading)  # type: ignore[arg-type]
+
+
+def test_files_that_are_not_there_are_said(tmp_path: Path) -> None:
+    (tmp_path / "poems.csv").write_text("x")
+    with pytest.raises(UserError, match=r"poem\.csv: no such file \(did you mean 'poems\.csv'\?\)"):
+        find_files(f"{tmp_path}/poem.csv")
+    with pytest.raises(UserError, match=r"is a folder: give its files, as --data\.files '.*/\*\.csv'"):
+        find_files(str(tmp_path))
+    with pytest.raises(UserError, match="no file to read"):
+        find_files([])
