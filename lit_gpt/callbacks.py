@@ -18,7 +18,7 @@ from lit_gpt.checkpoint import copy_whole
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generate import stream_text
-from lit_gpt.module import LitGPT
+from lit_gpt.module import LitGPT, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -32,11 +32,6 @@ def parts(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
     assert isinstance(module, LitGPT)
     assert isinstance(data, TextDataModule)
     return module, data
-
-
-def logs_now(trainer: Trainer) -> bool:
-    """Whether the optimizer step just taken is one that logs."""
-    return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 class RunLogger(TensorBoardLogger):
@@ -87,7 +82,7 @@ class StepProgress(ProgressBar):
         self.print(f"step {trainer.global_step:>6,}   {'untrained' if trainer.global_step == 0 else 'resumed'}")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if self.bar is not None and logs_now(trainer):
+        if self.bar is not None and logs_at(trainer, trainer.global_step):
             self.bar.update(trainer.global_step - self.bar.n)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,7 +124,7 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         steps = trainer.global_step - self._step
-        if steps == 0 or not logs_now(trainer):
+        if steps == 0 or not logs_at(trainer, trainer.global_step):
             return
         assert self._since is not None
         module, data = parts(trainer)
@@ -253,7 +248,7 @@ class GenerateText(Callback):
 
     def __init__(
         self,
-        prompts: list[str] = [""],  # noqa: B006 - never changed; shown by --help
+        prompts: list[str] | str = "",
         num_samples: int = 3,
         max_new_tokens: int = 64,
         temperature: float = 0.8,
@@ -264,7 +259,8 @@ class GenerateText(Callback):
                 f"--generate.num_samples is {num_samples} and --generate.max_new_tokens {max_new_tokens}: "
                 "give 1 or more; --generate.prompts [] turns the texts off"
             )
-        self.prompts, self.num_samples = prompts, num_samples
+        self.prompts = [prompts] if isinstance(prompts, str) else prompts
+        self.num_samples = num_samples
         self.sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
         self._written_step = -1
 

@@ -1,6 +1,7 @@
 """The command line of scripts/fit.py: which config is read, who wins, what is refused, what a person is told."""
 
 import logging
+import re
 import sys
 import tempfile
 import warnings
@@ -63,6 +64,8 @@ def quiet_lightning() -> None:
     """Leaves Lightning its warnings; what it announces, the preflight says."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # a validation has no use for the state of what only trains
+    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
     # lightning 2.6 calls what torch has renamed
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
 
@@ -187,6 +190,31 @@ class Parser(LightningArgumentParser):
         raise UserError(message) from ex
 
 
+def plain(message: str, keys: list[str]) -> str:
+    """A parser's message as a person would put it."""
+    message = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: (-?-?)([^\s=]+)", message):
+        dashes, word = match.groups()
+        if dashes:
+            return f"unknown flag {dashes}{word}{did_you_mean(word, keys)}: see --help"
+        return f"unexpected word {word!r}: commands are fit and validate; a glob or a text with spaces goes in quotes"
+    if match := re.match(r"Subcommand '\w+' does not accept option '(.+)'", message):
+        return f"unknown key {match[1]}{did_you_mean(match[1], keys)}: see --help"
+    if match := re.match(r'Linked "(.+?)" must be given', message):
+        return f"--{match[1]} follows from {LINKED[match[1]]}: leave it out"
+    if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): (.*)', message):
+        key, expected, got = match.groups()
+        key = "seed_everything" if key == "data.seed" else key
+        if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
+            return f"--{key}: {problem[1]}"
+        choices = [choice for listed in re.findall(r"Literal\[(.*?)\]", expected) for choice in listed.split(", ")]
+        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", expected.partition("Errors:")[0])
+        kinds = ["null" if kind == "NoneType" else kind for kind in kinds]
+        wanted = ", ".join(dict.fromkeys([*(choice.strip("'") for choice in choices), *kinds])) or expected.removeprefix("Expected ")
+        return f"--{key} {got}: give {'one of ' if choices else ''}{wanted}"
+    return message
+
+
 class SaveConfig(SaveConfigCallback):
     """Writes the run's config.yaml, and the same text into its checkpoints, without the checkpoint it came from."""
 
@@ -234,17 +262,20 @@ class FitCLI(LightningCLI):
         parser.add_lightning_class_args(GenerateText, "generate")
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.link_arguments("model.config.context_length", "data.context_length")
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=_seed)
+        parser.link_arguments("seed_everything", "data.seed")
         parser.link_arguments("data.vocab_size", "model.config.vocab_size", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        if self.arguments.config_text is None:
-            self.config = parser.parse_args(args)
-            return
         with tempfile.TemporaryDirectory() as folder:
-            config = Path(folder, "config.yaml")
-            config.write_text(self.arguments.config_text, encoding="utf-8")
-            self.config = parser.parse_args([args[0], f"--config={config}", *args[1:]])
+            if self.arguments.config_text is not None:
+                config = Path(folder, "config.yaml")
+                config.write_text(self.arguments.config_text, encoding="utf-8")
+                args = [args[0], f"--config={config}", *args[1:]]
+            try:
+                self.config = parser.parse_args(args)
+            except UserError as error:
+                flags = [flag.lstrip("-") for flag in self._subcommand_parsers[args[0]]._option_string_actions]
+                raise UserError(plain(str(error), flags)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyperparameters override flags; here flags win."""
@@ -276,26 +307,26 @@ class FitCLI(LightningCLI):
         generate: GenerateText = self._get(self.config_init, "generate")
         config["plugins"] = [*_as_list(config.get("plugins")), WholeFileIO()]
         if self.subcommand == "validate":
-            config["logger"] = False
+            config.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
             self.save_config_callback = None
             return self._instantiate_trainer(config, [])
-        callbacks: list[Callback] = [self.started, Throughput()]
-        if config.get("enable_progress_bar") is not False and not config.get("barebones"):
-            callbacks.append(StepProgress())
-        callbacks.append(generate)
-        ephemeral = bool(config.get("fast_dev_run") or config.get("barebones"))
+        if isinstance(config["val_check_interval"], float):
+            config["check_val_every_n_epoch"] = 1  # the Trainer asks for it; the data module makes it steps
+        callbacks: list[Callback] = [self.started]
         logger = self._run_logger(settings, config)
-        self.folder = Path(logger.log_dir)
-        if ephemeral or config.get("logger") is False:
-            logger_list: Any = False
-        else:
-            logger_list = [logger, *(_as_list(config["logger"]) if config.get("logger") not in (None, True) else [])]
-        config["logger"] = logger_list
-        if config.get("enable_checkpointing") is not False and not ephemeral:
-            checkpoint.folder = self.folder
-            callbacks.append(checkpoint)
-        if ephemeral:
+        self.folder = checkpoint.folder = Path(logger.log_dir)
+        if config["barebones"] or config["fast_dev_run"]:  # a run that leaves nothing behind
+            config["logger"] = False
             self.save_config_callback = None
+        else:
+            theirs = [] if config["logger"] is True else _as_list(config["logger"])
+            config["logger"] = False if config["logger"] is False else [logger, *theirs]
+            callbacks += [Throughput()]
+            callbacks += [StepProgress()] if config["enable_progress_bar"] is not False else []
+            callbacks += [generate]
+            callbacks += [checkpoint] if config["enable_checkpointing"] is not False else []
+        if config["barebones"]:
+            config["log_every_n_steps"] = 0
         trainer = self._instantiate_trainer(config, callbacks)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveConfig):
@@ -316,8 +347,14 @@ class FitCLI(LightningCLI):
         logger = self.trainer.logger
         self.datamodule.trainer = self.trainer
         self.datamodule.check_batches()
+        if self.datamodule.max_steps is None and self.model.schedule != "constant":
+            raise UserError(
+                f"--model.schedule {self.model.schedule} needs an end: give --trainer.max_steps or "
+                "--trainer.max_epochs, or --model.schedule constant"
+            )
         if self.trainer.is_global_zero:
-            print(preflight(self.trainer, self.model, self.datamodule, self.folder))
+            folder = self.folder if self.save_config_callback else None
+            print(preflight(self.trainer, self.model, self.datamodule, folder))
         if isinstance(logger, RunLogger) and not self.config.fit.ckpt_path:
             logger.start(flat(self.config.fit.as_dict()))
 
@@ -336,6 +373,10 @@ class FitCLI(LightningCLI):
             lines.append(f"curves      tensorboard --logdir {self.folder.parents[1]}")
         print("\n".join(lines))
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        quiet = {"verbose": False} if subcommand == "validate" else {}
+        return {**super()._prepare_subcommand_kwargs(subcommand), **quiet}
+
     def after_validate(self) -> None:
         if self.trainer.is_global_zero:
             for tag, value in sorted(self.trainer.callback_metrics.items()):
@@ -343,12 +384,6 @@ class FitCLI(LightningCLI):
 
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
-
-
-def _seed(value: bool | int) -> int:
-    if isinstance(value, bool):
-        raise UserError(f"--seed_everything {value}: give a number, so that the run can be repeated")
-    return value
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -366,7 +401,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path) -> str:
+def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path | None) -> str:
     """What is about to be trained, on what, for how long, and where it is written."""
     config, counts = model.gpt.config, data.corpus.counts
     parameters = sum(p.numel() for p in model.gpt.parameters())
@@ -384,9 +419,10 @@ def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Pat
         f"model       {parameters:,} parameters, {tokens / parameters:.2g} tokens a parameter; "
         f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
         f"memory      {_bytes(16 * parameters)} for weights, gradients and AdamW, and activations",
-        f"steps       {f'{steps:,}' if steps else 'no end'} of {per_step:,} tokens, "
-        f"{data.steps_per_epoch:,} to an epoch" + (f", {steps / data.steps_per_epoch:,.1f} epochs" if steps else ""),
-        f"logs        {folder}",
+        f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
+        f"{data.steps_per_epoch:,} to an epoch"
+        + ("" if steps is None else f", {steps / data.steps_per_epoch:,.1f} epochs"),
+        f"logs        {folder if folder else 'none'}",
     ]
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -15,6 +15,12 @@ from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import Schedule, learning_rate_factor, parameter_groups
 
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
+
+
+def logs_at(trainer: Trainer, step: int) -> bool:
+    """Whether optimizer step `step`, from 1, is one that logs."""
+    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return interval > 0 and step % interval == 0
 
 
 class LitGPT(LightningModule):
@@ -89,8 +95,7 @@ class LitGPT(LightningModule):
             torch.manual_seed(int(np.random.SeedSequence([self.data.seed, part]).generate_state(1, np.uint64)[0]))
         loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
-        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if forward == accumulation - 1 and (self.trainer.global_step + 1) % interval == 0:
+        if forward == accumulation - 1 and logs_at(self.trainer, self.trainer.global_step + 1):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": torch.tensor(rate)}
         return loss
@@ -127,12 +132,7 @@ class LitGPT(LightningModule):
         )
         # Lightning would refuse clipping, fearing the fused step unscales, which it does in 16-mixed only
         optimizer._step_supports_amp_scaling = False
-        max_steps, lowest = self.data.max_steps, self.min_learning_rate / self.learning_rate
-        if not max_steps and self.schedule != "constant":
-            raise UserError(
-                f"--model.schedule {self.schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, "
-                "or --model.schedule constant"
-            )
+        max_steps, lowest = self.data.max_steps or 0, self.min_learning_rate / self.learning_rate
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate_factor(step, self.schedule, self.warmup_steps, max_steps, lowest)
         )

@@ -1,4 +1,4 @@
-"""The GPT computes what it says: causal, cached = uncached, chunked loss = plain loss, course shape = course formulas."""
+"""The GPT computes what it says, each time beside another computation of the same."""
 
 import math
 from typing import Any
@@ -152,7 +152,9 @@ def course_logits(model: GPT, tokens: Tensor) -> Tensor:
             head = CourseHead(D, D // H)
             rows = slice(h * D // H, (h + 1) * D // H)
             for linear, weight, bias in zip(
-                (head.query, head.key, head.value), block.attention.qkv.weight.split(D), block.attention.qkv.bias.split(D)
+                (head.query, head.key, head.value),
+                block.attention.qkv.weight.split(D),
+                block.attention.qkv.bias.split(D),
             ):
                 linear.weight, linear.bias = nn.Parameter(weight[rows]), nn.Parameter(bias[rows])
             heads.append(head(normed))

@@ -82,7 +82,7 @@ def test_missing_and_nested_fields_become_text(tmp_path: Path) -> None:
 
 
 def test_a_line_of_plain_text_is_a_document(tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_bytes("first\r\n\r\nthird, last".encode())
+    (tmp_path / "t.txt").write_bytes(b"first\r\n\r\nthird, last")
     assert documents(tmp_path / "t.txt") == ["first", "", "third, last"]
 
 
@@ -136,7 +136,12 @@ def test_globs_and_lists_name_files_in_order(tmp_path: Path) -> None:
 BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
     "empty": ("t.csv", b"", {}, "is empty: give a file with text"),
     "unknown kind": ("t.docx", b"x", {}, r"unknown kind of file .docx; .csv, .tsv, .txt, .jsonl, .parquet can be read"),
-    "no choice": ("t.csv", b"id,name\n1,x\n", {}, "has columns id, name: choose with --data.columns or --data.template"),
+    "no choice": (
+        "t.csv",
+        b"id,name\n1,x\n",
+        {},
+        "has columns id, name: choose with --data.columns or --data.template",
+    ),
     "unknown column": (
         "t.csv",
         b"id,name\n1,x\n",

@@ -55,7 +55,9 @@ def test_a_pruned_vocabulary_splits_its_corpus_as_the_full_one(name: str, full: 
 
 
 @settings(max_examples=30, deadline=None)
-@given(words=st.lists(st.sampled_from([*POEMS.split(), "the", " café", "\n\n", "🙂", "naïve", "  ", "don't", "123456"])))
+@given(
+    words=st.lists(st.sampled_from([*POEMS.split(), "the", " café", "\n\n", "🙂", "naïve", "  ", "don't", "123456"]))
+)
 def test_any_corpus_splits_alike_under_its_pruned_vocabulary(words: list[str]) -> None:
     full, text = BytePairTokenizer(), "".join(words)
     pruned = pruned_to(text, full)

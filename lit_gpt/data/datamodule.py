@@ -49,9 +49,9 @@ class TextDataModule(LightningDataModule):
 
     def __init__(
         self,
-        files: str | list[str] = SAMPLE_FILE,
+        files: list[str] | str = SAMPLE_FILE,
         mode: Mode = "rows",
-        columns: str | list[str] | None = None,
+        columns: list[str] | str | None = None,
         template: str | None = None,
         delimiter: str | None = None,
         header: bool = True,
@@ -92,7 +92,7 @@ class TextDataModule(LightningDataModule):
         self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
         self.sampling, self.seed = sampling, seed
         self.val_fraction, self.eval_windows, self.num_workers = val_fraction, eval_windows, num_workers
-        self.validation_interval: int | None = None  # trainer.val_check_interval as given, in optimizer steps
+        self.validation_interval: int | None = None  # optimizer steps; setup reads it off the Trainer
 
     @cached_property
     def corpus(self) -> Corpus:
@@ -159,14 +159,14 @@ class TextDataModule(LightningDataModule):
         return max(1, whole_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
 
     @property
-    def max_steps(self) -> int:
-        """The optimizer step at which the run ends; 0 where it has no end."""
+    def max_steps(self) -> int | None:
+        """The optimizer step at which the run ends; None where it has no end."""
         trainer = self.trainer
         assert trainer is not None
         limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             limits.append(trainer.max_epochs * self.steps_per_epoch)
-        return min(limits, default=0)
+        return min(limits, default=None)
 
     def check_batches(self) -> None:
         """Refuses a global batch that does not divide over devices and forwards.
@@ -189,9 +189,11 @@ class TextDataModule(LightningDataModule):
         assert trainer is not None
         self.check_batches()
         trainer.accumulate_grad_batches = self.accumulation
-        if isinstance(trainer.val_check_interval, int):
-            self.validation_interval = self.validation_interval or trainer.val_check_interval
-            trainer.val_check_interval = self.validation_interval * self.accumulation
+        if self.validation_interval is None:  # setup may run again, on what it changed
+            given = trainer.val_check_interval
+            self.validation_interval = given if isinstance(given, int) else max(1, int(given * self.steps_per_epoch))
+        trainer.val_check_interval = self.validation_interval * self.accumulation
+        trainer.check_val_every_n_epoch = None
 
     def train_dataloader(self) -> DataLoader:
         return self._loader(TrainBatches(self), sampler=RunSampler(self))
