@@ -5,6 +5,7 @@ import glob
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -60,18 +61,24 @@ class WholeFileIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def open_checkpoint(path: Path) -> dict[str, Any]:
+def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """A checkpoint's contents, on the CPU; nothing in the file is executed.
+
+    Args:
+        path: of the file.
+        mmap: read tensors from the disk when they are used, to look at the rest quickly.
 
     Raises:
         UserError: there is no such file, or it is not a checkpoint of this project.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint file; they lie in logs/<name>/version_<n>/, as last.ckpt")
+    if not zipfile.is_zipfile(path):  # torch.save writes nothing else
+        raise UserError(f"{path} cannot be opened (damaged, or no checkpoint): give a .ckpt file this project wrote")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        why = "it holds code" if "Unsupported" in str(error) else "damaged, or no checkpoint"
+        why = "it holds code" if "GLOBAL" in str(error) else "damaged"
         raise UserError(f"{path} cannot be opened ({why}): give a .ckpt file this project wrote") from None
     if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters", "tokenizer"} <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of lit_gpt: give a .ckpt file this project wrote")

@@ -52,7 +52,7 @@ def main(default_config: Path) -> int:
     try:
         arguments = Arguments(sys.argv[1:], default_config)
         FitCLI(arguments, started)
-    except (UserError, ValueError, OSError, MisconfigurationException) as error:
+    except (UserError, ValueError, OSError, ImportError, MisconfigurationException) as error:
         if started.yes and not isinstance(error, UserError):
             raise
         _say_error(error)
@@ -64,10 +64,13 @@ def quiet_lightning() -> None:
     """Leaves Lightning its warnings; what it announces, the preflight says."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # a validation has no use for the state of what only trains
-    warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
-    # lightning 2.6 calls what torch has renamed
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    for message in (
+        "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on from the step
+        "The number of training batches",  # is smaller than the logging interval: we count across epochs
+        "Be aware that when using `ckpt_path`",  # a validation has no use for the state of what only trains
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 @rank_zero_only
@@ -104,7 +107,9 @@ class Arguments:
         self.config_text: str | None = None
         self.name = Path(configs[0]).stem if configs else default_config.stem
         if not configs and checkpoint and not {"-h", "--help"} & set(flags):
-            self.config_text = open_checkpoint(Path(checkpoint)).get("config")
+            self.config_text = open_checkpoint(Path(checkpoint), mmap=True).get("config")
+            if self.config_text is None:
+                raise UserError(f"{checkpoint} was not written by fit.py and holds no config: give --config")
         elif not configs:
             configs = [str(default_config)]
         for config in configs:
@@ -210,7 +215,9 @@ def plain(message: str, keys: list[str]) -> str:
         choices = [choice for listed in re.findall(r"Literal\[(.*?)\]", expected) for choice in listed.split(", ")]
         kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", expected.partition("Errors:")[0])
         kinds = ["null" if kind == "NoneType" else kind for kind in kinds]
-        wanted = ", ".join(dict.fromkeys([*(choice.strip("'") for choice in choices), *kinds])) or expected.removeprefix("Expected ")
+        wanted = ", ".join(
+            dict.fromkeys([*(choice.strip("'") for choice in choices), *kinds])
+        ) or expected.removeprefix("Expected ")
         return f"--{key} {got}: give {'one of ' if choices else ''}{wanted}"
     return message
 
@@ -223,7 +230,7 @@ class SaveConfig(SaveConfigCallback):
         self.folder = Path()  # of the run; the command line sets it
         config = self.config.clone()
         config.pop("ckpt_path", None)
-        self.text: str = self.parser.dump(config, skip_none=False)
+        self.text: str = self.parser.dump(config, skip_unset=False)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         write_whole(self.folder / "config.yaml", lambda file: file.write(self.text.encode("utf-8")))
@@ -287,6 +294,8 @@ class FitCLI(LightningCLI):
             raise UserError(f"--name {settings.name!r}: take letters, digits and ._- only")
         if self.subcommand == "validate" and not settings.ckpt_path:
             raise UserError("validate needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt")
+        if settings.ckpt_path:
+            open_checkpoint(Path(settings.ckpt_path), mmap=True)
         if settings.data.global_batch_size is not None and trainer.accumulate_grad_batches != 1:
             raise UserError(
                 f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} and --data.global_batch_size "

@@ -103,6 +103,10 @@ class RMSNorm(nn.RMSNorm):
     def __init__(self, width: int, bias: bool = False) -> None:
         super().__init__(width, eps=1e-6)
 
+    def forward(self, x: Tensor) -> Tensor:
+        # of one type, which the fused kernels ask for; they add up in float32 all the same
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+
 
 class LayerNorm(nn.LayerNorm):
     """Ba et al. 2016."""

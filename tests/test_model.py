@@ -61,7 +61,7 @@ def test_place_matters(shape: dict[str, Any]) -> None:
 def test_initial_loss_is_near_that_of_a_uniform_guess() -> None:
     model = gpt(vocab_size=1000, d_model=64)
     tokens = torch.randint(1000, (8, 24), generator=torch.Generator().manual_seed(2))
-    assert abs(float(model.loss(tokens, tokens.roll(-1, 1))) - math.log(1000)) < 0.2
+    assert abs(model.loss(tokens, tokens.roll(-1, 1)).item() - math.log(1000)) < 0.2
 
 
 @pytest.mark.parametrize("chunk", [1, 37 * 5, 2**25], ids=["a row", "five rows", "all rows"])
@@ -113,7 +113,7 @@ def test_one_batch_overfits() -> None:
         loss = model.loss(tokens, targets)
         loss.backward()
         optimizer.step()
-    assert float(loss) < 0.05
+    assert loss.item() < 0.05
 
 
 def test_dropout_zeroes_in_training_only() -> None:

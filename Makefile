@@ -1,0 +1,27 @@
+# make fit: set up and train on the built-in table.  make test: set up and check everything.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup fit test
+
+setup: .venv/installed
+
+fit: setup
+	$(BIN)/python scripts/fit.py
+
+test: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.11: give a newer one, as make PYTHON=python3.12 setup"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --editable '.[test]'
+	@touch $@

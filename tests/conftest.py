@@ -1,0 +1,95 @@
+"""What tests share: a working folder of their own, a small table, and the command line called in this process."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.util import tensor_util
+
+from lit_gpt.cli import main
+
+ROOT = Path(__file__).parent.parent
+DEFAULT = ROOT / "configs" / "default.yaml"
+
+SMALL = """
+data: {files: rows.txt, tokenizer: byte, batch_size: 4, eval_windows: 8}
+model: {config: {context_length: 16, d_model: 16, num_blocks: 2, num_heads: 2}, warmup_steps: 2}
+trainer: {max_steps: 6, val_check_interval: 3, log_every_n_steps: 1, accelerator: cpu}
+generate: {max_new_tokens: 8, num_samples: 1}
+"""
+
+
+@dataclass
+class Result:
+    """What a command left: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with rows.txt and small.yaml, a run of seconds."""
+    monkeypatch.chdir(tmp_path)
+    rows = [f"row {i} 第{i}行: " + "abcdefghij"[i % 10] * (i % 7) for i in range(120)]
+    (tmp_path / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
+    return tmp_path
+
+
+Fit = Callable[..., Result]
+
+
+@pytest.fixture
+def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fit:
+    """`fit("--trainer.max_steps", 3)` is `python scripts/fit.py --config small.yaml --trainer.max_steps 3`."""
+
+    def run(*flags: object, config: str | None = "small.yaml") -> Result:
+        words = [str(flag) for flag in flags]
+        command = [words.pop(0)] if words[:1] in (["fit"], ["validate"]) else []
+        configs = ["--config", config] if config else []
+        monkeypatch.setattr(sys, "argv", ["fit.py", *command, *configs, *words])
+        capsys.readouterr()
+        status = main(DEFAULT)
+        printed = capsys.readouterr()
+        return Result(status, printed.out, printed.err)
+
+    return run
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint."""
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every point of a run's curves as the event files hold it: tag -> (step, value) in the order written."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for path in sorted(folder.glob("events.*")):
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                number = value.simple_value
+                if value.HasField("tensor") and value.tensor.dtype == 1:
+                    number = float(tensor_util.make_ndarray(value.tensor))
+                if value.HasField("simple_value") or value.tensor.dtype == 1:
+                    found.setdefault(value.tag, []).append((event.step, number))
+    return found
+
+
+def texts(folder: Path) -> dict[int, str]:
+    """What GenerateText wrote into the event files: step -> text."""
+    found: dict[int, str] = {}
+    for path in sorted(folder.glob("events.*")):
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                if value.tag.startswith("samples/"):
+                    found[event.step] = tensor_util.make_ndarray(value.tensor).item().decode("utf-8")
+    return found

@@ -1,0 +1,101 @@
+"""What a run leaves in its folder, and that watching it changes nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Fit, points, texts, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from lit_gpt.callbacks import flops_per_token
+from lit_gpt.checkpoint import open_checkpoint
+from lit_gpt.model import GPTConfig
+from lit_gpt.module import LitGPT
+
+RUN = Path("logs/small/version_0")
+
+
+def test_a_run_leaves_its_config_its_checkpoints_and_its_curves(fit: Fit) -> None:
+    flags = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 2, "--trainer.max_steps", 7]
+    assert fit(*flags).status == 0
+    kept = sorted(path.name for path in RUN.iterdir() if not path.name.startswith("events."))
+    assert kept == ["best.ckpt", "config.yaml", "last.ckpt", "step_00000004.ckpt", "step_00000006.ckpt"]
+    steps = {name: open_checkpoint(RUN / name)["global_step"] for name in kept if name.endswith("ckpt")}
+    assert steps == {"best.ckpt": 6, "last.ckpt": 7, "step_00000004.ckpt": 4, "step_00000006.ckpt": 6}
+
+
+def test_best_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> None:
+    flags = ["--model.learning_rate", 1.0, "--model.schedule", "constant", "--trainer.val_check_interval", 1]
+    result = fit(*flags, "--trainer.max_steps", 12)
+    logged = points(RUN)
+    losses = dict(logged["loss/val"])
+    best = min(losses, key=losses.__getitem__)
+    assert best < 12  # at such a rate it does not end at its best
+    assert open_checkpoint(RUN / "best.ckpt")["global_step"] == best
+    assert logged["best/loss_val"][-1] == (best, losses[best])
+    assert f"loss/val {losses[best]:.4f} at step {best}" in result.out
+
+
+def test_generated_text_leaves_no_trace_in_the_run(fit: Fit) -> None:
+    dropout = ["--model.config.dropout", 0.2]
+    assert fit("--name", "with", *dropout).status == 0
+    assert fit("--name", "without", *dropout, "--generate.prompts", "[]").status == 0
+    ours, theirs = (points(Path(f"logs/{name}/version_0")) for name in ("with", "without"))
+    for tag in ("loss/train", "loss/train_eval", "loss/val", "optim/grad_norm"):
+        assert ours[tag] == theirs[tag]
+    one, other = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("with", "without"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert texts(Path("logs/without/version_0")) == {}
+
+
+def test_text_is_written_at_the_start_at_validations_and_at_the_end(fit: Fit) -> None:
+    result = fit("--trainer.max_steps", 7, "--generate.prompts", "['第', row]", "--generate.max_new_tokens", 5)
+    written = texts(RUN)
+    assert sorted(written) == [0, 3, 6, 7]
+    assert all("row" in text for text in written.values())
+    assert result.out.count("\n  | 第") == result.out.count("\n  | row") == 4
+
+
+def test_the_same_run_writes_the_same_texts(fit: Fit) -> None:
+    for name in ("a", "b"):
+        assert fit("--name", name).status == 0
+    assert texts(Path("logs/a/version_0")) == texts(Path("logs/b/version_0"))
+
+
+def test_tensorboard_finds_the_overlay_and_the_hyperparameters(fit: Fit) -> None:
+    assert fit("--model.learning_rate", 0.002).status == 0
+    events = EventAccumulator(str(RUN), size_guidance={"tensors": 0}).Reload()
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    chart = layout.category[0].chart[0]
+    assert list(chart.multiline.tag) == ["loss/train$", "loss/train_eval", "loss/val"]
+    start = plugin_data_pb2.HParamsPluginData.FromString(
+        events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    ).session_start_info
+    assert start.hparams["model.learning_rate"].number_value == 0.002
+    assert start.hparams["data.files"].string_value == "rows.txt"
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(
+        events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    ).experiment
+    assert [info.name.tag for info in experiment.metric_infos] == ["best/loss_val"]
+
+
+def test_speed_counts_all_tokens_of_a_step(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1000))
+    monkeypatch.setattr("lit_gpt.callbacks.time.perf_counter", lambda: next(ticks))
+    flags = ["--data.global_batch_size", 12, "--trainer.limit_val_batches", 0, "--trainer.log_every_n_steps", 3]
+    assert fit(*flags).status == 0
+    speeds = points(RUN)["speed/tokens_per_second"]
+    assert speeds == [(3, 3 * 12 * 16), (6, 3 * 12 * 16)]  # one tick between looks at the clock
+    assert "speed/mfu" not in points(RUN)  # no peak is known of this processor
+
+
+def test_operations_a_token_follow_the_shape() -> None:
+    config = GPTConfig(
+        vocab_size=50, context_length=8, d_model=16, num_blocks=2, num_heads=2, mlp="gelu", norm="layernorm"
+    )
+    model = LitGPT(config)
+    matrices = 2 * (4 * 16 * 16 + 8 * 16 * 16) + 50 * 16
+    scales = 2 * (2 * 16 + 2 * 8)  # norms and normalised heads: too few to matter
+    assert flops_per_token(model) == 6 * (matrices + scales) + 6 * 2 * 8 * 16

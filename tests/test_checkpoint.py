@@ -1,0 +1,88 @@
+"""Files appear whole or not at all, open without running anything, and are enough by themselves."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch
+from conftest import Fit
+
+from lit_gpt.checkpoint import load_model, newest_checkpoint, open_checkpoint, write_whole
+from lit_gpt.errors import UserError
+from lit_gpt.module import LitGPT
+
+
+def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, lambda file: file.write(b"first"))
+
+    def half(file: BinaryIO) -> None:
+        file.write(b"sec")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, half)
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+class Harmful:
+    def __reduce__(self) -> tuple:
+        return os.system, ("echo harm > harmed",)
+
+
+def test_what_is_no_checkpoint_is_said_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Harmful()}, "harmful.ckpt")
+    Path("plain.ckpt").write_bytes(pickle.dumps({"a": Harmful()}))
+    Path("text.ckpt").write_text("not a checkpoint")
+    Path("empty.ckpt").write_bytes(b"")
+    torch.save({"state_dict": {}}, "foreign.ckpt")
+    torch.save([1, 2], "list.ckpt")
+    for name, message in {
+        "harmful.ckpt": "it holds code",
+        "plain.ckpt": "damaged, or no checkpoint",
+        "text.ckpt": "damaged, or no checkpoint",
+        "empty.ckpt": "damaged, or no checkpoint",
+        "foreign.ckpt": "is not a checkpoint of lit_gpt",
+        "list.ckpt": "is not a checkpoint of lit_gpt",
+        "missing.ckpt": "no such checkpoint file",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            open_checkpoint(Path(name))
+    assert not Path("harmed").exists()
+
+
+def test_a_truncated_checkpoint_is_said(fit: Fit) -> None:
+    assert fit().status == 0
+    path = Path("logs/small/version_0/last.ckpt")
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="damaged, or no checkpoint"):
+        open_checkpoint(path)
+
+
+def test_a_checkpoint_is_enough_by_itself(fit: Fit, folder: Path) -> None:
+    assert fit("--model.config.num_blocks", 1).status == 0
+    moved = folder / "elsewhere.ckpt"
+    (folder / "logs/small/version_0/last.ckpt").rename(moved)
+    (folder / "rows.txt").unlink()
+    model, tokenizer, rows = load_model(moved)
+    assert (model.config.num_blocks, model.config.vocab_size, rows) == (1, tokenizer.vocab_size, True)
+    assert not model.training
+    again = LitGPT.load_from_checkpoint(moved, weights_only=True)
+    for one, other in zip(model.parameters(), again.gpt.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_newest_checkpoint_is_the_one_last_written(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path) is None
+    for age, name in enumerate(["b/version_10/step_1.ckpt", "a/version_1/last.ckpt", "a/version_0/best.ckpt"]):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"")
+        os.utime(path, (1000 - age, 1000 - age))
+    assert newest_checkpoint(tmp_path) == tmp_path / "b/version_10/step_1.ckpt"
+    assert newest_checkpoint(tmp_path, "a") == tmp_path / "a/version_1/last.ckpt"
+    assert newest_checkpoint(tmp_path, "c") is None

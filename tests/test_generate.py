@@ -1,0 +1,118 @@
+"""Sampling keeps what it promises to keep, and the cache changes no token."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_gpt.errors import UserError
+from lit_gpt.generate import next_token, prompt_tokens, stream, stream_text
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
+
+
+def gpt(**changes: object) -> GPT:
+    torch.manual_seed(3)
+    shape = {"vocab_size": 257, "context_length": 16, "d_model": 32, "num_blocks": 2, "num_heads": 4}
+    model = GPT(GPTConfig(**{**shape, **changes})).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))  # decided opinions
+    return model
+
+
+def course_generate(model: GPT, tokens: Tensor, count: int, temperature: float, generator: torch.Generator) -> Tensor:
+    """The course's loop: crop, last position, temperature, softmax, multinomial, append."""
+    for _ in range(count):
+        logits = model(tokens[:, -model.config.context_length :])[0][:, -1] / temperature
+        drawn = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1, generator=generator)
+        tokens = torch.cat((tokens, drawn), dim=1)
+    return tokens
+
+
+@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
+@pytest.mark.parametrize("length", [1, 7, 16, 20])
+def test_streaming_draws_the_tokens_of_the_courses_loop(position: str, length: int) -> None:
+    model = gpt(position=position, num_kv_heads=2)
+    prompt = torch.randint(257, (2, length), generator=torch.Generator().manual_seed(0))
+    expected = course_generate(model, prompt, 24, 0.9, torch.Generator().manual_seed(5))
+    drawn = stream(model, prompt, 24, temperature=0.9, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(torch.stack(list(drawn), dim=1), expected[:, length:])
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(next_token(logits, temperature=0), logits.argmax(-1))
+    assert torch.equal(next_token(logits, top_k=1), logits.argmax(-1))
+    assert torch.equal(next_token(logits, top_p=1e-6), logits.argmax(-1))
+
+
+def test_top_k_and_top_p_keep_the_likeliest_only() -> None:
+    probabilities = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
+    logits = probabilities.log().expand(5000, 5)
+    generator = torch.Generator().manual_seed(0)
+
+    def shares(**limits: float) -> list[float]:
+        drawn = next_token(logits, generator=generator, **limits)  # type: ignore[arg-type]
+        return (torch.bincount(drawn, minlength=5) / 5000).tolist()
+
+    assert shares() == pytest.approx(probabilities.tolist(), abs=0.03)
+    assert shares(top_k=2) == pytest.approx([0, 4 / 7, 0, 3 / 7, 0], abs=0.03)
+    assert shares(top_p=0.7) == pytest.approx([0, 4 / 7, 0, 3 / 7, 0], abs=0.03)
+    assert shares(top_p=0.71) == pytest.approx([0, 0.4 / 0.85, 0, 0.3 / 0.85, 0.15 / 0.85], abs=0.03)
+    assert shares(temperature=0.5)[1] == pytest.approx(0.16 / 0.285, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [({"temperature": -1}, "temperature is -1"), ({"top_k": 0}, "top_k is 0"), ({"top_p": 1.5}, "top_p is 1.5")],
+    ids=["temperature", "top_k", "top_p"],
+)
+def test_sampling_out_of_range_is_said(sampling: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        next_token(torch.zeros(1, 3), **sampling)  # type: ignore[arg-type]
+
+
+def written(monkeypatch: pytest.MonkeyPatch, ids: list[int], rows: bool = True) -> list[str]:
+    """The pieces a person sees when the model draws `ids`."""
+
+    def draw(*args: object, **kwargs: object) -> Iterator[Tensor]:
+        for token in ids:
+            yield torch.tensor([token])
+
+    monkeypatch.setattr("lit_gpt.generate.stream", draw)
+    return list(stream_text(gpt(), ByteTokenizer(), "", rows))
+
+
+def test_a_character_is_written_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert written(monkeypatch, list("a中".encode())) == ["a", "", "", "中", ""]
+    assert written(monkeypatch, list("中".encode())[:2]) == ["", "", "\ufffd"]
+
+
+def test_a_document_ends_at_the_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "".join(written(monkeypatch, [97, 256, 98])) == "a"
+    assert "".join(written(monkeypatch, [97, 256, 98], rows=False)) == "ab"
+
+
+def test_a_prompt_begins_as_training_texts_do() -> None:
+    tokenizer = CharTokenizer("\nab")
+    assert prompt_tokens(tokenizer, "ab", rows=True) == [3, 1, 2]
+    assert prompt_tokens(tokenizer, "", rows=True) == [3]
+    assert prompt_tokens(tokenizer, "ab", rows=False) == [1, 2]
+    assert prompt_tokens(tokenizer, "", rows=False) == [0]
+
+
+def test_writing_leaves_the_model_and_the_random_state_as_they_were() -> None:
+    model = gpt(dropout=0.5).train()
+    state = torch.get_rng_state()
+    texts = [
+        list(
+            stream_text(model, ByteTokenizer(), "a", True, max_new_tokens=5, generator=torch.Generator().manual_seed(1))
+        )
+        for _ in range(2)
+    ]
+    assert texts[0] == texts[1]
+    assert model.training
+    assert torch.equal(state, torch.get_rng_state())

@@ -1,0 +1,127 @@
+"""What is trained, logged and estimated is what the names say."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Fit, points, weights
+from torch.nn import functional as F
+
+from lit_gpt.checkpoint import load_model
+from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.readers import Reading
+from lit_gpt.data.windows import random_starts
+from lit_gpt.module import LitGPT
+
+RUN = Path("logs/small/version_0")
+TRAINED = 16  # context_length of small.yaml
+
+
+def plain_training(steps: int, batch: int, clip: float = 1.0) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """What small.yaml trains, written out by hand: losses and weights."""
+    corpus = open_corpus([Path("rows.txt")], Reading(), "byte", "pruned", Path("data/cache"))
+    ids = torch.from_numpy(corpus.ids[: corpus.ends[107]].astype("int64"))  # 108 of 120 rows
+    model = LitGPT.load_from_checkpoint("start.ckpt", weights_only=True).gpt
+    decay, rest = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-3, betas=(0.9, 0.95)
+    )
+    losses = []
+    for step in range(steps):
+        starts = random_starts(1337, step, batch, len(ids), TRAINED)
+        x = torch.stack([ids[s : s + TRAINED] for s in starts])
+        y = torch.stack([ids[s + 1 : s + TRAINED + 1] for s in starts])
+        progress = (step - 2) / (6 - 2)
+        rate = 1e-3 * ((step + 1) / 2 if step < 2 else 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(model(x)[0].flatten(0, 1), y.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {f"gpt.{name}": value for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--data.batch_size", 12], ["--data.global_batch_size", 12], ["--trainer.accumulate_grad_batches", 3]],
+    ids=["one forward", "accumulation from the global batch", "accumulation by the Trainer"],
+)
+def test_a_run_trains_as_the_course_would_by_hand(fit: Fit, flags: list[object]) -> None:
+    assert fit("--trainer.max_steps", 0).status == 0
+    assert fit("--name", "start", "--trainer.max_steps", 1, "--model.learning_rate", 1e-30).status == 0
+    Path("logs/start/version_0/last.ckpt").rename("start.ckpt")  # the weights before training, but for 1e-30
+    assert fit(*flags, "--name", "run").status == 0
+    losses, expected = plain_training(steps=6, batch=12)
+    logged = points(Path("logs/run/version_0"))
+    assert [step for step, _ in logged["loss/train"]] == [1, 2, 3, 4, 5, 6]
+    torch.testing.assert_close([value for _, value in logged["loss/train"]], losses, rtol=1e-5, atol=1e-5)
+    for name, value in weights(Path("logs/run/version_0/last.ckpt")).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_intervals_count_optimizer_steps_under_accumulation(fit: Fit) -> None:
+    assert fit("--data.global_batch_size", 12, "--trainer.log_every_n_steps", 2).status == 0
+    logged = points(RUN)
+    assert [step for step, _ in logged["loss/train"]] == [2, 4, 6]
+    assert [step for step, _ in logged["loss/val"]] == [3, 6]
+    assert [step for step, _ in logged["optim/grad_norm"]] == [2, 4, 6]
+    assert set(logged) == {
+        *("loss/train", "loss/train_eval", "loss/val", "best/loss_val", "val/perplexity", "val/bits_per_byte"),
+        *("optim/lr", "optim/grad_norm", "speed/tokens_per_second", "memory/peak_gb"),
+    }
+
+
+def test_a_share_of_an_epoch_is_an_interval_too(fit: Fit) -> None:
+    assert fit("--trainer.val_check_interval", 0.1, "--data.global_batch_size", 8).status == 0
+    steps = [step for step, _ in points(RUN)["loss/val"]]
+    assert steps == list(range(steps[0], 7, steps[0]))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_the_estimate_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch_size: int) -> None:
+    assert fit("--data.batch_size", batch_size, "--data.eval_windows", "null").status == 0
+    logged = points(RUN)
+    model, tokenizer, _ = load_model(RUN / "last.ckpt")
+    corpus = open_corpus([Path("rows.txt")], Reading(), "byte", "pruned", Path("data/cache"))
+    ids = torch.from_numpy(corpus.ids[corpus.ends[107] :].astype("int64"))
+    nats = 0.0
+    for start in range(0, len(ids) - 1, TRAINED):
+        x, y = ids[start : start + TRAINED], ids[start + 1 : start + TRAINED + 1]
+        nats += F.cross_entropy(model(x[None, : len(y)])[0][0], y, reduction="sum").item()
+    loss = nats / (len(ids) - 1)
+    assert logged["loss/val"][-1][1] == pytest.approx(loss, rel=1e-5)
+    assert logged["val/perplexity"][-1][1] == pytest.approx(math.exp(loss), rel=1e-4)
+    size = len(tokenizer.decode(ids[1:].tolist()).encode("utf-8"))
+    assert logged["val/bits_per_byte"][-1][1] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+
+
+def test_dropout_depends_on_the_seed_and_the_step_alone(fit: Fit) -> None:
+    for name, flags in {"a": [], "b": ["--trainer.val_check_interval", 1, "--generate.prompts", "[]"]}.items():
+        assert fit("--name", name, "--model.config.dropout", 0.3, *flags).status == 0
+    a, b = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in "ab")
+    assert a == b
+    assert fit("--name", "c", "--model.config.dropout", 0.3, "--seed_everything", 1).status == 0
+    assert points(Path("logs/c/version_0"))["loss/train"] != a
+
+
+@pytest.mark.parametrize(
+    "flags", [["--trainer.gradient_clip_val", "null"], ["--trainer.gradient_clip_algorithm", "value"]]
+)
+def test_clipping_is_the_trainers(fit: Fit, flags: list[str]) -> None:
+    assert fit("--name", "norm", "--trainer.gradient_clip_val", 0.01).status == 0
+    assert fit("--name", "other", *flags).status == 0
+    norm, other = (points(Path(f"logs/{name}/version_0")) for name in ("norm", "other"))
+    assert norm["optim/grad_norm"][0] == pytest.approx(other["optim/grad_norm"][0])  # of before the clipping
+    assert norm["loss/train"][1:] != other["loss/train"][1:]
+
+
+def test_bfloat16_trains_near_float32(fit: Fit) -> None:
+    assert fit("--name", "exact").status == 0
+    assert fit("--name", "bf16", "--trainer.precision", "bf16-mixed").status == 0
+    exact, half = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in ("exact", "bf16"))
+    assert exact != half
+    torch.testing.assert_close(half, exact, rtol=1e-2, atol=1e-2)

@@ -1,0 +1,58 @@
+"""The README's commands run as they stand, on fewer steps."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = [
+    *("--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.accelerator", "cpu"),
+    *("--data.eval_windows", "2", "--generate.max_new_tokens", "4"),
+]
+
+
+def commands() -> list[str]:
+    """Every line of a shell block that runs one of our scripts, in order."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition(" #")[0].strip() for line in lines if "scripts/" in line]
+
+
+def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
+    (tmp_path / "poems.csv").write_text(
+        "title,author,text\n" + "".join(f'题{i},李白,"床前明月光，\n疑是地上霜。"\n' for i in range(200)),
+        encoding="utf-8",
+    )
+    assert len(commands()) >= 6
+    for command in commands():
+        program, script, *words = shlex.split(command)
+        assert program in ("python", ".venv/bin/python")
+        short = SHORT if script == "scripts/fit.py" and "validate" not in words else []
+        result = subprocess.run(
+            [sys.executable, str(ROOT / script), *words, *short],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+
+
+def test_make_goals_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for goal in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{goal}:", makefile, flags=re.MULTILINE), goal
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
