@@ -352,7 +352,27 @@ class FitCLI(LightningCLI):
 
     # ---------------------------------------------------------------------------------------------- what is told
 
+    def refuse_another_model(self) -> None:
+        """Refuses a checkpoint whose model has another shape than the one just built."""
+        path = self._get(self.config, "ckpt_path")
+        if not path:
+            return
+        saved, ours = open_checkpoint(Path(path), mmap=True)["hyper_parameters"], self.model.arguments
+        differences = [
+            f"{key} {saved['config'].get(key)} there, {value} here"
+            for key, value in ours["config"].items()
+            if saved["config"].get(key) != value
+        ]
+        if differences:
+            raise UserError(
+                f"{path} holds another model ({'; '.join(differences)}): leave out what changes it, or the checkpoint"
+            )
+
+    def before_validate(self) -> None:
+        self.refuse_another_model()
+
     def before_fit(self) -> None:
+        self.refuse_another_model()
         logger = self.trainer.logger
         self.datamodule.trainer = self.trainer
         self.datamodule.check_batches()
@@ -422,12 +442,13 @@ def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Pat
         f"{data.tokenizer_name}{' pruned' if data.tokenizer_name == 'cl100k_base' and data.vocab == 'pruned' else ''}"
     )
     lines = [
-        f"text        {counts['documents']:,} documents, {counts['characters']:,} characters{skipped}",
+        f"text        {counts['documents']:,} document{'s'[: counts['documents'] != 1]}, "
+        f"{counts['characters']:,} characters{skipped}",
         f"tokens      {tokens:,} ({len(data.train_ids):,} to train on, {len(data.val_ids):,} to validate), "
         f"{data.vocab_size:,} different ({vocabulary})",
         f"model       {parameters:,} parameters, {tokens / parameters:.2g} tokens a parameter; "
         f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
-        f"memory      {_bytes(16 * parameters)} for weights, gradients and AdamW, and activations",
+        f"memory      {_bytes(16 * parameters)} for weights, gradients and AdamW; activations come on top",
         f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
         f"{data.steps_per_epoch:,} to an epoch"
         + ("" if steps is None else f", {steps / data.steps_per_epoch:,.1f} epochs"),

@@ -72,6 +72,15 @@ def test_flags_win_over_a_checkpoints_config(fit: Fit) -> None:
     assert saved()["model"]["config"]["d_model"] == 16
 
 
+@pytest.mark.parametrize("command", [[], ["validate"]], ids=["fit", "validate"])
+def test_a_checkpoint_of_another_model_is_refused(fit: Fit, command: list[str]) -> None:
+    assert fit().status == 0
+    result = fit(*command, "--ckpt_path", RUN / "last.ckpt", "--model.config.d_model", 8, "--data.tokenizer", "char")
+    assert result.status == 2
+    assert "vocab_size 257 there, 28 here; d_model 16 there, 8 here" in result.err
+    assert result.err.count("\n") == 1
+
+
 def test_validate_scores_a_checkpoint_and_makes_no_run(fit: Fit) -> None:
     assert fit().status == 0
     before = sorted(Path("logs").rglob("*"))
