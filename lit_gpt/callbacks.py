@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lit_gpt.checkpoint import copy_whole
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.generate import stream_text
+from lit_gpt.generate import shown, stream_text
 from lit_gpt.module import LitGPT, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
@@ -280,13 +280,13 @@ class GenerateText(Callback):
         """Every rank draws the same texts, since the model may be spread over them; the first one shows them."""
         step = self._written_step = trainer.global_step
         for number, prompt in enumerate(self.prompts, start=1):
-            texts = self.texts(trainer, prompt)
+            texts = [shown(text) for text in self.texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
             trainer.print("\n".join(f"  | {line}" for text in texts for line in text.splitlines() or [""]))
             if isinstance(trainer.logger, RunLogger):
-                shown = "\n\n".join(f"```\n{text}\n```" for text in texts)
-                trainer.logger.experiment.add_text(f"samples/prompt_{number}", shown, step)
+                markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
+                trainer.logger.experiment.add_text(f"samples/prompt_{number}", markdown, step)
 
     def texts(self, trainer: Trainer, prompt: str) -> list[str]:
         """`num_samples` texts, prompts included; they depend on the weights, the seed and the step alone."""

@@ -385,7 +385,8 @@ class FitCLI(LightningCLI):
             folder = self.folder if self.save_config_callback else None
             print(preflight(self.trainer, self.model, self.datamodule, folder))
         if isinstance(logger, RunLogger) and not self.config.fit.ckpt_path:
-            logger.start(flat(self.config.fit.as_dict()))
+            settings = self.config.fit.as_dict()
+            logger.start(flat({part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}))
 
     def after_fit(self) -> None:
         if not self.trainer.is_global_zero:
@@ -425,7 +426,7 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         if isinstance(value, dict):
             found.update(flat(value, f"{prefix}{key}."))
-        elif value is not None and key != "config":
+        elif value is not None:
             found[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
     return found
 

@@ -1,6 +1,7 @@
 """From a model and a prompt to new text."""
 
 import codecs
+import re
 from collections.abc import Iterator
 
 import torch
@@ -90,6 +91,11 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, rows: bool) -> list[int]:
     if rows:
         return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
     return tokenizer.encode(prompt or "\n")
+
+
+def shown(text: str) -> str:
+    """Text for a screen: control characters, which an untrained model writes, could do anything to a terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, rows: bool, **sampling: object) -> Iterator[str]:

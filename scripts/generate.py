@@ -9,7 +9,7 @@ import torch
 
 from lit_gpt.checkpoint import load_model, newest_checkpoint
 from lit_gpt.errors import UserError
-from lit_gpt.generate import stream_text
+from lit_gpt.generate import shown, stream_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ def main(words: list[str]) -> None:
             top_p=options.top_p,
             generator=generator,
         ):
-            print(piece, end="", flush=True)
+            print(shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
         print()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt.errors import UserError
-from lit_gpt.generate import next_token, prompt_tokens, stream, stream_text
+from lit_gpt.generate import next_token, prompt_tokens, shown, stream, stream_text
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -94,6 +94,10 @@ def test_a_character_is_written_when_it_is_whole(monkeypatch: pytest.MonkeyPatch
 def test_a_document_ends_at_the_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(written(monkeypatch, [97, 256, 98])) == "a"
     assert "".join(written(monkeypatch, [97, 256, 98], rows=False)) == "ab"
+
+
+def test_what_is_shown_cannot_steer_a_terminal() -> None:
+    assert shown("a\x1b[2Jb\tc\n中\u3000\x07\r") == "a\ufffd[2Jb\tc\n中\u3000\ufffd\ufffd"
 
 
 def test_a_prompt_begins_as_training_texts_do() -> None:
