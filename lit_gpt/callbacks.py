@@ -17,7 +17,7 @@ from tqdm import tqdm
 from lit_gpt.checkpoint import copy_whole
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.generate import shown, stream_text
+from lit_gpt.generate import check_sampling, shown, stream_text
 from lit_gpt.module import LitGPT, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
@@ -259,6 +259,7 @@ class GenerateText(Callback):
                 f"--generate.num_samples is {num_samples} and --generate.max_new_tokens {max_new_tokens}: "
                 "give 1 or more; --generate.prompts [] turns the texts off"
             )
+        check_sampling(temperature, top_k)
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         self.num_samples = num_samples
         self.sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}

@@ -381,6 +381,8 @@ class FitCLI(LightningCLI):
                 f"--model.schedule {self.model.schedule} needs an end: give --trainer.max_steps or "
                 "--trainer.max_epochs, or --model.schedule constant"
             )
+        for prompt in self._get(self.config_init, "generate").prompts:
+            self.datamodule.tokenizer.encode(prompt)  # one it cannot encode is said now, not in mid-run
         if self.trainer.is_global_zero:
             folder = self.folder if self.save_config_callback else None
             print(preflight(self.trainer, self.model, self.datamodule, folder))

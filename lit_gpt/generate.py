@@ -1,6 +1,7 @@
 """From a model and a prompt to new text."""
 
 import codecs
+import math
 import re
 from collections.abc import Iterator
 
@@ -31,12 +32,7 @@ def next_token(
     Raises:
         UserError: a number is out of range.
     """
-    if temperature < 0:
-        raise UserError(f"temperature is {temperature}: give 0 (always the likeliest token) or more")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"top_k is {top_k}: give 1 or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p is {top_p}: give a probability above 0, up to 1")
+    check_sampling(temperature, top_k, top_p)
     if temperature == 0:
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
@@ -49,6 +45,20 @@ def next_token(
         reached_before = probabilities.cumsum(dim=-1) - probabilities >= top_p  # (B, V)
         logits = logits.masked_fill(reached_before.gather(-1, order.argsort(dim=-1)), -torch.inf)
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator).squeeze(-1)
+
+
+def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
+    """Refuses what `next_token` cannot draw by.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature is {temperature}: give 0 (always the likeliest token) or more")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k is {top_k}: give 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}: give a probability above 0, up to 1")
 
 
 @torch.no_grad()

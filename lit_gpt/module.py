@@ -95,9 +95,12 @@ class LitGPT(LightningModule):
             torch.manual_seed(int(np.random.SeedSequence([self.data.seed, part]).generate_state(1, np.uint64)[0]))
         loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
-        if forward == accumulation - 1 and logs_at(self.trainer, self.trainer.global_step + 1):
+        step = self.trainer.global_step + 1  # the one this forward belongs to
+        if forward == accumulation - 1 and logs_at(self.trainer, step):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": torch.tensor(rate)}
+        if forward == accumulation - 1 and step == self.data.max_steps:
+            self.trainer.val_check_batch = 1  # the last step validates, whatever the interval
         return loss
 
     def configure_gradient_clipping(

@@ -9,7 +9,7 @@ import torch
 
 from lit_gpt.checkpoint import load_model, newest_checkpoint
 from lit_gpt.errors import UserError
-from lit_gpt.generate import shown, stream_text
+from lit_gpt.generate import check_sampling, shown, stream_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +33,7 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(words)
     if options.max_new_tokens < 1 or options.num_samples < 1:
         raise UserError("--max_new_tokens and --num_samples: give 1 or more")
+    check_sampling(options.temperature, options.top_k, options.top_p)
     if not options.prompt.isprintable() and "\udc80" <= max(options.prompt) <= "\udcff":
         raise UserError("--prompt is not text in this terminal's encoding: set the terminal to UTF-8")
 

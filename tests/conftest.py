@@ -13,6 +13,8 @@ from tensorboard.util import tensor_util
 
 from lit_gpt.cli import main
 
+torch.set_num_threads(1)  # models this small only wait for each other's threads
+
 ROOT = Path(__file__).parent.parent
 DEFAULT = ROOT / "configs" / "default.yaml"
 

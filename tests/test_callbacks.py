@@ -23,7 +23,7 @@ def test_a_run_leaves_its_config_its_checkpoints_and_its_curves(fit: Fit) -> Non
     kept = sorted(path.name for path in RUN.iterdir() if not path.name.startswith("events."))
     assert kept == ["best.ckpt", "config.yaml", "last.ckpt", "step_00000004.ckpt", "step_00000006.ckpt"]
     steps = {name: open_checkpoint(RUN / name)["global_step"] for name in kept if name.endswith("ckpt")}
-    assert steps == {"best.ckpt": 6, "last.ckpt": 7, "step_00000004.ckpt": 4, "step_00000006.ckpt": 6}
+    assert steps == {"best.ckpt": 7, "last.ckpt": 7, "step_00000004.ckpt": 4, "step_00000006.ckpt": 6}
 
 
 def test_best_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> None:

@@ -136,12 +136,15 @@ def test_a_barebones_run_leaves_nothing(fit: Fit) -> None:
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing file": (["--data.files", "row.txt"], "row.txt: no such file (did you mean 'rows.txt'?)"),
-    "unknown column": (["--data.columns", "name"], "has no column 'name'; it has text"),
+    "unknown column": (["--data.files", "header.csv", "--data.columns", "name"], "has no column 'name'; it has text"),
     "empty file": (["--data.files", "empty.csv"], "empty.csv is empty"),
     "only a header": (["--data.files", "header.csv"], "a header and no rows"),
     "short corpus": (["--model.config.context_length", "5000"], "fewer than one window of 5001"),
     "undecodable": (["--data.files", "gbk.csv"], "line 2, bytes d6 d0"),
-    "template field": (["--data.template", "{txt}"], "has no column 'txt'; it has text (did you mean 'text'?)"),
+    "template field": (
+        ["--data.files", "header.csv", "--data.template", "{txt}"],
+        "has no column 'txt'; it has text (did you mean 'text'?)",
+    ),
     "heads": (["--model.config.num_heads", "3"], "num_heads 3 does not divide d_model 16"),
     "misspelt flag": (
         ["--trainer.max_step", "3"],
@@ -172,6 +175,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "timed validation": (["--trainer.val_check_interval", "00:00:01:00"], "is a time: give optimizer steps"),
     "no end": (["--trainer.max_steps", "-1"], "--model.schedule cosine needs an end"),
     "random seed": (["--seed_everything", "true"], "--seed_everything True: give int"),
+    "prompt": (
+        ["--data.tokenizer", "char", "--generate.prompts", "[row, 静夜思]"],
+        "character '静' (U+9759) is not among the",
+    ),
+    "temperature": (["--generate.temperature", "-1"], "temperature is -1.0: give 0"),
     "words": (["--data.files", "a.csv", "b.csv"], "unexpected word 'b.csv'"),
     "no such device": (["--trainer.accelerator", "tpu"], "torch_xla"),
     "validate what": (["validate"], "validate needs a checkpoint"),

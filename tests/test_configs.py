@@ -13,6 +13,7 @@ SMALLER = {
     "gpt2": [
         *("--model.config.context_length", "32", "--data.batch_size", "1", "--data.global_batch_size", "2"),
         *("--model.compile", "false", "--trainer.precision", "32-true", "--data.num_workers", "0"),
+        *("--trainer.enable_checkpointing", "false"),  # 1.5 GB each
     ],
     "shakespeare_char": ["--data.files", str(ROOT / "LICENSE")],
 }

@@ -75,10 +75,18 @@ def test_intervals_count_optimizer_steps_under_accumulation(fit: Fit) -> None:
     }
 
 
+@pytest.mark.parametrize("flags", [[], ["--data.global_batch_size", 12]], ids=["one forward", "three"])
+def test_the_last_step_validates_whatever_the_interval(fit: Fit, flags: list[object]) -> None:
+    assert fit("--trainer.val_check_interval", 4, *flags).status == 0
+    assert [step for step, _ in points(RUN)["loss/val"]] == [4, 6]
+    assert fit("--name", "rare", "--trainer.val_check_interval", 1000, *flags).status == 0
+    assert [step for step, _ in points(Path("logs/rare/version_0"))["loss/val"]] == [6]
+
+
 def test_a_share_of_an_epoch_is_an_interval_too(fit: Fit) -> None:
-    assert fit("--trainer.val_check_interval", 0.1, "--data.global_batch_size", 8).status == 0
-    steps = [step for step, _ in points(RUN)["loss/val"]]
-    assert steps == list(range(steps[0], 7, steps[0]))
+    result = fit("--trainer.val_check_interval", 0.25, "--data.global_batch_size", 8)
+    assert "17 to an epoch" in result.out
+    assert [step for step, _ in points(RUN)["loss/val"]] == [4, 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -29,8 +29,8 @@ class TextDataModule(LightningDataModule):
     Args:
         files: a path, a glob or a list of them: .csv .tsv .txt .jsonl .parquet, in raw mode any text.
         mode: "rows": every row is a document; "raw": a file is one text.
-        columns: the columns (JSONL: fields) a document takes; not needed where there is one or a template says.
-        template: how columns are put together, as "{title}\\n{text}".
+        columns: of a table, the columns (JSONL: fields) a document takes; not needed where there is one.
+        template: how columns are put together instead, as "{title}\\n{text}".
         delimiter: between columns; a comma if left out, in .tsv a tab.
         header: whether the first row names the columns; without it they are c1, c2, …
         encoding: of text files, as utf-8 or gb18030.

@@ -30,7 +30,7 @@ class Reading:
 
     Attributes:
         mode: "rows": every row is a document; "raw": a file is one text.
-        columns: which columns (JSONL: fields) a document takes, joined by line ends; not needed where there is one.
+        columns: of a table, which (JSONL: fields) a document takes, joined by line ends; not needed where there is one.
         template: how they are put together instead, as `"{title}\\n{text}"`; `\\n` and `\\t` may be typed as two
             characters, `{{` and `}}` are braces.
         delimiter: between columns; None: a comma, in .tsv a tab.
@@ -153,10 +153,10 @@ def _read_csv(path: Path, reading: Reading) -> Iterator[str]:
 
 
 def _read_lines(path: Path, reading: Reading) -> Iterator[str]:
+    """A plain text has no columns to choose: a line is a document."""
     with open(path, encoding=_codec(reading.encoding)) as file:
-        fill = _filler(path, reading, ["text"])
         for line in file:
-            yield fill({"text": line.removesuffix("\n")})
+            yield line.removesuffix("\n")
 
 
 def _read_jsonl(path: Path, reading: Reading) -> Iterator[str]:
