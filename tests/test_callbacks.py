@@ -38,6 +38,15 @@ def test_best_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> None:
     assert f"loss/val {losses[best]:.4f} at step {best}" in result.out
 
 
+def test_a_step_that_validates_is_saved_after_its_validation(fit: Fit) -> None:
+    stop = ["--model.schedule", "constant", "--checkpoint.every_n_steps", 3, "--trainer.max_steps"]
+    assert fit(*stop, 3).status == 0
+    saved = open_checkpoint(RUN / "step_00000003.ckpt")["callbacks"]["StepCheckpoint"]
+    assert (saved["best_step"], saved["best_loss"]) == points(RUN)["loss/val"][0]
+    assert fit(*stop, 6, "--ckpt_path", RUN / "step_00000003.ckpt").status == 0
+    assert [step for step, _ in points(RUN)["loss/val"]] == [3, 6]  # neither repeated nor skipped
+
+
 def test_generated_text_leaves_no_trace_in_the_run(fit: Fit) -> None:
     dropout = ["--model.config.dropout", 0.2]
     assert fit("--name", "with", *dropout).status == 0
