@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
-from lit_gpt.checkpoint import copy_whole
+from lit_gpt.checkpoint import copy_whole, open_checkpoint, write_whole
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generate import check_sampling, shown, stream_text
@@ -104,23 +105,23 @@ class StepProgress(ProgressBar):
 class Throughput(Callback):
     """Logs `speed/tokens_per_second` over all devices, `speed/mfu` where the device's peak is known, `memory/peak_gb`.
 
-    The clock stands still while the run validates.
+    The clock stands still while the run validates, writes texts and saves what follows a validation.
     """
 
     def __init__(self) -> None:
-        self._since: float | None = None
+        self._since: float | None = None  # training has run since then, but for
+        self._paused_at: float | None = None  # a pause that began then
         self._step = 0
-        self._paused = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if self._since is None:
             self._since, self._step = time.perf_counter(), trainer.global_step
+        elif self._paused_at is not None:
+            self._since += time.perf_counter() - self._paused_at
+        self._paused_at = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._paused -= time.perf_counter()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._paused += time.perf_counter()
+        self._paused_at = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         steps = trainer.global_step - self._step
@@ -129,8 +130,8 @@ class Throughput(Callback):
         assert self._since is not None
         module, data = parts(trainer)
         now = time.perf_counter()
-        seconds = now - self._since - self._paused
-        self._since, self._step, self._paused = now, trainer.global_step, 0.0
+        seconds = now - self._since
+        self._since, self._step = now, trainer.global_step
         tokens_per_second = steps * data.windows_per_step * data.context_length / seconds
         values = {"speed/tokens_per_second": tokens_per_second, "memory/peak_gb": peak_memory(module.device) / 1e9}
         peak = peak_flops(module.device)
@@ -164,6 +165,21 @@ def peak_memory(device: torch.device) -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+class WholeFileIO(CheckpointIO):
+    """How the Trainer writes and opens checkpoints: by `write_whole` and `open_checkpoint`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return open_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
 
 
 class StepCheckpoint(Checkpoint):
@@ -228,7 +244,8 @@ class StepCheckpoint(Checkpoint):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             copy_whole(path, self.folder / "last.ckpt")
-            periodic = sorted(self.folder.glob("step_*.ckpt"))
+            # of a run resumed further back, later steps are another future's: they stay
+            periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= path.name)
             for old in periodic[: len(periodic) - self.keep]:
                 old.unlink()
 
@@ -293,17 +310,11 @@ class GenerateText(Callback):
         """`num_samples` texts, prompts included; they depend on the weights, the seed and the step alone."""
         module, data = parts(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
-        return [
-            prompt
-            + "".join(
-                stream_text(
-                    module.gpt,
-                    data.tokenizer,
-                    prompt,
-                    rows=data.reading.mode == "rows",
-                    generator=generator,
-                    **self.sampling,
-                )
-            )
-            for _ in range(self.num_samples)
-        ]
+        rows = data.reading.mode == "rows"
+        # compiled blocks would be compiled anew for every length of the cache, and in the end for training no more
+        with torch.compiler.set_stance("force_eager"):
+            return [
+                prompt
+                + "".join(stream_text(module.gpt, data.tokenizer, prompt, rows, generator=generator, **self.sampling))
+                for _ in range(self.num_samples)
+            ]

@@ -5,13 +5,13 @@ import glob
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
@@ -46,21 +46,6 @@ def copy_whole(source: Path, target: Path) -> None:
         write_whole(target, lambda out: shutil.copyfileobj(file, out, 2**24))
 
 
-class WholeFileIO(CheckpointIO):
-    """How the Trainer saves and opens checkpoints: by `write_whole` and `open_checkpoint`."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_whole(Path(path), lambda file: torch.save(checkpoint, file))
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return open_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
 def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """A checkpoint's contents, on the CPU; nothing in the file is executed.
 
@@ -86,9 +71,16 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 
 def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
-    """The checkpoint file last written under `logs`, of runs called `name` or of any; None where there is none."""
+    """The last written checkpoint that opens, of runs called `name` or of any; None where there is none."""
     files = logs.glob(f"{glob.escape(name) if name else '*'}/version_*/*.ckpt")
-    return max(files, key=lambda path: (path.stat().st_mtime_ns, path.name == "last.ckpt"), default=None)
+    for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name == "last.ckpt"), reverse=True):
+        try:
+            open_checkpoint(path, mmap=True)
+        except UserError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+        else:
+            return path
+    return None
 
 
 def load_model(path: Path) -> tuple[GPT, Tokenizer, bool]:

@@ -16,11 +16,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gpt.callbacks import GenerateText, RunLogger, StepCheckpoint, StepProgress, Throughput
-from lit_gpt.checkpoint import WholeFileIO, open_checkpoint, write_whole
+from lit_gpt.callbacks import GenerateText, RunLogger, StepCheckpoint, StepProgress, Throughput, WholeFileIO
+from lit_gpt.checkpoint import open_checkpoint, write_whole
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError, did_you_mean
+from lit_gpt.generate import prompt_tokens
+from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
+from lit_gpt.tokenizer import from_state
 
 LOGS = Path("logs")
 
@@ -68,6 +71,7 @@ def quiet_lightning() -> None:
         "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on from the step
         "The number of training batches",  # is smaller than the logging interval: we count across epochs
         "Be aware that when using `ckpt_path`",  # a validation has no use for the state of what only trains
+        "It is recommended to use `self.log",  # with sync_dist: what we log is equal on all devices already
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -296,6 +300,8 @@ class FitCLI(LightningCLI):
             raise UserError("validate needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt")
         if settings.ckpt_path:
             open_checkpoint(Path(settings.ckpt_path), mmap=True)
+        shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
+        GPTConfig(vocab_size=1, **shape)  # one that cannot be is refused before the text is read
         if settings.data.global_batch_size is not None and trainer.accumulate_grad_batches != 1:
             raise UserError(
                 f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches} and --data.global_batch_size "
@@ -303,11 +309,18 @@ class FitCLI(LightningCLI):
             )
         if trainer.use_distributed_sampler:
             raise UserError("--trainer.use_distributed_sampler true: leave it out, every device draws its own windows")
-        if not isinstance(trainer.val_check_interval, int | float):
+        interval = trainer.val_check_interval
+        if not isinstance(interval, int | float) or interval <= 0 or (isinstance(interval, float) and interval > 1):
             raise UserError(
-                f"--trainer.val_check_interval {trainer.val_check_interval} is a time: give optimizer steps, as 250, "
-                "or a share of an epoch, as 0.5"
+                f"--trainer.val_check_interval {interval}: give optimizer steps, as 250, or a share of an epoch, as 0.5"
             )
+        if trainer.limit_train_batches not in (None, 1.0):
+            raise UserError(
+                f"--trainer.limit_train_batches {trainer.limit_train_batches} would cut optimizer steps apart: "
+                "give --trainer.max_steps"
+            )
+        if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+            raise UserError(f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}: give 0 (off) or more")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand]
@@ -353,16 +366,17 @@ class FitCLI(LightningCLI):
     # ---------------------------------------------------------------------------------------------- what is told
 
     def refuse_another_model(self) -> None:
-        """Refuses a checkpoint whose model has another shape than the one just built."""
+        """Refuses a checkpoint whose model has another shape, or another vocabulary, than the one just built."""
         path = self._get(self.config, "ckpt_path")
         if not path:
             return
-        saved, ours = open_checkpoint(Path(path), mmap=True)["hyper_parameters"], self.model.arguments
+        checkpoint = open_checkpoint(Path(path), mmap=True)
+        saved, ours = checkpoint["hyper_parameters"]["config"], self.model.arguments["config"]
         differences = [
-            f"{key} {saved['config'].get(key)} there, {value} here"
-            for key, value in ours["config"].items()
-            if saved["config"].get(key) != value
+            f"{key} {saved.get(key)} there, {value} here" for key, value in ours.items() if saved.get(key) != value
         ]
+        if not differences and from_state(checkpoint["tokenizer"]) != self.datamodule.tokenizer:
+            differences = ["its tokens stand for other pieces of text than this data's"]
         if differences:
             raise UserError(
                 f"{path} holds another model ({'; '.join(differences)}): leave out what changes it, or the checkpoint"
@@ -381,12 +395,14 @@ class FitCLI(LightningCLI):
                 f"--model.schedule {self.model.schedule} needs an end: give --trainer.max_steps or "
                 "--trainer.max_epochs, or --model.schedule constant"
             )
-        for prompt in self._get(self.config_init, "generate").prompts:
-            self.datamodule.tokenizer.encode(prompt)  # one it cannot encode is said now, not in mid-run
+        for prompt in self._get(
+            self.config_init, "generate"
+        ).prompts:  # one that has no ids is said now, not in mid-run
+            prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.reading.mode == "rows")
         if self.trainer.is_global_zero:
             folder = self.folder if self.save_config_callback else None
             print(preflight(self.trainer, self.model, self.datamodule, folder))
-        if isinstance(logger, RunLogger) and not self.config.fit.ckpt_path:
+        if isinstance(logger, RunLogger) and not self.folder.exists():  # a run that is resumed has begun already
             settings = self.config.fit.as_dict()
             logger.start(flat({part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}))
 

@@ -100,7 +100,12 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, rows: bool) -> list[int]:
     """Ids to start from: a document begins after the end of another, a raw text after a line end."""
     if rows:
         return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
-    return tokenizer.encode(prompt or "\n")
+    try:
+        return tokenizer.encode(prompt or "\n")
+    except UserError:
+        if prompt:
+            raise
+        return [0]  # a vocabulary of characters without line ends: any will do
 
 
 def shown(text: str) -> str:

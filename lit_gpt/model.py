@@ -62,9 +62,10 @@ class GPTConfig:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "kv_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give 1 or more")
+        for name in ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "num_kv_heads"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} is {number}: give 1 or more")
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
@@ -389,7 +390,9 @@ class GPT(nn.Module):
         """The loss `forward` gives, in nats, without ever holding (B, T, V): the mean over tokens, or their sum."""
         hidden = self.hidden(tokens).flatten(0, 1)  # (N, D)
         targets = targets.flatten()  # (N,)
-        total: Tensor = LinearCrossEntropy.apply(hidden, self.head.weight, targets)
+        # inside an autograd function no one can see that gradients are off: then the head must not ask for one
+        weight = self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()  # (V, D)
+        total: Tensor = LinearCrossEntropy.apply(hidden, weight, targets)
         return total / (targets != IGNORE).sum() if reduction == "mean" else total
 
 
@@ -407,8 +410,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         """hidden (N, D), weight (V, D), targets (N,) -> a scalar in nats."""
         want_hidden, want_weight, _ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight) if want_weight else None
-        total = torch.zeros((), device=hidden.device)
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if want_weight else None
+        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         rows = max(1, LinearCrossEntropy.CHUNK // weight.shape[0])
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
@@ -425,8 +428,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight  # (n, D)
             if grad_weight is not None:
-                grad_weight.addmm_(grad.T, hidden[chunk].type_as(weight))  # (V, D)
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                grad_weight += grad.T @ hidden[chunk].type_as(weight)  # (V, D)
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.type_as(weight))
         return total
 
     @staticmethod

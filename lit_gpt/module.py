@@ -51,10 +51,17 @@ class LitGPT(LightningModule):
         super().__init__()
         if isinstance(config, dict):  # as a checkpoint holds it
             config = GPTConfig(**config)
-        if learning_rate <= 0:
+        if not 0 < learning_rate < np.inf:
             raise UserError(f"--model.learning_rate is {learning_rate}: give more than 0, as 1e-3")
-        if warmup_steps < 0:
-            raise UserError(f"--model.warmup_steps is {warmup_steps}: give 0 or more")
+        for name, value in {
+            "warmup_steps": warmup_steps,
+            "weight_decay": weight_decay,
+            "min_learning_rate": min_learning_rate or 0,
+        }.items():
+            if not 0 <= value < np.inf:
+                raise UserError(f"--model.{name} is {value}: give 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise UserError(f"--model.betas is {list(betas)}: give two numbers from 0 up to, not including, 1")
         self.arguments = {
             "config": asdict(config),
             "learning_rate": learning_rate,

@@ -62,6 +62,7 @@ def main(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     try:
         main(sys.argv[1:])
     except (UserError, OSError) as error:

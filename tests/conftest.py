@@ -85,6 +85,12 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
+def tags(folder: Path) -> set[str]:
+    """The tags of everything in a run's event files."""
+    records = [record for path in folder.glob("events.*") for record in RawEventFileLoader(str(path)).Load()]
+    return {value.tag for record in records for value in Event.FromString(record).summary.value}
+
+
 def texts(folder: Path) -> dict[int, str]:
     """What GenerateText wrote into the event files: step -> text."""
     found: dict[int, str] = {}

@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from lit_gpt.callbacks import flops_per_token
 from lit_gpt.checkpoint import open_checkpoint
+from lit_gpt.data.datamodule import Batch
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 
@@ -24,6 +25,16 @@ def test_a_run_leaves_its_config_its_checkpoints_and_its_curves(fit: Fit) -> Non
     assert kept == ["best.ckpt", "config.yaml", "last.ckpt", "step_00000004.ckpt", "step_00000006.ckpt"]
     steps = {name: open_checkpoint(RUN / name)["global_step"] for name in kept if name.endswith("ckpt")}
     assert steps == {"best.ckpt": 7, "last.ckpt": 7, "step_00000004.ckpt": 4, "step_00000006.ckpt": 6}
+
+
+def test_a_run_resumed_further_back_keeps_the_checkpoints_it_writes(fit: Fit) -> None:
+    every = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 3]
+    back = ["--ckpt_path", RUN / "step_00000002.ckpt", "--trainer.max_steps"]
+    assert fit(*every).status == 0
+    assert fit(*every, *back, 4).status == 0
+    assert sorted(path.name for path in RUN.glob("step_*")) == [f"step_0000000{n}.ckpt" for n in (2, 4, 6)]
+    assert fit("--checkpoint.every_n_steps", 1, "--checkpoint.keep", 1, *back, 5).status == 0
+    assert sorted(path.name for path in RUN.glob("step_*")) == ["step_00000005.ckpt", "step_00000006.ckpt"]
 
 
 def test_best_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> None:
@@ -91,12 +102,30 @@ def test_tensorboard_finds_the_overlay_and_the_hyperparameters(fit: Fit) -> None
 
 
 def test_speed_counts_all_tokens_of_a_step(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    ticks = iter(range(1000))
-    monkeypatch.setattr("lit_gpt.callbacks.time.perf_counter", lambda: next(ticks))
-    flags = ["--data.global_batch_size", 12, "--trainer.limit_val_batches", 0, "--trainer.log_every_n_steps", 3]
+    class Clock:
+        now = 0.0
+
+        def perf_counter(self) -> float:
+            return self.now
+
+    clock, training_step = Clock(), LitGPT.training_step
+
+    def a_third_of_a_second(module: LitGPT, batch: Batch, batch_idx: int) -> torch.Tensor:
+        clock.now += 1 / 3
+        return training_step(module, batch, batch_idx)
+
+    def a_minute(module: LitGPT) -> None:
+        clock.now += 60
+        module.log_dict({"loss/val": 1.0, "loss/train_eval": 1.0})
+
+    monkeypatch.setattr("lit_gpt.callbacks.time", clock)
+    monkeypatch.setattr(LitGPT, "training_step", a_third_of_a_second)
+    monkeypatch.setattr(LitGPT, "on_validation_epoch_end", a_minute)
+    flags = ["--data.global_batch_size", 12, "--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 3]
     assert fit(*flags).status == 0
     speeds = points(RUN)["speed/tokens_per_second"]
-    assert speeds == [(3, 3 * 12 * 16), (6, 3 * 12 * 16)]  # one tick between looks at the clock
+    assert [step for step, _ in speeds] == [3, 6]
+    assert [speed for _, speed in speeds] == pytest.approx([12 * 16, 12 * 16])  # three forwards a step
     assert "speed/mfu" not in points(RUN)  # no peak is known of this processor
 
 

@@ -76,13 +76,20 @@ def test_a_checkpoint_is_enough_by_itself(fit: Fit, folder: Path) -> None:
         assert torch.equal(one, other)
 
 
-def test_the_newest_checkpoint_is_the_one_last_written(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
+def test_the_newest_checkpoint_that_opens_is_taken(fit: Fit, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = folder / "logs"
+    assert newest_checkpoint(logs) is None
+    assert fit("--trainer.max_steps", 1).status == 0
+    content = (logs / "small/version_0/last.ckpt").read_bytes()
     for age, name in enumerate(["b/version_10/step_1.ckpt", "a/version_1/last.ckpt", "a/version_0/best.ckpt"]):
-        path = tmp_path / name
+        path = logs / name
         path.parent.mkdir(parents=True)
-        path.write_bytes(b"")
-        os.utime(path, (1000 - age, 1000 - age))
-    assert newest_checkpoint(tmp_path) == tmp_path / "b/version_10/step_1.ckpt"
-    assert newest_checkpoint(tmp_path, "a") == tmp_path / "a/version_1/last.ckpt"
-    assert newest_checkpoint(tmp_path, "c") is None
+        path.write_bytes(content)
+        os.utime(path, (4e9 - age, 4e9 - age))
+    assert newest_checkpoint(logs) == logs / "b/version_10/step_1.ckpt"
+    assert newest_checkpoint(logs, "a") == logs / "a/version_1/last.ckpt"
+    assert newest_checkpoint(logs, "c") is None
+    (logs / "a/version_1/last.ckpt").write_bytes(content[:-100])
+    os.utime(logs / "a/version_1/last.ckpt", (5e9, 5e9))
+    assert newest_checkpoint(logs, "a") == logs / "a/version_0/best.ckpt"
+    assert "passed over: " in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, Fit, points, weights
+from conftest import ROOT, Fit, points, tags, weights
 
 RUN = Path("logs/small/version_0")
 
@@ -72,6 +72,21 @@ def test_flags_win_over_a_checkpoints_config(fit: Fit) -> None:
     assert saved()["model"]["config"]["d_model"] == 16
 
 
+def test_a_checkpoint_of_another_vocabulary_is_refused(fit: Fit) -> None:
+    Path("a.txt").write_text("abcabcab\n" * 50)
+    Path("x.txt").write_text("xyzxyzxy\n" * 50)
+    assert fit("--data.tokenizer", "char", "--data.files", "a.txt").status == 0
+    result = fit("validate", "--ckpt_path", RUN / "last.ckpt", "--data.files", "x.txt", config=None)
+    assert (result.status, result.out) == (2, "")
+    assert "its tokens stand for other pieces of text" in result.err
+
+
+def test_a_run_resumed_under_another_name_has_its_chart_too(fit: Fit) -> None:
+    assert fit().status == 0
+    assert fit("--ckpt_path", RUN / "last.ckpt", "--name", "other", "--trainer.max_steps", 8).status == 0
+    assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= tags(Path("logs/other/version_0"))
+
+
 @pytest.mark.parametrize("command", [[], ["validate"]], ids=["fit", "validate"])
 def test_a_checkpoint_of_another_model_is_refused(fit: Fit, command: list[str]) -> None:
     assert fit().status == 0
@@ -113,7 +128,6 @@ def test_the_preflight_says_what_is_about_to_be_trained(fit: Fit) -> None:
         ["--trainer.enable_progress_bar", "false"],
         ["--trainer.overfit_batches", "2"],
         ["--trainer.log_every_n_steps", "0"],
-        ["--trainer.limit_train_batches", "2"],
         ["--trainer.max_epochs", "1"],
         ["--trainer.max_time", "00:00:10:00"],
         ["--trainer.profiler", "simple"],
@@ -172,7 +186,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "global batch": (["--data.global_batch_size", "6"], "6 is not a multiple of 4"),
     "their sampler": (["--trainer.use_distributed_sampler", "true"], "every device draws its own windows"),
-    "timed validation": (["--trainer.val_check_interval", "00:00:01:00"], "is a time: give optimizer steps"),
+    "timed validation": (["--trainer.val_check_interval", "00:00:01:00"], "00:00:01:00: give optimizer steps"),
     "no end": (["--trainer.max_steps", "-1"], "--model.schedule cosine needs an end"),
     "random seed": (["--seed_everything", "true"], "--seed_everything True: give int"),
     "prompt": (
@@ -182,6 +196,11 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "temperature": (["--generate.temperature", "-1"], "temperature is -1.0: give 0"),
     "words": (["--data.files", "a.csv", "b.csv"], "unexpected word 'b.csv'"),
     "no such device": (["--trainer.accelerator", "tpu"], "torch_xla"),
+    "cut epochs": (["--trainer.limit_train_batches", "3"], "give --trainer.max_steps"),
+    "no interval": (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval 0: give optimizer steps"),
+    "betas": (["--model.betas", "[1.5, 0.9]"], "--model.betas is [1.5, 0.9]: give two numbers"),
+    "decay": (["--model.weight_decay", "-1"], "--model.weight_decay is -1.0: give 0 or more"),
+    "clip": (["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1.0: give 0"),
     "validate what": (["validate"], "validate needs a checkpoint"),
 }
 
@@ -205,6 +224,11 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(fit: Fit, words: list[str], 
     assert not Path("logs").exists()
 
 
+def test_a_shape_that_cannot_be_is_refused_before_the_text_is_read(fit: Fit) -> None:
+    assert fit("--model.config.num_heads", "3").status == 2
+    assert not Path("data").exists()
+
+
 def run_script(script: str, *words: str, timeout: int = 100) -> subprocess.CompletedProcess[str]:
     """A script as a person runs it, in a process of its own."""
     command = [sys.executable, str(ROOT / "scripts" / script), *words]
@@ -219,6 +243,7 @@ def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folde
     trained = run_script("fit.py", "--config", "small.yaml", "--name", "two", *shared, *pair)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("parameters") == 1  # one preflight
+    assert "Warning" not in trained.stderr
     assert [path.name for path in Path("logs/two").iterdir()] == ["version_0"]
     one, two = (points(Path(f"logs/{name}/version_0")) for name in ("one", "two"))
     for tag in ("loss/train", "loss/val", "loss/train_eval", "optim/grad_norm"):
@@ -275,7 +300,3 @@ def test_configs_are_found_from_the_scripts_place(folder: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert Path("data/mingcheng.csv").exists()
     assert Path("logs/default/version_0/last.ckpt").exists()
-
-
-def test_the_small_config_is_complete() -> None:
-    assert set(yaml.safe_load(SMALL)) == {"data", "model", "trainer", "generate"}

@@ -106,6 +106,9 @@ def test_a_prompt_begins_as_training_texts_do() -> None:
     assert prompt_tokens(tokenizer, "", rows=True) == [3]
     assert prompt_tokens(tokenizer, "ab", rows=False) == [1, 2]
     assert prompt_tokens(tokenizer, "", rows=False) == [0]
+    assert prompt_tokens(CharTokenizer("ab"), "", rows=False) == [0]  # no line end among them
+    with pytest.raises(UserError, match="character 'c'"):
+        prompt_tokens(tokenizer, "c", rows=False)
 
 
 def test_writing_leaves_the_model_and_the_random_state_as_they_were() -> None:

@@ -104,6 +104,14 @@ def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPa
     assert watched.elements <= 50 * 2000 < 20 * 24 * 2000
 
 
+def test_an_evaluation_takes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokens = gpt(vocab_size=2000), random_tokens(20, 24)
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 10 * 2000)  # less than the head's matrix has
+    with torch.no_grad(), LargestTensor() as watched:
+        model.loss(tokens, tokens)
+    assert watched.elements < model.head.weight.numel()
+
+
 def test_one_batch_overfits() -> None:
     model = gpt().train()
     tokens, targets = random_tokens(4, 24), random_tokens(4, 24).roll(-1, 1)
@@ -182,6 +190,7 @@ def test_the_course_shape_computes_the_course_formulas() -> None:
     ("changes", "message"),
     [
         ({"num_heads": 5}, "num_heads 5 does not divide d_model 32"),
+        ({"num_kv_heads": 0}, "num_kv_heads is 0: give 1 or more"),
         ({"num_kv_heads": 3}, "num_kv_heads 3 does not divide num_heads 4"),
         ({"d_model": 12}, "a head is 3 wide"),
         ({"d_model": 33, "num_heads": 1, "position": "sinusoidal"}, "d_model is 33: make it even"),

@@ -1,6 +1,8 @@
 """What is trained, logged and estimated is what the names say."""
 
 import math
+from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from lit_gpt.checkpoint import load_model
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.readers import Reading
 from lit_gpt.data.windows import random_starts
+from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 
 RUN = Path("logs/small/version_0")
@@ -117,14 +120,56 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags", [["--trainer.gradient_clip_val", "null"], ["--trainer.gradient_clip_algorithm", "value"]]
+    "flags",
+    [
+        ["--trainer.gradient_clip_val", "null"],
+        ["--trainer.gradient_clip_val", "1e-7", "--trainer.gradient_clip_algorithm", "value"],
+    ],
+    ids=["off", "by value"],
 )
 def test_clipping_is_the_trainers(fit: Fit, flags: list[str]) -> None:
     assert fit("--name", "norm", "--trainer.gradient_clip_val", 0.01).status == 0
     assert fit("--name", "other", *flags).status == 0
     norm, other = (points(Path(f"logs/{name}/version_0")) for name in ("norm", "other"))
     assert norm["optim/grad_norm"][0] == pytest.approx(other["optim/grad_norm"][0])  # of before the clipping
-    assert norm["loss/train"][1:] != other["loss/train"][1:]
+    ours, theirs = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("norm", "other"))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_clipping_by_value_bounds_every_gradient() -> None:
+    module = LitGPT(GPTConfig(vocab_size=9, context_length=4, d_model=8, num_heads=2, num_blocks=1))
+    tokens = torch.arange(8).view(2, 4)
+    module.gpt.loss(tokens, tokens).backward()
+    module.configure_gradient_clipping(torch.optim.SGD(module.parameters()), 1e-3, "value")
+    assert max(p.grad.abs().max().item() for p in module.parameters() if p.grad is not None) == pytest.approx(1e-3)
+
+
+def test_true_bfloat16_adds_losses_up_in_float32(fit: Fit) -> None:
+    assert fit("--name", "exact").status == 0
+    assert fit("--name", "half", "--trainer.precision", "bf16-true").status == 0
+    exact, half = (points(Path(f"logs/{name}/version_0"))["loss/val"] for name in ("exact", "half"))
+    torch.testing.assert_close(half, exact, rtol=5e-3, atol=5e-3)
+
+
+def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+        def run(*arguments: torch.Tensor) -> object:
+            trained.append(torch.is_grad_enabled())
+            return graph(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend=backend))
+    torch._dynamo.reset()
+    deep = ["--model.config.num_blocks", 12, "--generate.max_new_tokens", 20]
+    assert fit(*deep, "--name", "compiled", "--model.compile", "true").status == 0
+    torch._dynamo.reset()
+    assert sum(trained) == 12 * 6  # every block of every step
+    assert fit(*deep, "--name", "plain").status == 0
+    compiled, plain = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in ("compiled", "plain"))
+    torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)
 
 
 def test_bfloat16_trains_near_float32(fit: Fit) -> None:

@@ -165,6 +165,10 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
     "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),
     "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list; one JSON object a line is needed"),
     "missing field": ("t.jsonl", b'{"a": 1}\n{"b": 2}\n', {"columns": ("a",)}, "line 2 has no column 'a'; it has b"),
+    "a name twice": ("t.csv", b"a,a\n1,2\n", {"columns": ("a",)}, "has 2 columns called 'a'"),
+    "a format": ("t.csv", b"a,b\n1,2\n", {"template": "{a:.2f}"}, "no column 'a:.2f'; it has a, b"),
+    "half a character": ("t.jsonl", rb'{"a": "\ud83d"}', {}, "line 1: half a character"),
+    "not utf-16": ("t.csv", b"name\nabcd\n", {"encoding": "utf-16"}, r"t\.csv: not utf-16; give its encoding"),
     "not parquet": ("t.parquet", b"PAR1 but not", {}, "is not a readable Parquet file"),
 }
 

@@ -170,7 +170,10 @@ def _read_jsonl(path: Path, reading: Reading) -> Iterator[str]:
                 raise UserError(f"{path} line {number}: not JSON ({error.msg}): one object a line is needed") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path} line {number}: a {type(row).__name__}; one JSON object a line is needed")
-            yield _filler(f"{path} line {number}", reading, list(row))(row)
+            document = _filler(f"{path} line {number}", reading, list(row))(row)
+            if _SURROGATE.search(document):
+                raise UserError(f"{path} line {number}: half a character, as \\ud83d: write characters whole")
+            yield document
 
 
 def _read_parquet(path: Path, reading: Reading) -> Iterator[str]:
@@ -187,6 +190,8 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[str]:
     except ArrowException as error:
         raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
 
+
+_SURROGATE = re.compile("[\\ud800-\\udfff]")  # JSON can escape one without its other half
 
 READERS = {
     ".csv": _read_csv,
@@ -209,6 +214,8 @@ def _filler(where: Path | str, reading: Reading, names: list[str]) -> Callable[[
             flag = "--data.template" if reading.template else "--data.columns"
             hint = did_you_mean(name, names) or f": choose with {flag}"
             raise UserError(f"{where} has no column {name!r}; it has {_listed(names)}{hint}")
+        if names.count(name) > 1:
+            raise UserError(f"{where} has {names.count(name)} columns called {name!r}: rename all but one in the file")
     if reading.template is None:
         return lambda row: "\n".join(_text(row[name]) for name in wanted)
     pieces = _parse_template(reading.template)
@@ -229,7 +236,11 @@ def _parse_template(template: str) -> list[tuple[str, str | None]]:
         parsed = list(string.Formatter().parse(_unescaped(template)))
     except ValueError as error:
         raise UserError(f"--data.template {template!r}: {error}; columns stand in braces, as '{{text}}'") from None
-    pieces = [(literal, name) for literal, name, _, _ in parsed]
+    # a column's name may hold what format would take for a conversion or a format: {price:.2f} is a column so called
+    pieces = [
+        (literal, name and name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else ""))
+        for literal, name, form, conversion in parsed
+    ]
     return pieces if any(name is not None for _, name in pieces) else []
 
 
@@ -263,7 +274,8 @@ def _undecodable(path: Path, encoding: str) -> UserError:
     """The error for a file that is not of that encoding; names the first bad line where lines can be told apart."""
     where = ""
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
+        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))  # whose lines end in no single byte
+        for number, line in enumerate([] if wide else file, start=1):
             try:
                 line.decode(encoding)
             except UnicodeDecodeError as error:
