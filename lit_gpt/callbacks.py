@@ -246,7 +246,7 @@ class StepCheckpoint(Checkpoint):
             copy_whole(path, self.folder / "last.ckpt")
             # of a run resumed further back, later steps are another future's: they stay
             periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= path.name)
-            for old in periodic[: len(periodic) - self.keep]:
+            for old in periodic[: max(0, len(periodic) - self.keep)]:
                 old.unlink()
 
 
