@@ -147,7 +147,10 @@ class CourseHead(nn.Module):
 
 
 def course_logits(model: GPT, tokens: Tensor) -> Tensor:
-    """The course's formulas, head by head, with the weights of `model`."""
+    """The course's formulas, head by head, with the weights of `model`.
+
+    Where the course has no bias (queries, keys, values) ours may be zero; the one it has on the head is not ours.
+    """
     D, H = model.config.d_model, model.config.num_heads
     table = torch.zeros(model.config.context_length, D)
     position = torch.arange(model.config.context_length).float().unsqueeze(1)
