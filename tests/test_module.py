@@ -151,7 +151,7 @@ def test_true_bfloat16_adds_losses_up_in_float32(fit: Fit) -> None:
     torch.testing.assert_close(half, exact, rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own looks
+@pytest.mark.filterwarnings("default")  # the compiler warns of its own doings
 def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
 
