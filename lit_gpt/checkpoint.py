@@ -1,7 +1,6 @@
 """Checkpoint files: written whole or not at all, opened without running anything in them."""
 
 import contextlib
-import glob
 import os
 import pickle
 import shutil
@@ -72,7 +71,7 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
 def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
     """The last written checkpoint that opens, of runs called `name` or of any; None where there is none."""
-    files = logs.glob(f"{glob.escape(name) if name else '*'}/version_*/*.ckpt")
+    files = Path(logs, name).glob("version_*/*.ckpt") if name else logs.glob("*/version_*/*.ckpt")
     for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name == "last.ckpt"), reverse=True):
         try:
             open_checkpoint(path, mmap=True)

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args, get_type_hints
 
 import yaml
 from jsonargparse import Namespace
@@ -164,7 +164,7 @@ def check_config(path: Path) -> None:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem}: mend the YAML") from None
-    except (UnicodeDecodeError, yaml.YAMLError):
+    except (UnicodeDecodeError, yaml.YAMLError, TypeError, RecursionError):
         raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: write them as `trainer:` and, below it, `max_steps: 100`")
@@ -296,6 +296,9 @@ class FitCLI(LightningCLI):
         trainer = settings.trainer
         if not settings.name or set(settings.name) - set(NAME_CHARACTERS) or settings.name.strip(".") == "":
             raise UserError(f"--name {settings.name!r}: take letters, digits and ._- only")
+        refuse_null(settings)
+        if settings.ckpt_path == "":
+            raise UserError("--ckpt_path is empty: give a .ckpt file, or leave it out")
         if self.subcommand == "validate" and not settings.ckpt_path:
             raise UserError("validate needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt")
         if settings.ckpt_path:
@@ -309,6 +312,10 @@ class FitCLI(LightningCLI):
             )
         if trainer.use_distributed_sampler:
             raise UserError("--trainer.use_distributed_sampler true: leave it out, every device draws its own windows")
+        if "spawn" in str(trainer.strategy) or "fork" in str(trainer.strategy) or "notebook" in str(trainer.strategy):
+            raise UserError(f"--trainer.strategy {trainer.strategy} is for notebooks: give ddp")
+        if trainer.accumulate_grad_batches is None or trainer.accumulate_grad_batches < 1:
+            raise UserError(f"--trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: give 1 or more")
         interval = trainer.val_check_interval
         if not isinstance(interval, int | float) or interval <= 0 or (isinstance(interval, float) and interval > 1):
             raise UserError(
@@ -349,7 +356,10 @@ class FitCLI(LightningCLI):
             callbacks += [checkpoint] if config["enable_checkpointing"] is not False else []
         if config["barebones"]:
             config["log_every_n_steps"] = 0
-        trainer = self._instantiate_trainer(config, callbacks)
+        try:
+            trainer = self._instantiate_trainer(config, callbacks)
+        except TypeError as error:  # how the Trainer refuses a value, devices for one
+            raise UserError(f"--trainer: {error}") from None
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveConfig):
                 callback.folder = self.folder
@@ -429,6 +439,27 @@ class FitCLI(LightningCLI):
         if self.trainer.is_global_zero:
             for tag, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{tag:20} {value:.4f}")
+
+
+def refuse_null(settings: Namespace) -> None:
+    """Refuses `null` where a setting of ours has to be given; the parser lets it pass.
+
+    Raises:
+        UserError: it is such a one.
+    """
+    for section, owner in {
+        "data": TextDataModule.__init__,
+        "model": LitGPT.__init__,
+        "model.config": GPTConfig.__init__,
+        "generate": GenerateText.__init__,
+        "checkpoint": StepCheckpoint.__init__,
+    }.items():
+        values = settings.get(section)
+        if not isinstance(values, Namespace):
+            raise UserError(f"{section} {values}: give its settings, or leave it out")
+        for name, kind in get_type_hints(owner).items():
+            if name in values and values[name] is None and type(None) not in (kind, *get_args(kind)):
+                raise UserError(f"--{section}.{name} null: give a value, or leave it out")
 
 
 NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"

@@ -33,7 +33,7 @@ def next_token(
         UserError: a number is out of range.
     """
     check_sampling(temperature, top_k, top_p)
-    if temperature == 0:
+    if temperature < 1e-5:  # below it float32 cannot hold the quotients
         return logits.argmax(dim=-1)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -43,6 +43,7 @@ def next_token(
         ordered, order = logits.sort(dim=-1, descending=True)  # (B, V)
         probabilities = ordered.softmax(dim=-1)
         reached_before = probabilities.cumsum(dim=-1) - probabilities >= top_p  # (B, V)
+        reached_before[:, 0] = False  # the likeliest always stays
         logits = logits.masked_fill(reached_before.gather(-1, order.argsort(dim=-1)), -torch.inf)
     return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator).squeeze(-1)
 

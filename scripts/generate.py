@@ -34,12 +34,15 @@ def main(words: list[str]) -> None:
     if options.max_new_tokens < 1 or options.num_samples < 1:
         raise UserError("--max_new_tokens and --num_samples: give 1 or more")
     check_sampling(options.temperature, options.top_k, options.top_p)
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed is {options.seed}: give a number from 0 to {2**63 - 1}")
     if not options.prompt.isprintable() and "\udc80" <= max(options.prompt) <= "\udcff":
         raise UserError("--prompt is not text in this terminal's encoding: set the terminal to UTF-8")
 
     path = options.ckpt_path or newest_checkpoint(Path("logs"), options.name)
     if path is None:
-        raise UserError("no checkpoint under logs/: train one with scripts/fit.py, or give --ckpt_path")
+        place = f"logs/{options.name or ''}"
+        raise UserError(f"no checkpoint under {place}: train one with scripts/fit.py, or give --ckpt_path")
     print(f"[{path}]", file=sys.stderr)
     model, tokenizer, rows = load_model(path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")

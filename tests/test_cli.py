@@ -152,7 +152,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "missing file": (["--data.files", "row.txt"], "row.txt: no such file (did you mean 'rows.txt'?)"),
     "unknown column": (["--data.files", "header.csv", "--data.columns", "name"], "has no column 'name'; it has text"),
     "empty file": (["--data.files", "empty.csv"], "empty.csv is empty"),
-    "only a header": (["--data.files", "header.csv"], "a header and no rows"),
+    "only a header": (["--data.files", "header.csv"], "no rows, at most a header"),
     "short corpus": (["--model.config.context_length", "5000"], "fewer than one window of 5001"),
     "undecodable": (["--data.files", "gbk.csv"], "line 2, bytes d6 d0"),
     "template field": (
@@ -201,6 +201,13 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "betas": (["--model.betas", "[1.5, 0.9]"], "--model.betas is [1.5, 0.9]: give two numbers"),
     "decay": (["--model.weight_decay", "-1"], "--model.weight_decay is -1.0: give 0 or more"),
     "clip": (["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1.0: give 0"),
+    "null": (["--config", "null.yaml"], "--data.batch_size null: give a value"),
+    "null section": (["--config", "section.yaml"], "generate None: give its settings"),
+    "key of lists": (["--config", "keys.yaml"], "keys.yaml is not YAML in UTF-8"),
+    "empty checkpoint": (["--ckpt_path", ""], "--ckpt_path is empty"),
+    "no accumulation": (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches is 0: give 1 or more"),
+    "spawn": (["--trainer.strategy", "ddp_spawn"], "--trainer.strategy ddp_spawn is for notebooks: give ddp"),
+    "devices": (["--trainer.devices", "-1"], "should be an int > 0"),
     "validate what": (["validate"], "validate needs a checkpoint"),
 }
 
@@ -213,6 +220,9 @@ def test_a_mistake_gets_one_line_and_leaves_nothing(fit: Fit, words: list[str], 
     Path("misspelt.yaml").write_text("model: {config: {d_modle: 8}}\n")
     Path("twice.yaml").write_text("trainer:\n  max_steps: 1\n  max_steps: 2\n")
     Path("linked.yaml").write_text("data: {context_length: 8}\n")
+    Path("null.yaml").write_text("data: {batch_size: null}\n")
+    Path("section.yaml").write_text("generate: null\n")
+    Path("keys.yaml").write_text("? [a, b]\n: 1\n")
     Path("broken.yaml").write_text("trainer: [\n")
     Path("empty.yaml").write_text("")
     result = fit(*words)

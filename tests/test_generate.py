@@ -46,7 +46,8 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
     assert torch.equal(next_token(logits, temperature=0), logits.argmax(-1))
     assert torch.equal(next_token(logits, top_k=1), logits.argmax(-1))
-    assert torch.equal(next_token(logits, top_p=1e-6), logits.argmax(-1))
+    assert torch.equal(next_token(logits, top_p=1e-300), logits.argmax(-1))
+    assert torch.equal(next_token(logits, temperature=1e-300), logits.argmax(-1))
 
 
 def test_top_k_and_top_p_keep_the_likeliest_only() -> None:

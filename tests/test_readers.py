@@ -1,8 +1,10 @@
 """Files come in as they are written; what cannot be read is said, with its place."""
 
 import csv
+import datetime
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow
@@ -79,6 +81,17 @@ def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
 def test_missing_and_nested_fields_become_text(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"a": null, "b": 1.5, "c": ["x", "中"]}', encoding="utf-8")
     assert documents(tmp_path / "t.jsonl", template="[{a}|{b}|{c}]") == ['[|1.5|["x", "中"]]']
+
+
+def test_every_kind_of_parquet_value_becomes_text_or_is_said(tmp_path: Path) -> None:
+    day = datetime.date(2024, 2, 29)
+    rows = [{"a": b"bytes", "b": day, "c": Decimal("1.50"), "d": {"x": day, "y": [b"z", None]}, "e": True}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    expected = ['bytes|2024-02-29|1.50|{"x": "2024-02-29", "y": ["z", null]}|True']
+    assert documents(tmp_path / "t.parquet", template="{a}|{b}|{c}|{d}|{e}") == expected
+    pyarrow.parquet.write_table(pyarrow.table({"a": [b"\xff\xfe"]}), tmp_path / "binary.parquet")
+    with pytest.raises(UserError, match="cannot be read as a Parquet table of text"):
+        documents(tmp_path / "binary.parquet")
 
 
 def test_a_line_of_plain_text_is_a_document(tmp_path: Path) -> None:
@@ -163,13 +176,19 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         r"line 3, bytes d6 d0 ce c4: not utf-8; give its encoding, as --data.encoding gb18030",
     ),
     "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),
+    "deep json": ("t.jsonl", b'{"a": ' + b"[" * 100_000, {}, r"line 1: not JSON \(maximum recursion depth"),
     "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list; one JSON object a line is needed"),
     "missing field": ("t.jsonl", b'{"a": 1}\n{"b": 2}\n', {"columns": ("a",)}, "line 2 has no column 'a'; it has b"),
     "a name twice": ("t.csv", b"a,a\n1,2\n", {"columns": ("a",)}, "has 2 columns called 'a'"),
     "a format": ("t.csv", b"a,b\n1,2\n", {"template": "{a:.2f}"}, "no column 'a:.2f'; it has a, b"),
     "half a character": ("t.jsonl", rb'{"a": "\ud83d"}', {}, "line 1: half a character"),
-    "not utf-16": ("t.csv", b"name\nabcd\n", {"encoding": "utf-16"}, r"t\.csv: not utf-16; give its encoding"),
-    "not parquet": ("t.parquet", b"PAR1 but not", {}, "is not a readable Parquet file"),
+    "not utf-16": (
+        "t.csv",
+        b"name\nabcd\n",
+        {"encoding": "utf-16"},
+        r"t\.csv: not utf-16; give its encoding, as --data.encoding utf-8",
+    ),
+    "not parquet": ("t.parquet", b"PAR1 but not", {}, "cannot be read as a Parquet table of text"),
 }
 
 

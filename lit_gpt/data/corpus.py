@@ -103,7 +103,11 @@ def _build(files: list[Path], reading: Reading, name: TokenizerName, vocab: Voca
         with open(unfinished / "ids.bin", "wb") as file:
             ends, counts = _encode(files, reading, tokenizer, file)
         if not counts["characters"]:
-            found = f"no text in any of {counts['empty_rows']} rows" if counts["empty_rows"] else "a header and no rows"
+            found = (
+                f"no text in any of {counts['empty_rows']} rows"
+                if counts["empty_rows"]
+                else "no rows, at most a header"
+            )
             raise UserError(f"{', '.join(map(str, files))}: {found}: give a file with text in it")
         if isinstance(tokenizer, BytePairTokenizer) and vocab == "pruned":
             tokenizer = _prune(unfinished / "ids.bin", tokenizer)

@@ -8,6 +8,7 @@ import csv
 import functools
 import glob
 import json
+import os
 import re
 import string
 import sys
@@ -48,7 +49,7 @@ class Reading:
     def __post_init__(self) -> None:
         try:
             "".encode(self.encoding)
-        except LookupError:
+        except (LookupError, ValueError):
             raise UserError(f"--data.encoding {self.encoding} is unknown: give utf-8, gb18030, utf-16, …") from None
         if self.delimiter is not None and len(_unescaped(self.delimiter)) != 1:
             raise UserError(f"--data.delimiter {self.delimiter!r} is not one character: give ',' ';' '|' or '\\t'")
@@ -64,14 +65,15 @@ def find_files(patterns: str | Iterable[str]) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        path = Path(pattern).expanduser()
+        path = Path(os.path.expanduser(pattern))
         if path.is_dir():
             raise UserError(f"{pattern} is a folder: give its files, as --data.files '{pattern.rstrip('/')}/*.csv'")
         matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        matches = [match for match in matches if match.is_file()]
         if not matches:
             beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(f"{pattern}: no such file{did_you_mean(path.name, beside)}; give --data.files PATH")
-        found.extend(match for match in matches if match.is_file())
+        found.extend(matches)
     if not found:
         raise UserError("no file to read: give --data.files PATH")
     return found
@@ -166,8 +168,9 @@ def _read_jsonl(path: Path, reading: Reading) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {number}: not JSON ({error.msg}): one object a line is needed") from None
+            except (ValueError, RecursionError) as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+                raise UserError(f"{path} line {number}: not JSON ({reason}): one object a line is needed") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path} line {number}: a {type(row).__name__}; one JSON object a line is needed")
             document = _filler(f"{path} line {number}", reading, list(row))(row)
@@ -187,8 +190,11 @@ def _read_parquet(path: Path, reading: Reading) -> Iterator[str]:
             for batch in file.iter_batches(columns=_wanted(reading) or names):
                 for row in batch.to_pylist():
                     yield fill(row)
-    except ArrowException as error:
-        raise UserError(f"{path} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    except UserError:
+        raise
+    except (ArrowException, ValueError, ArithmeticError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as a Parquet table of text ({reason}): choose other columns") from None
 
 
 _SURROGATE = re.compile("[\\ud800-\\udfff]")  # JSON can escape one without its other half
@@ -254,7 +260,9 @@ def _text(value: Any) -> str:
         return value
     if value is None:
         return ""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return json.dumps(value, ensure_ascii=False, default=_text) if isinstance(value, dict | list) else str(value)
 
 
 def _unix_lines(text: str) -> str:
@@ -281,4 +289,5 @@ def _undecodable(path: Path, encoding: str) -> UserError:
             except UnicodeDecodeError as error:
                 where = f" line {number}, bytes {line[error.start : error.start + 4].hex(' ')}"
                 break
-    return UserError(f"{path}{where}: not {encoding}; give its encoding, as --data.encoding gb18030")
+    other = "gb18030" if _codec(encoding) == "utf-8-sig" else "utf-8"
+    return UserError(f"{path}{where}: not {encoding}; give its encoding, as --data.encoding {other}")
