@@ -1,6 +1,7 @@
 """What watches a run: its logger, its progress, its speed, its checkpoints, and the text it writes on the way."""
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -188,7 +189,7 @@ class StepCheckpoint(Checkpoint):
     A step that validates is saved after its validation, so that a resumed run neither skips nor repeats it.
 
     Args:
-        every_n_steps: optimizer steps between periodic checkpoints, and between writings of last.ckpt.
+        every_n_steps: optimizer steps between periodic checkpoints; last.ckpt is written then, and at validations.
         keep: how many periodic checkpoints stay.
     """
 
@@ -230,9 +231,14 @@ class StepCheckpoint(Checkpoint):
                 trainer.logger.log_metrics({"best/loss_val": loss}, trainer.global_step - 1)
             trainer.save_checkpoint(self.folder / "best.ckpt")
         self._save_if_due(trainer)
+        self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_last(trainer)
+
+    def _save_last(self, trainer: Trainer) -> None:
         if self._saved_step != trainer.global_step:
+            self._saved_step = trainer.global_step
             trainer.save_checkpoint(self.folder / "last.ckpt")
 
     def _save_if_due(self, trainer: Trainer) -> None:
@@ -301,7 +307,9 @@ class GenerateText(Callback):
             texts = [shown(text) for text in self.texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
-            trainer.print("\n".join(f"  | {line}" for text in texts for line in text.splitlines() or [""]))
+            between = "\n\n" if any("\n" in text for text in texts) else "\n"
+            bar = trainer.progress_bar_callback
+            (print if bar is None else bar.print)(between.join(textwrap.indent(text, "  | ", bool) for text in texts))
             if isinstance(trainer.logger, RunLogger):
                 markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
                 trainer.logger.experiment.add_text(f"samples/prompt_{number}", markdown, step)

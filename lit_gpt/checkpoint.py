@@ -82,9 +82,9 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
     return None
 
 
-def load_model(path: Path) -> tuple[GPT, Tokenizer, bool]:
+def load_model(path: Path | str) -> tuple[GPT, Tokenizer, bool]:
     """From a checkpoint alone: the model in evaluation mode, its tokenizer, and whether it was trained on rows."""
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(Path(path))
     model = GPT(GPTConfig(**checkpoint["hyper_parameters"]["config"]))
     weights = {name.removeprefix("gpt."): value for name, value in checkpoint["state_dict"].items()}
     model.load_state_dict(weights)

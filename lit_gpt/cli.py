@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import sys
 import tempfile
 import warnings
@@ -370,7 +371,9 @@ class FitCLI(LightningCLI):
         logs = Path(config.get("default_root_dir") or LOGS)
         checkpoint = Path(settings.ckpt_path).absolute() if settings.ckpt_path else None
         if checkpoint and checkpoint.parent.name.startswith("version_") and checkpoint.parts[-3] == settings.name:
-            return RunLogger(checkpoint.parents[2], name=settings.name, version=checkpoint.parent.name)
+            logs = checkpoint.parents[2]
+            here = logs.relative_to(Path.cwd()) if logs.is_relative_to(Path.cwd()) else logs
+            return RunLogger(here, name=settings.name, version=checkpoint.parent.name)
         return RunLogger(logs, name=settings.name)
 
     # ---------------------------------------------------------------------------------------------- what is told
@@ -385,6 +388,8 @@ class FitCLI(LightningCLI):
         differences = [
             f"{key} {saved.get(key)} there, {value} here" for key, value in ours.items() if saved.get(key) != value
         ]
+        if any(difference.startswith("vocab_size") for difference in differences):
+            differences.append("so the text, --data.files, is not the one it was trained on")
         if not differences and from_state(checkpoint["tokenizer"]) != self.datamodule.tokenizer:
             differences = ["its tokens stand for other pieces of text than this data's"]
         if differences:
@@ -412,6 +417,10 @@ class FitCLI(LightningCLI):
         if self.trainer.is_global_zero:
             folder = self.folder if self.save_config_callback else None
             print(preflight(self.trainer, self.model, self.datamodule, folder))
+            if path := self.config.fit.ckpt_path:
+                step, end = open_checkpoint(Path(path), mmap=True)["global_step"], self.datamodule.max_steps
+                if end is not None and step >= end:
+                    print(f"already complete at step {step:,}: raise --trainer.max_steps to go on")
         if isinstance(logger, RunLogger) and not self.folder.exists():  # a run that is resumed has begun already
             settings = self.config.fit.as_dict()
             logger.start(flat({part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}))
@@ -426,9 +435,11 @@ class FitCLI(LightningCLI):
             lines.append(f"best        {best}   loss/val {saved.best_loss:.4f} at step {saved.best_step:,}")
         if last.exists():
             lines.append(f"last        {last}")
-            lines.append(f"more text   python scripts/generate.py --ckpt_path {best if best.exists() else last}")
+            lines.append(
+                f"more text   {tool('python')} scripts/generate.py --ckpt_path {best if best.exists() else last}"
+            )
         if isinstance(self.trainer.logger, RunLogger):
-            lines.append(f"curves      tensorboard --logdir {self.folder.parents[1]}")
+            lines.append(f"curves      {tool('tensorboard')} --logdir {self.folder.parents[1]}")
         print("\n".join(lines))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -439,6 +450,14 @@ class FitCLI(LightningCLI):
         if self.trainer.is_global_zero:
             for tag, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{tag:20} {value:.4f}")
+
+
+def tool(name: str) -> str:
+    """How to call a program of this Python's environment from here: by name where that finds it."""
+    program = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(program):
+        return name
+    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
 
 
 def refuse_null(settings: Namespace) -> None:

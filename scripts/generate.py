@@ -9,7 +9,7 @@ import torch
 
 from lit_gpt.checkpoint import load_model, newest_checkpoint
 from lit_gpt.errors import UserError
-from lit_gpt.generate import check_sampling, shown, stream_text
+from lit_gpt.generate import check_sampling, prompt_tokens, shown, stream_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +46,7 @@ def main(words: list[str]) -> None:
     print(f"[{path}]", file=sys.stderr)
     model, tokenizer, rows = load_model(path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
+    prompt_tokens(tokenizer, options.prompt, rows)  # a character it does not know is said before anything is written
     generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)
     for _ in range(options.num_samples):
         print(options.prompt, end="")
@@ -68,6 +69,10 @@ if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     try:
         main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # whoever was reading has had enough
+        sys.stderr.close()
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

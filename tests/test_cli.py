@@ -69,6 +69,7 @@ def test_flags_win_over_a_checkpoints_config(fit: Fit) -> None:
     assert fit().status == 0
     assert fit("--ckpt_path", RUN / "last.ckpt", "--trainer.max_steps", 8, config=None).status == 0
     assert torch.load(RUN / "last.ckpt", weights_only=True)["global_step"] == 8
+    assert "already complete at step 8: raise" in fit("--ckpt_path", RUN / "last.ckpt", config=None).out
     assert saved()["model"]["config"]["d_model"] == 16
 
 

@@ -175,6 +175,7 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         {},
         r"line 3, bytes d6 d0 ce c4: not utf-8; give its encoding, as --data.encoding gb18030",
     ),
+    "utf-16 unsaid": ("t.csv", "name\nx\n".encode("utf-16"), {}, "not utf-8 but utf-16: give --data.encoding utf-16"),
     "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),
     "deep json": ("t.jsonl", b'{"a": ' + b"[" * 100_000, {}, r"line 1: not JSON \(maximum recursion depth"),
     "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list; one JSON object a line is needed"),

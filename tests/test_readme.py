@@ -46,6 +46,16 @@ def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
         assert result.returncode == 0, f"{command}\n{result.stderr}"
 
 
+def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    small = ["--name", "poems", "--data.files", "rows.txt", "--data.tokenizer", "byte", *SHORT]
+    (tmp_path / "rows.txt").write_text("one row\n" * 200)
+    for command in ([str(ROOT / "scripts/fit.py"), *small], ["-c", program]):
+        result = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
 def test_make_goals_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for goal in re.findall(r"^make (\w+)", README, flags=re.MULTILINE):

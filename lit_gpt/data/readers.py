@@ -4,6 +4,7 @@ Text comes out as it stands in the file (a price "12.50" stays "12.50"), but for
 Nothing is left out unreported: a row that cannot be read is an error that names its line.
 """
 
+import codecs
 import csv
 import functools
 import glob
@@ -289,5 +290,8 @@ def _undecodable(path: Path, encoding: str) -> UserError:
             except UnicodeDecodeError as error:
                 where = f" line {number}, bytes {line[error.start : error.start + 4].hex(' ')}"
                 break
+    with open(path, "rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return UserError(f"{path}: not {encoding} but utf-16: give --data.encoding utf-16")
     other = "gb18030" if _codec(encoding) == "utf-8-sig" else "utf-8"
     return UserError(f"{path}{where}: not {encoding}; give its encoding, as --data.encoding {other}")
