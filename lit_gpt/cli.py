@@ -110,7 +110,7 @@ class Arguments:
         configs, flags = _split_configs(words)
         checkpoint = _value_of("--ckpt_path", flags)
         self.config_text: str | None = None
-        self.name = Path(configs[0]).stem if configs else default_config.stem
+        self.name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(configs[0]).stem if configs else default_config.stem)
         if not configs and checkpoint and not {"-h", "--help"} & set(flags):
             self.config_text = open_checkpoint(Path(checkpoint), mmap=True).get("config")
             if self.config_text is None:
@@ -126,6 +126,8 @@ def _split_configs(words: list[str]) -> tuple[list[str], list[str]]:
     """`--config X` and `--config=X` (`-c` too) apart from everything else."""
     configs, others, waiting = [], [], iter(words)
     for word in waiting:
+        if word.startswith("-c") and len(word) > 2:  # as -cFILE
+            word = f"--config={word[2:].removeprefix('=')}"
         flag, equals, value = word.partition("=")
         if flag not in ("--config", "-c"):
             others.append(word)

@@ -31,10 +31,11 @@ def test_the_first_config_is_the_experiment_and_later_ones_overlay_it(fit: Fit) 
     assert config["model"]["config"]["num_blocks"] == 2  # the first one's; default.yaml says 4
 
 
+@pytest.mark.parametrize("config", ["--config=small.yaml", "-csmall.yaml"])
 @pytest.mark.parametrize("first", [True, False], ids=["flag first", "config first"])
-def test_flags_win_wherever_they_stand(fit: Fit, first: bool) -> None:
-    flag, config = ["--trainer.max_steps", "1"], ["--config=small.yaml"]
-    words = [*flag, *config] if first else [*config, *flag]
+def test_flags_win_wherever_they_stand(fit: Fit, first: bool, config: str) -> None:
+    flag = ["--trainer.max_steps", "1"]
+    words = [*flag, config] if first else [config, *flag]
     assert fit(*words, config=None).status == 0
     assert saved()["trainer"]["max_steps"] == 1
 

@@ -225,3 +225,5 @@ def test_files_that_are_not_there_are_said(tmp_path: Path) -> None:
         find_files(str(tmp_path))
     with pytest.raises(UserError, match="no file to read"):
         find_files([])
+    with pytest.raises(UserError, match=r"--data\.files is empty"):
+        find_files("")

@@ -4,6 +4,8 @@ import csv
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from lit_gpt.data.sample import ROWS, sample_rows, write_sample
 
 
@@ -12,6 +14,16 @@ def test_the_bytes_are_the_same_on_every_machine(tmp_path: Path) -> None:
     content = (tmp_path / "data" / "mingcheng.csv").read_bytes()
     assert hashlib.sha256(content).hexdigest() == "d15fb4c8e06d24404b5fc35d96956a6799c22e80f81a05133bf7af173ec9cb8e"
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mingcheng.csv"]
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*paths: Path) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("lit_gpt.data.sample.os.replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_sample(tmp_path / "table.csv")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_have_the_four_columns_and_both_languages(tmp_path: Path) -> None:

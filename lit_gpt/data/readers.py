@@ -66,6 +66,8 @@ def find_files(patterns: str | Iterable[str]) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not pattern.strip():
+            raise UserError("--data.files is empty: give a path, a list of them or a quoted glob")
         path = Path(os.path.expanduser(pattern))
         if path.is_dir():
             raise UserError(f"{pattern} is a folder: give its files, as --data.files '{pattern.rstrip('/')}/*.csv'")

@@ -130,5 +130,8 @@ def write_sample(path: Path) -> None:
     writer.writerows(sample_rows())
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    unfinished.write_text(text.getvalue(), encoding="utf-8", newline="")
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text.getvalue(), encoding="utf-8", newline="")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
