@@ -1,16 +1,19 @@
-"""What watches a run: its logger, its progress, its speed, its checkpoints, and the text it writes on the way."""
+"""What watches a run: its logger, its progress and speed, its checkpoints and end, and the text it writes."""
 
+import contextlib
+import os
+import signal
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
@@ -39,6 +42,10 @@ def parts(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
 class RunLogger(TensorBoardLogger):
     """TensorBoard events whose x axis counts optimizer steps, with one chart of both losses."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._earlier = {path.name for path in Path(self.log_dir).glob("events.*")}  # of a run that is resumed
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Writes step N at N, where Lightning counts N - 1, and leaves its `epoch` out."""
@@ -56,6 +63,22 @@ class RunLogger(TensorBoardLogger):
     def save(self) -> None:
         """Flushes; config.yaml holds the settings already."""
         self.experiment.flush()
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of every event file of the run, once all points so far are in them."""
+        self.experiment.flush()
+        return {path.name: path.stat().st_size for path in Path(self.log_dir).glob("events.*")}
+
+    @rank_zero_only
+    def cut_back(self, sizes: dict[str, int]) -> None:
+        """Takes out what an earlier process wrote after a checkpoint with these `sizes`: it will be written again."""
+        if not self._earlier & sizes.keys():  # not the files of the run the checkpoint is of
+            return
+        for path in (Path(self.log_dir, name) for name in self._earlier):
+            if path.name not in sizes:
+                path.unlink()
+            elif path.stat().st_size > sizes[path.name]:
+                os.truncate(path, sizes[path.name])
 
 
 class StepProgress(ProgressBar):
@@ -100,6 +123,10 @@ class StepProgress(ProgressBar):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
             self.bar.update(trainer.global_step - self.bar.n)
+            self.bar.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.bar is not None:
             self.bar.close()
 
 
@@ -184,9 +211,10 @@ class WholeFileIO(CheckpointIO):
 
 
 class StepCheckpoint(Checkpoint):
-    """Writes best.ckpt (by `loss/val`), last.ckpt and step_<n>.ckpt into the run's folder, at whole optimizer steps.
+    """Writes best.ckpt (by `loss/val`), step_<n>.ckpt and last.ckpt into the run's folder, at whole optimizer steps.
 
-    A step that validates is saved after its validation, so that a resumed run neither skips nor repeats it.
+    A step is saved when everything about it is done: its points written, its validation and its texts too. That is when
+    the next one begins.
 
     Args:
         every_n_steps: optimizer steps between periodic checkpoints; last.ckpt is written then, and at validations.
@@ -200,8 +228,10 @@ class StepCheckpoint(Checkpoint):
             )
         self.every_n_steps, self.keep = every_n_steps, keep
         self.folder = Path()  # of the run; the command line sets it
-        self.best_loss, self.best_step = float("inf"), 0
-        self._saved_step = -1
+        self.best_loss, self.best_step = float("inf"), -1
+        self.last_good: Path | None = None  # the last file written, or resumed from
+        self._saved_step = self._done_step = self._validated_step = -1
+        self._events: dict[str, int] = {}  # the sizes of the event files when the checkpoint resumed from was written
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_step": self.best_step}
@@ -212,48 +242,258 @@ class StepCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = trainer.strategy.broadcast(self.folder)
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if isinstance(trainer.logger, RunLogger):
+            checkpoint["events"] = trainer.logger.sizes()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._events = checkpoint.get("events", {})
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_step = trainer.global_step
+        self._done_step = trainer.global_step
+        if trainer.ckpt_path is None:
+            self._save(trainer)  # a folder that takes no checkpoint says so now, not after hours
+            return
+        self._saved_step, self.last_good = trainer.global_step, Path(trainer.ckpt_path)
+        if isinstance(trainer.logger, RunLogger):
+            trainer.logger.cut_back(self._events)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if self._done_step == trainer.global_step != self._saved_step:
+            self._save_if_due(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
-            self._save_if_due(trainer)
+            self._done_step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.global_step:
+        if trainer.sanity_checking:
             return
+        self._done_step = self._validated_step = trainer.global_step
         loss = float(trainer.callback_metrics["loss/val"])
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
             if isinstance(trainer.logger, RunLogger):
                 trainer.logger.log_metrics({"best/loss_val": loss}, trainer.global_step - 1)
-            trainer.save_checkpoint(self.folder / "best.ckpt")
-        self._save_if_due(trainer)
-        self._save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_last(trainer)
+        self.finish(trainer)
 
-    def _save_last(self, trainer: Trainer) -> None:
-        if self._saved_step != trainer.global_step:
-            self._saved_step = trainer.global_step
-            trainer.save_checkpoint(self.folder / "last.ckpt")
+    def finish(self, trainer: Trainer) -> None:
+        """Saves this step as the last of the command."""
+        self._save_if_due(trainer)
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves the last whole step, unless its update, its validation or its weights are not whole."""
+        module, _ = parts(trainer)
+        step = trainer.global_step
+        whole = step == self._done_step and not module.updating
+        if isinstance(exception, Stopped) or self._done_step < 0:
+            return
+        if whole and step != self._saved_step and all(p.isfinite().all() for p in module.gpt.parameters()):
+            path = self.folder / "last.ckpt"
+            try:
+                # without trainer.save_checkpoint's barrier: the other ranks may never come
+                trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
+                self.last_good = path
+            except Exception as error:
+                exception.add_note(f"step {step:,} could not be saved: {error}")
+        if self.last_good is not None:
+            exception.add_note(f"the last good checkpoint is {self.last_good}")
 
     def _save_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        if step == self._saved_step or step % self.every_n_steps:
+        names = ["best.ckpt"] if step == self.best_step else []
+        names += [f"step_{step:08d}.ckpt"] if step % self.every_n_steps == 0 else []
+        if names or step == self._validated_step:
+            self._save(trainer, *names)
+
+    def _save(self, trainer: Trainer, *names: str) -> None:
+        """Writes the state of this step, once, to files of these names, and to last.ckpt after them.
+
+        Raises:
+            UserError: on every rank: a file could not be written. Those that were there are whole.
+        """
+        step = trainer.global_step
+        if step == self._saved_step:
             return
-        self._saved_step = step
-        path = self.folder / f"step_{step:08d}.ckpt"
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
-            copy_whole(path, self.folder / "last.ckpt")
-            # of a run resumed further back, later steps are another future's: they stay
-            periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= path.name)
-            for old in periodic[: max(0, len(periodic) - self.keep)]:
-                old.unlink()
+        first, *others = [self.folder / name for name in (*names, "last.ckpt")]
+        failure: UserError | None = None
+        try:
+            self._write(trainer, first)
+            if trainer.is_global_zero:
+                for other in others:
+                    copy_whole(first, other)
+                self._prune(step)
+        except UserError as error:  # on the one rank that writes
+            failure = error
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise failure
+        self._saved_step, self.last_good = step, self.folder / "last.ckpt"
+
+    def _write(self, trainer: Trainer, path: Path) -> None:
+        try:
+            trainer.save_checkpoint(path)
+        except UserError:
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
+            raise
+
+    def _prune(self, step: int) -> None:
+        # of a run resumed further back, later steps are another future's: they stay
+        periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= f"step_{step:08d}.ckpt")
+        for old in periodic[: max(0, len(periodic) - self.keep)]:
+            old.unlink()
+
+
+class StopEarly(EarlyStopping):
+    """Ends a run whose `loss/val` no longer falls: Lightning's EarlyStopping under flags of its own.
+
+    Args:
+        patience: validations in a row without a lower `loss/val` that end the run; None: none do.
+        min_delta: by how many nats per token it has to be lower.
+    """
+
+    def __init__(self, patience: int | None = None, min_delta: float = 0.0) -> None:
+        if (patience is not None and patience < 1) or not 0 <= min_delta < float("inf"):
+            raise UserError(
+                f"--early_stopping.patience is {patience} and --early_stopping.min_delta {min_delta}: "
+                "give 1 or more validations, or null for none, and 0 or more nats"
+            )
+        super().__init__("loss/val", min_delta, patience or sys.maxsize, check_on_train_epoch_end=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # the flag's
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `patience` validations brought no lower loss."""
+        return self.wait_count >= self.patience
+
+    @staticmethod
+    def reason(waited: int) -> str:
+        return f"loss/val has not fallen for {waited} validation{'s'[: waited != 1]}"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = self.exhausted  # one that had stopped stays so when it is resumed
+
+
+class Stopped(BaseException):
+    """Ends the command in good order. Like KeyboardInterrupt it passes by `except Exception`.
+
+    Args:
+        status: exit status.
+        message: what to tell.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class GracefulStop(Callback):
+    """Ends a run on Ctrl-C, SIGTERM or after a time, between two optimizer steps, with all of it saved.
+
+    Signals only leave a note; the ranks agree on it once a step, so that all of them leave at the same one. A second
+    Ctrl-C leaves at once. Before the first step a signal ends the command where it is.
+
+    Attributes:
+        started: whether training has begun.
+        checkpoint: what saves the last step; None: nothing does.
+        timer: how long a command may train; None: as long as it takes.
+        go_on: the command that resumes.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.checkpoint: StepCheckpoint | None = None
+        self.timer: Timer | None = None
+        self.go_on = ""
+        self._trainer: Trainer | None = None
+        self._training = False
+        self._asked: tuple[int, float] | None = None  # which signal came, and when
+        self._step = -1
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hears signals until the end of the block."""
+        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self._listen()
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def _listen(self) -> None:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._hear)
+
+    def _hear(self, signum: int, frame: Any) -> None:
+        now = time.monotonic()
+        if not self._training:
+            place = "after the last step" if self.started else "before the first step"
+            raise Stopped(128 + signum, f"stopped {place} by {signal.Signals(signum).name}")
+        if self._asked is None:
+            self._asked = (signum, now)
+            if getattr(rank_zero_only, "rank", 0) == 0:  # not by print, which this may have interrupted
+                os.write(2, b"\nstopping when this step is done and saved; Ctrl-C again leaves at once\n")
+        elif signum == signal.SIGINT and now - self._asked[1] > 0.5:  # sooner it is the same key, passed on
+            self._end_children()
+            os._exit(128 + signum)
+
+    def _end_children(self) -> None:
+        """Kills the processes Lightning started beside this one."""
+        if self._trainer is not None and (launcher := self._trainer.strategy.launcher) is not None:
+            launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = self._training = True
+        self._listen()  # in place of the Trainer's handler, which would end with status 0, or hang
+        if self.timer is not None:
+            self.timer.on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if self._step != trainer.global_step:
+            self._step = trainer.global_step
+            self._stop_if_asked(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
+        if self._asked is not None:  # the work is done all the same
+            if self.checkpoint is not None:
+                self.checkpoint.finish(trainer)  # the Trainer puts it after this callback
+            raise Stopped(128 + self._asked[0], f"stopped after the last step, {trainer.global_step:,}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not self.started:
+            self._end_children()
+        self._training = False
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """Raises `Stopped` on every rank, if any of them was asked to."""
+        remaining = self.timer.time_remaining() if self.timer is not None else None
+        status = (
+            128 + self._asked[0] if self._asked is not None else 0 if remaining is not None and remaining <= 0 else -1
+        )
+        if trainer.world_size > 1:
+            told = torch.tensor(status, device=trainer.strategy.root_device)
+            status = int(trainer.strategy.reduce(told, reduce_op="max"))
+        if status < 0:
+            return
+        place = f"at step {trainer.global_step:,}"
+        reason = f"by {signal.Signals(status - 128).name}" if status else "by --trainer.max_time"
+        if self.checkpoint is None:
+            raise Stopped(status, f"stopped {place} {reason}; nothing is saved, as the flags say")
+        self.checkpoint.finish(trainer)
+        saved = self.checkpoint.last_good
+        raise Stopped(status, f"stopped {place} {reason}; all of it is in {saved}; to go on: {self.go_on}")
 
 
 class GenerateText(Callback):
@@ -289,7 +529,7 @@ class GenerateText(Callback):
         self._written_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step == 0:
+        if trainer.ckpt_path is None:
             self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -297,7 +537,8 @@ class GenerateText(Callback):
             self._write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._written_step != trainer.global_step:
+        _, data = parts(trainer)
+        if self._written_step != trainer.global_step == data.max_steps:  # not where a run is only interrupted
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:

@@ -18,25 +18,37 @@ from lit_gpt.tokenizer import Tokenizer, from_state
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Makes the file `path` appear whole or not at all: written beside it, synced, renamed, the folder synced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Makes the file `path` appear whole or not at all: written beside it, synced, renamed, the folder synced.
+
+    Raises:
+        UserError: the disk is full, the folder may not be written to, …; what stood at `path` before still does.
+    """
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(unfinished, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+        if os.name == "posix":  # elsewhere a folder cannot be opened
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except BaseException as error:
         with contextlib.suppress(OSError):
             unfinished.unlink()
+        # torch.save turns what the disk says into a RuntimeError
+        cause = error if isinstance(error, OSError) else error.__context__
+        if isinstance(error, OSError | RuntimeError) and isinstance(cause, OSError):
+            before = "; what it held before is whole" if path.exists() else ""
+            raise UserError(
+                f"{path} cannot be written ({cause.strerror or cause}){before}: make room there, or write "
+                "elsewhere with --trainer.default_root_dir"
+            ) from error
         raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -45,47 +57,86 @@ def copy_whole(source: Path, target: Path) -> None:
         write_whole(target, lambda out: shutil.copyfileobj(file, out, 2**24))
 
 
+# what every checkpoint of ours holds
+CONTENTS = {"state_dict", "hyper_parameters", "tokenizer", "data", "global_step", "saved_at"}
+
+
 def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """A checkpoint's contents, on the CPU; nothing in the file is executed.
 
     Args:
         path: of the file.
-        mmap: read tensors from the disk when they are used, to look at the rest quickly.
+        mmap: to look at small things quickly: tensors are read from the disk when they are used, and the checksums
+            that every part of the file carries are not compared with it.
 
     Raises:
-        UserError: there is no such file, or it is not a checkpoint of this project.
+        UserError: there is no such file, it is damaged, or it is not a checkpoint of this project.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint file; they lie in logs/<name>/version_<n>/, as last.ckpt")
-    if not zipfile.is_zipfile(path):  # torch.save writes nothing else
-        raise UserError(f"{path} cannot be opened (damaged, or no checkpoint): give a .ckpt file this project wrote")
+        what = "is a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint file"
+        raise UserError(f"{path}: {what}; they lie in logs/<name>/version_<n>/, as last.ckpt")
+    remedy = "give a .ckpt file this project wrote, or --ckpt_path last for the newest that is whole"
     try:
+        if not zipfile.is_zipfile(path):  # torch.save writes nothing else
+            raise UserError(f"{path} cannot be opened (damaged, or no checkpoint): {remedy}")
+        if not mmap:
+            with zipfile.ZipFile(path) as parts:
+                if broken := parts.testzip():
+                    raise UserError(f"{path} is damaged (checksum of {broken}): {remedy}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        why = "it holds code" if "GLOBAL" in str(error) else "damaged"
-        raise UserError(f"{path} cannot be opened ({why}): give a .ckpt file this project wrote") from None
-    if not isinstance(checkpoint, dict) or not {"state_dict", "hyper_parameters", "tokenizer"} <= checkpoint.keys():
-        raise UserError(f"{path} is not a checkpoint of lit_gpt: give a .ckpt file this project wrote")
+    except UserError:
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be opened ({error.strerror}): give yourself the right to read it") from None
+    except Exception as error:  # damaged bytes lead anywhere in the two readers
+        why = "it holds code" if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error) else "damaged"
+        raise UserError(f"{path} cannot be opened ({why}): {remedy}") from None
+    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= CONTENTS:
+        raise UserError(f"{path} is not a checkpoint of lit_gpt: {remedy}")
     return checkpoint
 
 
 def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
-    """The last written checkpoint that opens, of runs called `name` or of any; None where there is none."""
+    """The last written checkpoint that is whole, of runs called `name` or of any; None where there is none.
+
+    When a checkpoint was written stands in it, so that a copied or moved folder makes no difference. Damaged ones are
+    named in a warning.
+    """
     files = Path(logs, name).glob("version_*/*.ckpt") if name else logs.glob("*/version_*/*.ckpt")
-    for path in sorted(files, key=lambda path: (path.stat().st_mtime_ns, path.name == "last.ckpt"), reverse=True):
+    found, damaged, whole = [], [], None
+    for path in files:
         try:
-            open_checkpoint(path, mmap=True)
-        except UserError as error:
-            print(f"passed over: {error}", file=sys.stderr)
+            found.append((open_checkpoint(path, mmap=True)["saved_at"], path.name == "last.ckpt", path))
+        except UserError:
+            damaged.append(path)
+    for *_, path in sorted(found, reverse=True):
+        try:
+            open_checkpoint(path)
+        except UserError:
+            damaged.append(path)
         else:
-            return path
-    return None
+            whole = path
+            break
+    if damaged:
+        instead = f"{whole} is taken" if whole else "there is no other"
+        print(f"warning: damaged: {', '.join(map(str, sorted(damaged)))}; {instead}", file=sys.stderr)
+    return whole
 
 
 def load_model(path: Path | str) -> tuple[GPT, Tokenizer, bool]:
-    """From a checkpoint alone: the model in evaluation mode, its tokenizer, and whether it was trained on rows."""
+    """From a checkpoint alone: the model in evaluation mode, its tokenizer, and whether it was trained on rows.
+
+    Raises:
+        UserError: as `open_checkpoint`, or its weights do not fit its own description.
+    """
     checkpoint = open_checkpoint(Path(path))
-    model = GPT(GPTConfig(**checkpoint["hyper_parameters"]["config"]))
-    weights = {name.removeprefix("gpt."): value for name, value in checkpoint["state_dict"].items()}
-    model.load_state_dict(weights)
-    return model.eval(), from_state(checkpoint["tokenizer"]), checkpoint["data"]["mode"] == "rows"
+    try:
+        model = GPT(GPTConfig(**checkpoint["hyper_parameters"]["config"]))
+        weights = {name.removeprefix("gpt."): value for name, value in checkpoint["state_dict"].items()}
+        model.load_state_dict(weights)
+        return model.eval(), from_state(checkpoint["tokenizer"]), checkpoint["data"]["mode"] == "rows"
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} describes no model of lit_gpt ({reason}): give a .ckpt file this project wrote"
+        ) from None

@@ -1,7 +1,9 @@
 """The command line of scripts/fit.py: which config is read, who wins, what is refused, what a person is told."""
 
 import logging
+import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -13,13 +15,23 @@ import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_gpt.callbacks import GenerateText, RunLogger, StepCheckpoint, StepProgress, Throughput, WholeFileIO
-from lit_gpt.checkpoint import open_checkpoint, write_whole
-from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.callbacks import (
+    GenerateText,
+    GracefulStop,
+    RunLogger,
+    StepCheckpoint,
+    StepProgress,
+    StopEarly,
+    Stopped,
+    Throughput,
+    WholeFileIO,
+)
+from lit_gpt.checkpoint import newest_checkpoint, open_checkpoint, write_whole
+from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.generate import prompt_tokens
 from lit_gpt.model import GPTConfig
@@ -50,18 +62,37 @@ LINKED = {
 
 
 def main(default_config: Path) -> int:
-    """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
+    """Runs the command line; returns the exit status.
+
+    2 is for what a person can mend, said in one line; 130 and 143 for Ctrl-C and SIGTERM.
+    """
     quiet_lightning()
-    started = _Started()
+    stop = GracefulStop()
     try:
-        arguments = Arguments(sys.argv[1:], default_config)
-        FitCLI(arguments, started)
+        with stop.listening():
+            arguments = Arguments(sys.argv[1:], default_config)
+            sys.argv[1:] = arguments.words  # what processes for other devices are started with
+            FitCLI(arguments, stop)
+    except Stopped as stopped:
+        return _leave(stopped.status, str(stopped))
     except (UserError, ValueError, OSError, ImportError, MisconfigurationException) as error:
-        if started.yes and not isinstance(error, UserError):
+        if stop.started and not isinstance(error, UserError):
             raise
-        _say_error(error)
-        return 2
+        notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
+        return _leave(2, f"error: {error}{notes}")
     return 0
+
+
+def _leave(status: int, message: str) -> int:
+    """Says `message` in one line, once; returns the status of this process.
+
+    What ends a run is known to all its processes: the first speaks, and the others end with 0, so that Lightning, which
+    kills the first where another has failed, lets it.
+    """
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return 0
+    print(" ".join(message.split()), file=sys.stderr)
+    return status
 
 
 def quiet_lightning() -> None:
@@ -78,48 +109,57 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-@rank_zero_only
-def _say_error(error: Exception) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-
-
-class _Started(Callback):
-    """Remembers whether training has begun: from then on an error is a bug, shown whole."""
-
-    yes = False
-
-    def on_train_start(self, *args: Any) -> None:
-        self.yes = True
-
-
 class Arguments:
     """The words of the command line, put in order for the parser.
 
     `fit` may be left out. The first --config is the experiment and later ones overlay it; without one it is the config
     saved in the checkpoint of --ckpt_path, or default.yaml. Configs go to the front, so that flags win wherever they
-    stand.
+    stand. `--ckpt_path last` becomes the newest checkpoint of the run's name, or nothing where there is none.
 
     Attributes:
         words: for the parser.
         name: of the run, where neither config nor flag says it: the experiment's file name.
         config_text: the checkpoint's config, to be read first.
+        go_on: the same command, resumed.
     """
 
     def __init__(self, words: list[str], default_config: Path) -> None:
         command, words = (words[0], words[1:]) if words[:1] and words[0] in ("fit", "validate") else ("fit", words)
         configs, flags = _split_configs(words)
-        checkpoint = _value_of("--ckpt_path", flags)
-        self.config_text: str | None = None
+        helped = bool({"-h", "--help"} & set(flags))
         self.name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(configs[0]).stem if configs else default_config.stem)
-        if not configs and checkpoint and not {"-h", "--help"} & set(flags):
+        contents = [check_config(Path(config)) for config in configs]
+        checkpoint = _value_of("--ckpt_path", flags)
+        typed = [*(f"--config={config}" for config in configs), *_without("--ckpt_path", flags), "--ckpt_path", "last"]
+        self.go_on = shlex.join([tool("python"), os.path.relpath(sys.argv[0]), *typed])
+        if checkpoint == "last" and not helped:
+            checkpoint = self._last(contents, flags)
+            flags = _without("--ckpt_path", flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
+            if not checkpoint and command == "validate":
+                raise UserError("--ckpt_path last: there is no checkpoint of that --name; train one first")
+        self.config_text: str | None = None
+        if not configs and checkpoint and not helped:
             self.config_text = open_checkpoint(Path(checkpoint), mmap=True).get("config")
             if self.config_text is None:
                 raise UserError(f"{checkpoint} was not written by fit.py and holds no config: give --config")
         elif not configs:
             configs = [str(default_config)]
-        for config in configs:
-            check_config(Path(config))
+            check_config(default_config)
         self.words = [command, *(f"--config={config}" for config in configs), *flags]
+
+    def _last(self, configs: list[dict[str, Any]], flags: list[str]) -> str | None:
+        """The newest checkpoint of the name that flags, configs or the experiment's file say."""
+        name, logs = self.name, LOGS
+        for config in configs:
+            name = config.get("name", name)
+            trainer = config.get("trainer")
+            logs = Path((trainer.get("default_root_dir") if isinstance(trainer, dict) else None) or logs)
+        name = _value_of("--name", flags) or name
+        logs = Path(_value_of("--trainer.default_root_dir", flags) or logs)
+        path = newest_checkpoint(logs, str(name))
+        if path is None and getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"no checkpoint of {name!r} under {logs}: starting from the beginning")
+        return str(path) if path else None
 
 
 def _split_configs(words: list[str]) -> tuple[list[str], list[str]]:
@@ -152,8 +192,21 @@ def _value_of(flag: str, words: list[str]) -> str | None:
     return value
 
 
-def check_config(path: Path) -> None:
-    """Refuses what the parser would pass over: no such file, broken YAML, a key given twice, a key that is linked.
+def _without(flag: str, words: list[str]) -> list[str]:
+    """`words` but for `flag` and its value."""
+    kept, waiting = [], iter(words)
+    for word in waiting:
+        if word == flag:
+            next(waiting, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
+
+
+def check_config(path: Path) -> dict[str, Any]:
+    """What a config says, once it is sure that the parser will pass over nothing in it.
+
+    That would be: no such file, broken YAML, a key given twice, a key that is linked.
 
     Raises:
         UserError: it is one of these.
@@ -177,6 +230,7 @@ def check_config(path: Path) -> None:
             found = found.get(part, {}) if isinstance(found, dict) else {}
         if found != {}:
             raise UserError(f"{path}: {key} follows from {decider}: take it out")
+    return content
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -249,8 +303,9 @@ class SaveConfig(SaveConfigCallback):
 class FitCLI(LightningCLI):
     """`fit` and `validate` of LitGPT on TextDataModule."""
 
-    def __init__(self, arguments: Arguments, started: _Started) -> None:
-        self.arguments, self.started = arguments, started
+    def __init__(self, arguments: Arguments, stop: GracefulStop) -> None:
+        self.arguments, self.stop = arguments, stop
+        stop.go_on = arguments.go_on
         self.folder = Path()
         super().__init__(
             LitGPT,
@@ -273,6 +328,10 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--name", type=str, default=self.arguments.name, help="The run's folder under logs/ (letters, digits, ._-)."
         )
+        parser.add_argument(
+            "--allow_data_change", type=bool, default=False, help="Resume on another text or split than before."
+        )
+        parser.add_lightning_class_args(StopEarly, "early_stopping")
         parser.add_lightning_class_args(GenerateText, "generate")
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.link_arguments("model.config.context_length", "data.context_length")
@@ -304,8 +363,14 @@ class FitCLI(LightningCLI):
             raise UserError("--ckpt_path is empty: give a .ckpt file, or leave it out")
         if self.subcommand == "validate" and not settings.ckpt_path:
             raise UserError("validate needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt")
+        if settings.ckpt_path == "last":
+            raise UserError("ckpt_path: last in a config is read too late: give it as a flag, --ckpt_path last")
         if settings.ckpt_path:
-            open_checkpoint(Path(settings.ckpt_path), mmap=True)
+            open_checkpoint(Path(settings.ckpt_path))
+            if trainer.overfit_batches:
+                raise UserError(
+                    "--ckpt_path with --trainer.overfit_batches: its few batches are not counted on, start anew"
+                )
         shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
         GPTConfig(vocab_size=1, **shape)  # one that cannot be is refused before the text is read
         if settings.data.global_batch_size is not None and trainer.accumulate_grad_batches != 1:
@@ -344,7 +409,9 @@ class FitCLI(LightningCLI):
             return self._instantiate_trainer(config, [])
         if isinstance(config["val_check_interval"], float):
             config["check_val_every_n_epoch"] = 1  # the Trainer asks for it; the data module makes it steps
-        callbacks: list[Callback] = [self.started]
+        callbacks: list[Callback] = []
+        if (time := config.pop("max_time")) is not None:
+            self.stop.timer = Timer(time)  # the Trainer's would validate, and count the time of earlier commands
         logger = self._run_logger(settings, config)
         self.folder = checkpoint.folder = Path(logger.log_dir)
         if config["barebones"] or config["fast_dev_run"]:  # a run that leaves nothing behind
@@ -356,7 +423,12 @@ class FitCLI(LightningCLI):
             callbacks += [Throughput()]
             callbacks += [StepProgress()] if config["enable_progress_bar"] is not False else []
             callbacks += [generate]
-            callbacks += [checkpoint] if config["enable_checkpointing"] is not False else []
+            stop_early: StopEarly = self._get(self.config_init, "early_stopping")
+            callbacks += [stop_early] if settings.early_stopping.patience is not None else []
+            if config["enable_checkpointing"] is not False:
+                callbacks += [checkpoint]
+                self.stop.checkpoint = checkpoint
+        callbacks += [self.stop]  # after what saves
         if config["barebones"]:
             config["log_every_n_steps"] = 0
         try:
@@ -380,12 +452,8 @@ class FitCLI(LightningCLI):
 
     # ---------------------------------------------------------------------------------------------- what is told
 
-    def refuse_another_model(self) -> None:
+    def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint whose model has another shape, or another vocabulary, than the one just built."""
-        path = self._get(self.config, "ckpt_path")
-        if not path:
-            return
-        checkpoint = open_checkpoint(Path(path), mmap=True)
         saved, ours = checkpoint["hyper_parameters"]["config"], self.model.arguments["config"]
         differences = [
             f"{key} {saved.get(key)} there, {value} here" for key, value in ours.items() if saved.get(key) != value
@@ -396,14 +464,45 @@ class FitCLI(LightningCLI):
             differences = ["its tokens stand for other pieces of text than this data's"]
         if differences:
             raise UserError(
-                f"{path} holds another model ({'; '.join(differences)}): leave out what changes it, or the checkpoint"
+                f"{self.resumed} holds another model ({'; '.join(differences)}): "
+                "leave out what changes it, or the checkpoint"
             )
 
+    def refuse_another_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with an optimizer that would not know what to do with the other's state."""
+        saved, ours = checkpoint["hyper_parameters"]["optimizer"], self.model.optimizer
+        if saved != ours:
+            raise UserError(f"--model.optimizer {ours}: {self.resumed} was trained with {saved}, go on with that")
+
+    def refuse_another_text(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to go on with other data, unless the person means it."""
+        saved, ours = checkpoint["data"], fingerprint(self.datamodule)
+        differences = [
+            f"{key} {saved.get(key)} there, {value} here" for key, value in ours.items() if saved.get(key) != value
+        ]
+        if differences and not self.config.fit.allow_data_change:
+            told = differences[:-1] or ["the text itself"]  # the key, last, says nothing to a person
+            raise UserError(
+                f"{self.resumed} was trained on other data ({'; '.join(told)}): give the data it had, or "
+                "--allow_data_change true to go on with this"
+            )
+
+    @property
+    def resumed(self) -> str | None:
+        """The checkpoint the command goes on from."""
+        path: str | None = self._get(self.config, "ckpt_path")
+        return path
+
     def before_validate(self) -> None:
-        self.refuse_another_model()
+        assert self.resumed is not None
+        self.refuse_another_model(open_checkpoint(Path(self.resumed), mmap=True))
 
     def before_fit(self) -> None:
-        self.refuse_another_model()
+        checkpoint = open_checkpoint(Path(self.resumed), mmap=True) if self.resumed else None
+        if checkpoint is not None:
+            self.refuse_another_model(checkpoint)
+            self.refuse_another_optimizer(checkpoint)
+            self.refuse_another_text(checkpoint)
         logger = self.trainer.logger
         self.datamodule.trainer = self.trainer
         self.datamodule.check_batches()
@@ -419,18 +518,40 @@ class FitCLI(LightningCLI):
         if self.trainer.is_global_zero:
             folder = self.folder if self.save_config_callback else None
             print(preflight(self.trainer, self.model, self.datamodule, folder))
-            if path := self.config.fit.ckpt_path:
-                step, end = open_checkpoint(Path(path), mmap=True)["global_step"], self.datamodule.max_steps
-                if end is not None and step >= end:
-                    print(f"already complete at step {step:,}: raise --trainer.max_steps to go on")
+            if checkpoint is not None:
+                print("\n".join(self._resuming(checkpoint)))
         if isinstance(logger, RunLogger) and not self.folder.exists():  # a run that is resumed has begun already
             settings = self.config.fit.as_dict()
             logger.start(flat({part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}))
 
+    def _resuming(self, checkpoint: dict[str, Any]) -> list[str]:
+        """What to tell of a run that goes on: from where, with which flags changed, and whether there is work left."""
+        step, end = checkpoint["global_step"], self.datamodule.max_steps
+        lines = [f"resumed     {self.resumed}, step {step:,}"]
+        for saved in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(saved, SaveConfig) and "config" in checkpoint:
+                before, now = (flat(yaml.safe_load(text)) for text in (checkpoint["config"], saved.text))
+                lines += [
+                    f"changed     {key} {before.get(key)} -> {now.get(key)}"
+                    for key in sorted(before.keys() | now.keys())
+                    if before.get(key) != now.get(key)
+                ]
+            elif isinstance(saved, StopEarly):
+                waited = checkpoint["callbacks"].get(saved.state_key, {}).get("wait_count", 0)
+                if waited >= saved.patience:
+                    lines += [f"already complete: {saved.reason(waited)}; raise --early_stopping.patience to go on"]
+        if end is not None and step >= end:
+            lines += [f"already complete at step {step:,}: raise --trainer.max_steps to go on"]
+        return lines
+
     def after_fit(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        lines = []
+        lines = [
+            f"stopped     at step {self.trainer.global_step:,}, {callback.reason(callback.wait_count)}"
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, StopEarly) and callback.exhausted
+        ]
         last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
         if best.exists():
             saved = next(c for c in self.trainer.callbacks if isinstance(c, StepCheckpoint))  # type: ignore[attr-defined]
@@ -501,6 +622,10 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+TOKENS_A_PARAMETER = 20  # where more data and more parameters are worth the same
+PASSES = 4  # over the same text that teach about as much as so much new text
+
+
 def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path | None) -> str:
     """What is about to be trained, on what, for how long, and where it is written."""
     config, counts = model.gpt.config, data.corpus.counts
@@ -512,6 +637,7 @@ def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Pat
     vocabulary = (
         f"{data.tokenizer_name}{' pruned' if data.tokenizer_name == 'cl100k_base' and data.vocab == 'pruned' else ''}"
     )
+    epochs = steps / data.steps_per_epoch if steps is not None else float("inf")
     lines = [
         f"text        {counts['documents']:,} document{'s'[: counts['documents'] != 1]}, "
         f"{counts['characters']:,} characters{skipped}",
@@ -521,10 +647,16 @@ def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Pat
         f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
         f"memory      {_bytes(16 * parameters)} for weights, gradients and AdamW; activations come on top",
         f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
-        f"{data.steps_per_epoch:,} to an epoch"
-        + ("" if steps is None else f", {steps / data.steps_per_epoch:,.1f} epochs"),
+        f"{data.steps_per_epoch:,} to an epoch" + ("" if steps is None else f", {epochs:,.1f} epochs"),
         f"logs        {folder if folder else 'none'}",
     ]
+    trained = len(data.train_ids)
+    if epochs > PASSES and parameters > trained / TOKENS_A_PARAMETER:
+        lines.append(
+            f"warning     {parameters:,} parameters may learn {trained:,} tokens by heart: a model wants "
+            f"{TOKENS_A_PARAMETER} tokens a parameter (Hoffmann et al. 2022), and after {PASSES} epochs text loses its "
+            "worth (Muennighoff et al. 2023); give --early_stopping.patience 5, a smaller model or more text"
+        )
     return "\n".join(lines)
 
 

@@ -1,18 +1,18 @@
 """The model in training: its steps, its losses, its optimizer."""
 
+import time
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lit_gpt.data.datamodule import Batch, TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, IGNORE, GPTConfig
-from lit_gpt.optim import Schedule, learning_rate_factor, parameter_groups
+from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, learning_rate_factor, parameter_groups
 
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
 
@@ -24,10 +24,11 @@ def logs_at(trainer: Trainer, step: int) -> bool:
 
 
 class LitGPT(LightningModule):
-    """A GPT with its training step, its estimate of the loss on both splits, and AdamW.
+    """A GPT with its training step, its estimate of the loss on both splits, and its optimizer.
 
     Args:
         config: the shape of the GPT; its vocab_size comes from the tokenizer.
+        optimizer: "adamw", or "muon" for the matrices in the blocks with AdamW for the rest.
         learning_rate: the peak.
         min_learning_rate: where a schedule ends; a tenth of the peak if left out.
         schedule: after warm-up: "constant", "cosine" or "linear".
@@ -40,6 +41,7 @@ class LitGPT(LightningModule):
     def __init__(
         self,
         config: GPTConfig,
+        optimizer: OptimizerName = "adamw",
         learning_rate: float = 1e-3,
         min_learning_rate: float | None = None,
         schedule: Schedule = "cosine",
@@ -64,6 +66,7 @@ class LitGPT(LightningModule):
             raise UserError(f"--model.betas is {list(betas)}: give two numbers from 0 up to, not including, 1")
         self.arguments = {
             "config": asdict(config),
+            "optimizer": optimizer,
             "learning_rate": learning_rate,
             "min_learning_rate": min_learning_rate,
             "schedule": schedule,
@@ -75,12 +78,13 @@ class LitGPT(LightningModule):
         self.gpt = GPT(config)
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
         self.min_learning_rate = learning_rate / 10 if min_learning_rate is None else min_learning_rate
-        self.weight_decay, self.betas = weight_decay, betas
+        self.optimizer, self.weight_decay, self.betas = optimizer, weight_decay, betas
         if compile:
             for block in self.gpt.blocks:
                 block.compile()  # in place, so that names in a checkpoint stay as they are
         self._loss_sum: Tensor | float = 0.0  # over the forwards of the current optimizer step
         self._to_log: dict[str, Any] = {}  # of the current optimizer step, where it is one that logs
+        self.updating = False  # from the check of the gradients until the weights have all been moved
         self._evaluated = torch.zeros(0)  # (2, 3): for each split nats, tokens and bytes
         self._bytes_per_token = torch.zeros(0)  # (V,)
 
@@ -91,6 +95,10 @@ class LitGPT(LightningModule):
         return data
 
     # ------------------------------------------------------------------------------------------------- training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # what Lightning numbers points by; where it resumes at a validation it would be one too many
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of one batch, two times (B, T), in nats per token."""
@@ -104,11 +112,23 @@ class LitGPT(LightningModule):
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
         step = self.trainer.global_step + 1  # the one this forward belongs to
         if forward == accumulation - 1 and logs_at(self.trainer, step):
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": torch.tensor(rate)}
+            rate = torch.tensor(self.learning_rate * self._learning_rate_factor())
+            self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": rate}
         if forward == accumulation - 1 and step == self.data.max_steps:
             self.trainer.val_check_batch = 1  # the last step validates, whatever the interval
         return loss
+
+    def _learning_rate_factor(self) -> float:
+        lowest = self.min_learning_rate / self.learning_rate
+        return learning_rate_factor(
+            self.trainer.global_step, self.schedule, self.warmup_steps, self.data.max_steps or 0, lowest
+        )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Sets what flags say and the step decides: nothing of it comes out of a checkpoint."""
+        rate = self.learning_rate * self._learning_rate_factor()
+        for group, given in zip(optimizer.param_groups, self._groups()):
+            group.update(lr=rate, betas=self.betas, weight_decay=given["weight_decay"])
 
     def configure_gradient_clipping(
         self,
@@ -116,37 +136,59 @@ class LitGPT(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as the Trainer's flags say, and takes the norm from before."""
+        """Clips as the Trainer's flags say, takes the norm from before, and lets no step follow one that is not finite.
+
+        Raises:
+            UserError: the loss or a gradient is infinite or not a number; no weight has moved.
+        """
         parameters = list(self.gpt.parameters())
         if gradient_clip_val and gradient_clip_algorithm != "value":
             norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-        elif self._to_log:
+        else:
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        decides = norm  # the same on every rank
+        if (
+            self.trainer.precision == "16-mixed"
+        ):  # whose gradients overflow now and then; its scaler leaves out that step
+            decides = self.trainer.strategy.reduce(torch.as_tensor(self._loss_sum), reduce_op="sum")
+        if not torch.isfinite(decides):
+            raise UserError(self._not_finite(optimizer))
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         if self._to_log:
             self._to_log["optim/grad_norm"] = norm
+        self.updating = True
+
+    def _not_finite(self, optimizer: torch.optim.Optimizer) -> str:
+        """What is to be said of a step whose loss or gradients are not finite."""
+        what = [] if torch.isfinite(torch.as_tensor(self._loss_sum)) else [f"loss {float(self._loss_sum)}"]
+        names = {id(p): name for name, p in self.gpt.named_parameters()}
+        for group in optimizer.param_groups:
+            bad = [names[id(p)] for p in group["params"] if p.grad is not None and not torch.isfinite(p.grad).all()]
+            if bad:
+                what.append(f"gradient of {len(bad)} of {len(group['params'])} {group['name']}, as {bad[0]}")
+        return (
+            f"step {self.trainer.global_step + 1:,} was not taken, it is not finite "
+            f"({'; '.join(what) or 'norm of the gradients'}): go on from a checkpoint with a smaller "
+            "--model.learning_rate, or --trainer.gradient_clip_val 1"
+        )
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.updating = False
         if self._to_log:
             self.log_dict(self._to_log, sync_dist=self.trainer.world_size > 1)
             self._to_log = {}
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def _groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.gpt, self.weight_decay, self.optimizer)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.trainer.precision != "16-mixed"  # there the gradients must be unscaled before they are clipped
-        optimizer = torch.optim.AdamW(
-            parameter_groups(self.gpt.parameters(), self.weight_decay),
-            lr=self.learning_rate,
-            betas=self.betas,
-            fused=fused,
-        )
+        kind = MuonAdamW if self.optimizer == "muon" else torch.optim.AdamW
+        optimizer = kind(self._groups(), lr=self.learning_rate, betas=self.betas, fused=fused)
         # Lightning would refuse clipping, fearing the fused step unscales, which it does in 16-mixed only
-        optimizer._step_supports_amp_scaling = False
-        max_steps, lowest = self.data.max_steps or 0, self.min_learning_rate / self.learning_rate
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, self.schedule, self.warmup_steps, max_steps, lowest)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        optimizer._step_supports_amp_scaling = False  # type: ignore[union-attr]
+        return optimizer
 
     # ----------------------------------------------------------------------------------------------- evaluation
 
@@ -169,6 +211,12 @@ class LitGPT(LightningModule):
         assert isinstance(total, Tensor)
         nats, tokens, size = total.unbind(dim=1)  # (2,) each
         losses = (nats / tokens).float()
+        if self.trainer.state.fn == "fit" and not torch.isfinite(losses).all():
+            values = ", ".join(f"loss/{split} {float(loss)}" for split, loss in zip(SPLITS, losses))
+            raise UserError(
+                f"after step {self.trainer.global_step:,} the model is not finite ({values}): "
+                "go on from a checkpoint with a smaller --model.learning_rate"
+            )
         self.log_dict({f"loss/{split}": loss for split, loss in zip(SPLITS, losses)}, add_dataloader_idx=False)
         bits = (nats[1] / size[1] / np.log(2)).float()
         self.log_dict({"val/perplexity": losses[1].exp(), "val/bits_per_byte": bits})
@@ -180,3 +228,28 @@ class LitGPT(LightningModule):
         checkpoint["hyper_parameters"] = self.arguments
         checkpoint["tokenizer"] = self.data.tokenizer.state()
         checkpoint["data"] = fingerprint(self.data)
+        checkpoint["saved_at"] = time.time()  # seconds since 1970
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counts the Trainer's loops anew from the step: it may have been saved amid one, or on other devices."""
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            step, data = checkpoint["global_step"], self.data
+            loops = self.trainer.fit_loop.state_dict()
+            count(loops, step, data.accumulation, data.steps_per_epoch)
+            checkpoint["loops"]["fit_loop"] = loops
+
+
+def count(loops: dict[str, Any], step: int, accumulation: int, steps_per_epoch: int) -> None:
+    """Sets the state of a fresh fit loop of Lightning's to where `step` whole optimizer steps lead."""
+
+    def put(progress: dict[str, Any], total: int, current: int, begun: int = 0) -> None:
+        for part, done in (("total", total), ("current", current)):
+            for key in progress[part]:
+                progress[part][key] = done + (begun if key in ("ready", "started") else 0)
+
+    epochs, steps = divmod(step, steps_per_epoch)  # whole ones, and those of the epoch begun
+    put(loops["epoch_progress"], epochs, epochs, begun=1 if steps else 0)
+    put(loops["epoch_loop.batch_progress"], step * accumulation, steps * accumulation)
+    optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    put(optimizer["step"], step, steps)
+    put(optimizer["zero_grad"], step, steps)

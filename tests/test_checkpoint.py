@@ -2,14 +2,18 @@
 
 import os
 import pickle
+import tempfile
+import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 import torch
 from conftest import Fit
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lit_gpt.checkpoint import load_model, newest_checkpoint, open_checkpoint, write_whole
+from lit_gpt.checkpoint import CONTENTS, load_model, newest_checkpoint, open_checkpoint, write_whole
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 
@@ -22,7 +26,7 @@ def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path) -> None:
         file.write(b"sec")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"disk full.*what it held before is whole"):
         write_whole(path, half)
     assert path.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["file"]
@@ -76,20 +80,60 @@ def test_a_checkpoint_is_enough_by_itself(fit: Fit, folder: Path) -> None:
         assert torch.equal(one, other)
 
 
-def test_the_newest_checkpoint_that_opens_is_taken(fit: Fit, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_newest_checkpoint_that_is_whole_is_taken(
+    fit: Fit, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logs = folder / "logs"
     assert newest_checkpoint(logs) is None
     assert fit("--trainer.max_steps", 1).status == 0
-    content = (logs / "small/version_0/last.ckpt").read_bytes()
-    for age, name in enumerate(["b/version_10/step_1.ckpt", "a/version_1/last.ckpt", "a/version_0/best.ckpt"]):
+    content = open_checkpoint(logs / "small/version_0/last.ckpt")
+    names = ["b/version_10/step_1.ckpt", "a/version_1/last.ckpt", "a/version_1/best.ckpt", "a/version_0/best.ckpt"]
+    for age, name in zip([0, 1, 1, 2], names):
         path = logs / name
-        path.parent.mkdir(parents=True)
-        path.write_bytes(content)
-        os.utime(path, (4e9 - age, 4e9 - age))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({**content, "saved_at": content["saved_at"] + 1000 - age}, path)
+        os.utime(path, (age, age))  # what the disk says of it may be anything
     assert newest_checkpoint(logs) == logs / "b/version_10/step_1.ckpt"
     assert newest_checkpoint(logs, "a") == logs / "a/version_1/last.ckpt"
     assert newest_checkpoint(logs, "c") is None
-    (logs / "a/version_1/last.ckpt").write_bytes(content[:-100])
-    os.utime(logs / "a/version_1/last.ckpt", (5e9, 5e9))
+    assert capsys.readouterr().err == ""
+    for name, damage in {"last": cut, "best": flip}.items():
+        damage(logs / f"a/version_1/{name}.ckpt")
     assert newest_checkpoint(logs, "a") == logs / "a/version_0/best.ckpt"
-    assert "passed over: " in capsys.readouterr().err
+    line = f"warning: damaged: {logs}/a/version_1/best.ckpt, {logs}/a/version_1/last.ckpt; {logs}/a/version_0/best.ckpt"
+    assert capsys.readouterr().err == f"{line} is taken\n"
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of the file, of a weight that is."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as parts:
+        largest = max(parts.infolist(), key=lambda part: part.file_size)
+    content[largest.header_offset + 200 + largest.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_no_flipped_bit_goes_unnoticed(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "last.ckpt")
+        torch.manual_seed(0)
+        contents: dict = dict.fromkeys(CONTENTS, 1)
+        contents["state_dict"] = {"weight": torch.randn(20, 20), "bias": torch.randn(20)}
+        torch.save(contents, path)
+        content = bytearray(path.read_bytes())
+        place = data.draw(st.integers(0, 8 * len(content) - 1))
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            opened = open_checkpoint(path)
+        except UserError:
+            return
+        for name, value in contents["state_dict"].items():  # a bit that means nothing
+            assert torch.equal(opened["state_dict"][name], value)
+        assert opened.keys() == contents.keys()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Fit, points, weights
+from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
 from lit_gpt.checkpoint import load_model
@@ -136,8 +137,10 @@ def test_clipping_is_the_trainers(fit: Fit, flags: list[str]) -> None:
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.filterwarnings("ignore:.*barebones.*")
 def test_clipping_by_value_bounds_every_gradient() -> None:
     module = LitGPT(GPTConfig(vocab_size=9, context_length=4, d_model=8, num_heads=2, num_blocks=1))
+    module.trainer = Trainer(accelerator="cpu", barebones=True)
     tokens = torch.arange(8).view(2, 4)
     module.gpt.loss(tokens, tokens).backward()
     module.configure_gradient_clipping(torch.optim.SGD(module.parameters()), 1e-3, "value")

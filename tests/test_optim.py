@@ -34,7 +34,7 @@ def test_no_warm_up_starts_at_the_peak() -> None:
 
 def test_weight_decay_falls_on_matrices_only() -> None:
     model = GPT(GPTConfig(vocab_size=10, d_model=16, num_heads=2, num_blocks=1, bias=True, norm="layernorm"))
-    decayed, rest = parameter_groups(model.parameters(), weight_decay=0.1)
+    decayed, rest = parameter_groups(model, weight_decay=0.1, optimizer="adamw")
     assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
     assert {id(p) for p in decayed["params"]} == {id(p) for p in matrices}

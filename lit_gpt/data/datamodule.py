@@ -297,4 +297,12 @@ def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
 
 def fingerprint(data: TextDataModule) -> dict[str, Any]:
     """What a checkpoint remembers of the data it was trained on."""
-    return {"key": data.corpus.key, "mode": data.reading.mode, "val_fraction": data.val_fraction}
+    vocab = f" {data.vocab}" if data.tokenizer_name == "cl100k_base" else ""
+    return {
+        "mode": data.reading.mode,
+        "documents": data.corpus.counts["documents"],
+        "characters": data.corpus.counts["characters"],
+        "tokenizer": data.tokenizer_name + vocab,
+        "val_fraction": data.val_fraction,
+        "key": data.corpus.key,
+    }

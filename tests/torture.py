@@ -1,0 +1,215 @@
+"""Kills runs with SIGKILL, resumes them, and compares them with one that was never stopped.
+
+    python tests/torture.py --runs 5 --kills 10              # 50 kills, one process
+    python tests/torture.py --runs 1 --kills 10 --devices 2  # 10 kills, two processes
+
+A run is killed `--kills` times: at random moments, inside saves (between any two bytes, before and after every sync and
+rename), inside validations, and while texts are written; then it ends. It must leave the weights, the optimizer state,
+every point and every text of the straight run, bit for bit.
+"""
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import DEFAULT, ROOT, points, texts
+
+import lit_gpt.callbacks
+from lit_gpt.callbacks import GenerateText
+from lit_gpt.checkpoint import newest_checkpoint, open_checkpoint, write_whole
+from lit_gpt.cli import main
+from lit_gpt.module import LitGPT
+
+KINDS = ("time", "bytes", "sync", "rename", "validation", "text")
+MEASURED = {"speed/tokens_per_second", "memory/peak_gb"}  # no two runs have these in common
+
+CONFIG = """
+data: {files: rows.txt, tokenizer: byte, batch_size: 4, global_batch_size: 24, eval_windows: 8}
+model: {config: {context_length: 16, d_model: 16, num_blocks: 2, num_heads: 2, dropout: 0.1}, warmup_steps: 5}
+trainer: {max_steps: 30, val_check_interval: 10, log_every_n_steps: 3, accelerator: cpu}
+checkpoint: {every_n_steps: 7}
+generate: {max_new_tokens: 8, num_samples: 2}
+"""
+
+
+def die() -> None:
+    """SIGKILL for this process and those it started."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def at_call(number: int, before: Callable[..., Any], after: bool = False) -> Callable[..., Any]:
+    """`before`, but call `number` of it, from 1, is the last thing the process does, with `after` in full."""
+    calls = 0
+
+    def instead(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and not after:
+            die()
+        result = before(*args, **kwargs)
+        if calls == number:
+            die()
+        return result
+
+    return instead
+
+
+def arm(kind: str, draw: random.Random, seconds: float) -> None:
+    """Lets this process die at a random moment of a kind, or not at all where that moment does not come."""
+    number, after = draw.randint(1, 8), draw.random() < 0.5
+    if kind == "time":
+        delay = draw.uniform(0, seconds)
+        threading.Thread(target=lambda: (time.sleep(delay), die()), daemon=True).start()
+    elif kind == "bytes":
+        left = draw.randint(1, 300_000)
+
+        def slowly(path: Path, write: Callable[[Any], Any]) -> None:
+            write_whole(path, lambda file: write(_Mortal(file)))
+
+        class _Mortal:
+            def __init__(self, file: Any) -> None:
+                self.file = file
+
+            def write(self, content: Any) -> int:
+                nonlocal left
+                if left < len(content):
+                    self.file.write(bytes(content)[:left])
+                    self.file.flush()
+                    die()
+                left -= len(content)
+                return self.file.write(content)
+
+            def flush(self) -> None:
+                self.file.flush()
+
+        lit_gpt.callbacks.write_whole = slowly
+    elif kind == "sync":
+        os.fsync = at_call(2 * number - after, os.fsync)  # a file's, or its folder's
+    elif kind == "rename":
+        os.replace = at_call(number, os.replace, after)
+    elif kind == "validation":
+        LitGPT.validation_step = at_call(number, LitGPT.validation_step, after)  # type: ignore[method-assign]
+    elif kind == "text":
+        GenerateText.texts = at_call(number, GenerateText.texts, after)  # type: ignore[method-assign]
+
+
+def run(folder: Path, flags: list[str], kind: str | None, draw: random.Random, seconds: float) -> int:
+    """Trains in a process of its own, group and all; returns its exit status, negative where a signal ended it."""
+    pid = os.fork()  # what is imported already need not be imported again
+    if pid == 0:
+        status = 70
+        try:
+            os.setsid()
+            os.chdir(folder)
+            with open("printed.txt", "a") as printed:
+                os.dup2(printed.fileno(), 1)
+                os.dup2(printed.fileno(), 2)
+            sys.argv = [str(ROOT / "scripts" / "fit.py"), "--config", "torture.yaml", *flags]
+            sys.modules["__main__"].__spec__ = None  # a process for another device is started by its path
+            if kind is not None:
+                arm(kind, draw, seconds)
+            status = main(DEFAULT)
+            sys.stdout.flush()
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(ended)
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two nested values hold the same, tensors by every bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(equal(*pair) for pair in zip(one, other))
+    return one == other
+
+
+def differences(straight: Path, killed: Path) -> list[str]:
+    """What of a run's folder is not as in the other's."""
+    found = []
+    for name in ("last.ckpt", "best.ckpt"):
+        one, other = open_checkpoint(straight / name), open_checkpoint(killed / name)
+        parts = ("state_dict", "optimizer_states", "global_step", "callbacks")
+        found += [f"{part} of {name}" for part in parts if not equal(one[part], other[part])]
+    curves, again = points(straight), points(killed)
+    if curves.keys() != again.keys():
+        found.append(f"tags {sorted(curves.keys() ^ again.keys())}")
+    for tag in curves.keys() & again.keys():
+        kept = slice(0, 1) if tag in MEASURED else slice(None)
+        if [point[kept] for point in curves[tag]] != [point[kept] for point in again[tag]]:
+            found.append(f"points of {tag}")
+    if texts(straight) != texts(killed):
+        found.append("texts")
+    return found
+
+
+def torture(
+    folder: Path, kills: int, flags: list[str], seed: int, kinds: tuple[str, ...] = KINDS
+) -> tuple[int, list[str]]:
+    """One run killed `kills` times and its straight twin: how many kills came, and what differs in the end."""
+    draw = random.Random(seed)
+    rows = [f"row {i} 第{i}行: " + "abcdefghij"[i % 10] * (i % 7) for i in range(120)]
+    (folder / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "torture.yaml").write_text(CONFIG)
+    begun = time.monotonic()
+    assert run(folder, [*flags, "--name", "straight"], None, draw, 0) == 0, (folder / "printed.txt").read_text()
+    seconds = time.monotonic() - begun
+    killed = 0
+    for _ in range(20 * kills):
+        resumed = [*flags, "--name", "killed", "--ckpt_path", "last", "--data.num_workers", str(draw.randint(0, 1))]
+        kind = draw.choice(kinds) if killed < kills else None
+        status = run(folder, resumed, kind, draw, seconds)
+        assert status in (0, -signal.SIGKILL), (folder / "printed.txt").read_text()
+        killed += status != 0
+        if status == 0 and kind is None:
+            break
+        if status == 0:  # it got to its end before it was killed: from the start once more
+            shutil.rmtree(folder / "logs" / "killed")
+    newest = newest_checkpoint(folder / "logs", "killed")
+    assert newest is not None
+    return killed, differences(folder / "logs" / "straight" / "version_0", newest.parent)
+
+
+def _main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--kills", type=int, default=10, help="of each run")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    unequal = 0
+    for number in range(options.runs):
+        sampling, optimizer = ("random", "shuffled")[number % 2], ("adamw", "muon")[number // 2 % 2]
+        flags = ["--trainer.max_steps", str(options.steps), "--data.sampling", sampling, "--model.optimizer", optimizer]
+        flags += ["--trainer.val_check_interval", "25", "--checkpoint.every_n_steps", "20"]
+        if options.devices > 1:
+            flags += ["--trainer.devices", str(options.devices), "--trainer.strategy", "ddp"]
+        with tempfile.TemporaryDirectory() as folder:
+            killed, differing = torture(Path(folder), options.kills, flags, options.seed + number)
+        print(
+            f"run {number + 1}: {sampling}, {optimizer}: {killed} kills, {', '.join(differing) or 'equal'}", flush=True
+        )
+        unequal += bool(differing)
+    return unequal
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(_main())
