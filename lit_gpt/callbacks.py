@@ -46,11 +46,19 @@ class RunLogger(TensorBoardLogger):
         super().__init__(*args, **kwargs)
         self._earlier = {path.name for path in Path(self.log_dir).glob("events.*")}  # of a run that is resumed
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.log_dir}: the curves cannot be written ({error.strerror}): make room") from error
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Writes step N at N, where Lightning counts N - 1, and leaves its `epoch` out."""
         values = {tag: value for tag, value in metrics.items() if tag != "epoch"}
-        super().log_metrics(values, None if step is None else step + 1)
+        with self._writing():
+            super().log_metrics(values, None if step is None else step + 1)
 
     @rank_zero_only
     def start(self, settings: dict[str, Any]) -> None:
@@ -65,8 +73,13 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
     def sizes(self) -> dict[str, int]:
-        """The bytes of every event file of the run, once all points so far are in them."""
-        self.experiment.flush()
+        """The bytes of every event file of the run, once all points so far are in them.
+
+        Raises:
+            UserError: they could not be written.
+        """
+        with self._writing():
+            self.experiment.flush()
         return {path.name: path.stat().st_size for path in Path(self.log_dir).glob("events.*")}
 
     @rank_zero_only
@@ -231,6 +244,7 @@ class StepCheckpoint(Checkpoint):
         self.best_loss, self.best_step = float("inf"), -1
         self.last_good: Path | None = None  # the last file written, or resumed from
         self._saved_step = self._done_step = self._validated_step = -1
+        self._failed = False  # to save, the last time
         self._events: dict[str, int] = {}  # the sizes of the event files when the checkpoint resumed from was written
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,7 +304,7 @@ class StepCheckpoint(Checkpoint):
         """Saves the last whole step, unless its update, its validation or its weights are not whole."""
         module, _ = parts(trainer)
         step = trainer.global_step
-        whole = step == self._done_step and not module.updating
+        whole = step == self._done_step and not module.updating and not self._failed
         if isinstance(exception, Stopped) or self._done_step < 0:
             return
         if whole and step != self._saved_step and all(p.isfinite().all() for p in module.gpt.parameters()):
@@ -301,8 +315,10 @@ class StepCheckpoint(Checkpoint):
                 self.last_good = path
             except Exception as error:
                 exception.add_note(f"step {step:,} could not be saved: {error}")
-        if self.last_good is not None:
-            exception.add_note(f"the last good checkpoint is {self.last_good}")
+        for kind, good in {"last": self.last_good, "best": self.folder / "best.ckpt"}.items():
+            if good is not None and good.exists():
+                saved_step = open_checkpoint(good, mmap=True)["global_step"]
+                exception.add_note(f"the {kind} good checkpoint is {good}, step {saved_step:,}")
 
     def _save_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step
@@ -324,6 +340,7 @@ class StepCheckpoint(Checkpoint):
         failure: UserError | None = None
         try:
             self._write(trainer, first)
+            self.last_good = first
             if trainer.is_global_zero:
                 for other in others:
                     copy_whole(first, other)
@@ -331,6 +348,7 @@ class StepCheckpoint(Checkpoint):
         except UserError as error:  # on the one rank that writes
             failure = error
         failure = trainer.strategy.broadcast(failure)
+        self._failed = failure is not None
         if failure is not None:
             raise failure
         self._saved_step, self.last_good = step, self.folder / "last.ckpt"

@@ -1,7 +1,6 @@
 """The command line of scripts/fit.py: which config is read, who wins, what is refused, what a person is told."""
 
 import logging
-import os
 import re
 import shlex
 import shutil
@@ -131,7 +130,7 @@ class Arguments:
         contents = [check_config(Path(config)) for config in configs]
         checkpoint = _value_of("--ckpt_path", flags)
         typed = [*(f"--config={config}" for config in configs), *_without("--ckpt_path", flags), "--ckpt_path", "last"]
-        self.go_on = shlex.join([tool("python"), os.path.relpath(sys.argv[0]), *typed])
+        self.go_on = shlex.join([tool("python"), sys.argv[0], *typed])
         if checkpoint == "last" and not helped:
             checkpoint = self._last(contents, flags)
             flags = _without("--ckpt_path", flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])

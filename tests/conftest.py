@@ -1,5 +1,9 @@
-"""What tests share: a working folder of their own, a small table, and the command line called in this process."""
+"""What tests share: a working folder of their own, a small table, the command line in this process or in another."""
 
+import contextlib
+import ctypes
+import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,6 +67,53 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         return Result(status, printed.out, printed.err)
 
     return run
+
+
+def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda: None) -> Result:
+    """The command line in a process of its own, in `folder`; a status below zero is the signal that ended it.
+
+    A fork has imported already what a command would import for seconds. It leads a group of processes, of which none
+    is left in the end.
+
+    Args:
+        folder: where it works.
+        words: as those of `fit`, --config included.
+        prepare: what it does first.
+    """
+    out, err = folder / "out.txt", folder / "err.txt"
+    pid = os.fork()
+    if pid == 0:
+        status = 70
+        try:
+            os.setsid()
+            os.chdir(folder)
+            for number, path in ((1, out), (2, err)):
+                with open(path, "wb") as file:
+                    os.dup2(file.fileno(), number)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+            sys.argv = [str(ROOT / "scripts" / "fit.py"), *map(str, words)]
+            sys.modules["__main__"].__spec__ = None  # so that Lightning starts other ranks by the path
+            prepare()
+            status = main(DEFAULT)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            status = 1
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    _, ended = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
+    return Result(os.waitstatus_to_exitcode(ended), *texts)
+
+
+def powerless() -> None:
+    """Gives up what lets the superuser write where nobody may; for a process of its own (Linux, capset(2))."""
+    if os.geteuid() == 0:
+        header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(header, nothing) == 0
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:

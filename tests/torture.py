@@ -9,7 +9,6 @@ every point and every text of the straight run, bit for bit.
 """
 
 import argparse
-import contextlib
 import os
 import random
 import shutil
@@ -23,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import DEFAULT, ROOT, points, texts
+from conftest import forked, points, texts
 
 import lit_gpt.callbacks
 from lit_gpt.callbacks import GenerateText
 from lit_gpt.checkpoint import newest_checkpoint, open_checkpoint, write_whole
-from lit_gpt.cli import main
 from lit_gpt.module import LitGPT
 
 KINDS = ("time", "bytes", "sync", "rename", "validation", "text")
+POLITE = ("interrupt", "terminate")
 MEASURED = {"speed/tokens_per_second", "memory/peak_gb"}  # no two runs have these in common
 
 CONFIG = """
@@ -46,6 +45,10 @@ generate: {max_new_tokens: 8, num_samples: 2}
 def die() -> None:
     """SIGKILL for this process and those it started."""
     os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def tell(signum: int) -> None:
+    os.kill(os.getpid(), signum)
 
 
 def at_call(number: int, before: Callable[..., Any], after: bool = False) -> Callable[..., Any]:
@@ -65,12 +68,13 @@ def at_call(number: int, before: Callable[..., Any], after: bool = False) -> Cal
     return instead
 
 
-def arm(kind: str, draw: random.Random, seconds: float) -> None:
+def arm(kind: str | None, draw: random.Random, seconds: float) -> None:
     """Lets this process die at a random moment of a kind, or not at all where that moment does not come."""
     number, after = draw.randint(1, 8), draw.random() < 0.5
-    if kind == "time":
+    if kind in ("time", "interrupt", "terminate"):
         delay = draw.uniform(0, seconds)
-        threading.Thread(target=lambda: (time.sleep(delay), die()), daemon=True).start()
+        end = {"time": die, "interrupt": lambda: tell(signal.SIGINT), "terminate": lambda: tell(signal.SIGTERM)}[kind]
+        threading.Thread(target=lambda: (time.sleep(delay), end()), daemon=True).start()
     elif kind == "bytes":
         left = draw.randint(1, 300_000)
 
@@ -102,31 +106,6 @@ def arm(kind: str, draw: random.Random, seconds: float) -> None:
         LitGPT.validation_step = at_call(number, LitGPT.validation_step, after)  # type: ignore[method-assign]
     elif kind == "text":
         GenerateText.texts = at_call(number, GenerateText.texts, after)  # type: ignore[method-assign]
-
-
-def run(folder: Path, flags: list[str], kind: str | None, draw: random.Random, seconds: float) -> int:
-    """Trains in a process of its own, group and all; returns its exit status, negative where a signal ended it."""
-    pid = os.fork()  # what is imported already need not be imported again
-    if pid == 0:
-        status = 70
-        try:
-            os.setsid()
-            os.chdir(folder)
-            with open("printed.txt", "a") as printed:
-                os.dup2(printed.fileno(), 1)
-                os.dup2(printed.fileno(), 2)
-            sys.argv = [str(ROOT / "scripts" / "fit.py"), "--config", "torture.yaml", *flags]
-            sys.modules["__main__"].__spec__ = None  # a process for another device is started by its path
-            if kind is not None:
-                arm(kind, draw, seconds)
-            status = main(DEFAULT)
-            sys.stdout.flush()
-        finally:
-            os._exit(status)
-    _, ended = os.waitpid(pid, 0)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(ended)
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -167,20 +146,23 @@ def torture(
     rows = [f"row {i} 第{i}行: " + "abcdefghij"[i % 10] * (i % 7) for i in range(120)]
     (folder / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
     (folder / "torture.yaml").write_text(CONFIG)
+    flags = ["--config", "torture.yaml", *flags]
     begun = time.monotonic()
-    assert run(folder, [*flags, "--name", "straight"], None, draw, 0) == 0, (folder / "printed.txt").read_text()
+    straight = forked(folder, *flags, "--name", "straight")
+    assert straight.status == 0, straight.err
     seconds = time.monotonic() - begun
     killed = 0
     for _ in range(20 * kills):
-        resumed = [*flags, "--name", "killed", "--ckpt_path", "last", "--data.num_workers", str(draw.randint(0, 1))]
+        resumed = [*flags, "--name", "killed", "--ckpt_path", "last", "--data.num_workers", draw.randint(0, 1)]
         kind = draw.choice(kinds) if killed < kills else None
-        status = run(folder, resumed, kind, draw, seconds)
-        assert status in (0, -signal.SIGKILL), (folder / "printed.txt").read_text()
-        killed += status != 0
-        if status == 0 and kind is None:
+        ended = forked(folder, *resumed, prepare=lambda kind=kind: arm(kind, draw, seconds))
+        assert ended.status in (0, -signal.SIGKILL, 130, 143), ended.err
+        killed += ended.status != 0
+        if ended.status == 0 and kind is None:
             break
-        if status == 0:  # it got to its end before it was killed: from the start once more
+        if ended.status == 0:  # it got to its end before it was killed: from the start once more
             shutil.rmtree(folder / "logs" / "killed")
+        draw.random()  # what the other process drew is not drawn here
     newest = newest_checkpoint(folder / "logs", "killed")
     assert newest is not None
     return killed, differences(folder / "logs" / "straight" / "version_0", newest.parent)
@@ -192,6 +174,7 @@ def _main() -> int:
     parser.add_argument("--kills", type=int, default=10, help="of each run")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--polite", action="store_true", help="with SIGINT and SIGTERM instead")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     unequal = 0
@@ -202,7 +185,9 @@ def _main() -> int:
         if options.devices > 1:
             flags += ["--trainer.devices", str(options.devices), "--trainer.strategy", "ddp"]
         with tempfile.TemporaryDirectory() as folder:
-            killed, differing = torture(Path(folder), options.kills, flags, options.seed + number)
+            killed, differing = torture(
+                Path(folder), options.kills, flags, options.seed + number, POLITE if options.polite else KINDS
+            )
         print(
             f"run {number + 1}: {sampling}, {optimizer}: {killed} kills, {', '.join(differing) or 'equal'}", flush=True
         )

@@ -1,0 +1,205 @@
+"""A run that is stopped and resumed is the run that was never stopped."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Fit, forked, points, texts, weights
+from torture import CONFIG, KINDS, POLITE, differences, torture
+
+from lit_gpt.checkpoint import open_checkpoint
+from lit_gpt.data.datamodule import TrainBatches
+from lit_gpt.module import LitGPT
+
+RUN = Path("logs/small/version_0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "kinds"),
+    [
+        ([], KINDS),
+        (["--data.sampling", "shuffled", "--model.optimizer", "muon"], KINDS),
+        (["--data.sampling", "shuffled"], POLITE),
+    ],
+    ids=["killed", "killed, shuffled, Muon", "stopped by signals"],
+)
+def test_a_run_killed_anywhere_ends_as_if_it_never_was(
+    tmp_path: Path, flags: list[str], kinds: tuple[str, ...]
+) -> None:
+    kills, differing = torture(tmp_path, 3, flags, seed=4, kinds=kinds)
+    assert (kills, differing) == (3, [])
+
+
+def test_two_ranks_killed_end_as_if_they_never_were(tmp_path: Path) -> None:
+    flags = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    kills, differing = torture(tmp_path, 1, flags, seed=1, kinds=("rename", "validation"))
+    assert (kills, differing) == (1, [])
+
+
+@pytest.mark.parametrize(("optimizer", "bound"), [("adamw", 1e-5), ("muon", 1e-3)])
+def test_a_run_goes_on_with_more_ranks_or_fewer(folder: Path, optimizer: str, bound: float) -> None:
+    (folder / "config.yaml").write_text(CONFIG)
+    flags = ["--config", "config.yaml", "--model.optimizer", optimizer, "--model.schedule", "constant"]
+    pair = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert forked(folder, *flags, "--name", "straight").status == 0
+    for steps, devices in ((7, pair), (16, []), (30, pair)):  # from amid an epoch of four steps
+        last = ["--name", "moved", "--ckpt_path", "last", "--trainer.max_steps", steps]
+        ended = forked(folder, *flags, *last, *devices)
+        assert ended.status == 0, ended.err
+    one, other = (points(folder / f"logs/{name}/version_0")["loss/train"] for name in ("straight", "moved"))
+    torch.testing.assert_close(other, one, rtol=0, atol=bound)
+
+
+def test_last_finds_the_newest_of_the_name_and_says_which(fit: Fit) -> None:
+    assert "no checkpoint of 'small' under logs: starting from the beginning" in fit("--ckpt_path", "last").out
+    assert fit("--trainer.max_steps", 3).status == 0  # in version_1
+    assert fit("--name", "other", "--trainer.max_steps", 4).status == 0
+    result = fit("--ckpt_path", "last", "--trainer.max_steps", 8)
+    assert "resumed     logs/small/version_1/last.ckpt, step 3" in result.out
+    assert open_checkpoint(Path("logs/small/version_1/last.ckpt"))["global_step"] == 8
+    assert not Path("logs/small/version_2").exists()
+    assert fit("validate", "--ckpt_path", "last", "--name", "other", config=None).status == 0
+
+
+def test_last_needs_no_config_and_follows_moved_logs(fit: Fit) -> None:
+    assert fit("--trainer.max_steps", 3, "--model.config.num_blocks", 1).status == 0
+    shutil.copytree("logs", "moved/here")  # all files new, in any order
+    shutil.rmtree("logs")
+    flags = ["--name", "small", "--trainer.default_root_dir", "moved/here", "--trainer.max_steps", 6]
+    result = fit("--ckpt_path", "last", *flags, config=None)
+    assert result.status == 0, result.err
+    assert "resumed     moved/here/small/version_0/last.ckpt, step 3" in result.out
+    assert not Path("logs").exists()
+    assert (
+        yaml.safe_load(Path("moved/here/small/version_0/config.yaml").read_text())["model"]["config"]["num_blocks"] == 1
+    )
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(fit: Fit) -> None:
+    assert fit("--checkpoint.every_n_steps", 4).status == 0
+    for name in ("last.ckpt", "best.ckpt"):
+        os.truncate(RUN / name, 5000)
+    result = fit("--ckpt_path", "last")
+    assert result.status == 0
+    assert f"warning: damaged: {RUN}/best.ckpt, {RUN}/last.ckpt; {RUN}/step_00000004.ckpt is taken" in result.err
+    assert "step 4" in result.out
+
+
+def test_a_finished_run_says_so_and_changes_nothing(fit: Fit) -> None:
+    assert fit().status == 0
+    before = {path.name: path.read_bytes() for path in RUN.iterdir() if path.suffix == ".ckpt"}
+    curves = points(RUN)
+    result = fit("--ckpt_path", "last")
+    assert "already complete at step 6: raise --trainer.max_steps to go on" in result.out
+    assert {path.name: path.read_bytes() for path in RUN.iterdir() if path.suffix == ".ckpt"} == before
+    assert points(RUN) == curves
+
+
+def test_what_flags_say_of_the_optimizer_wins_over_the_checkpoint(fit: Fit) -> None:
+    assert fit("--model.schedule", "constant", "--trainer.max_steps", 3).status == 0
+    flags = ["--model.learning_rate", 0.5, "--model.weight_decay", 0.25, "--model.betas", "[0.5, 0.75]"]
+    result = fit("--model.schedule", "constant", *flags, "--ckpt_path", "last")
+    assert [step for step, rate in points(RUN)["optim/lr"] if rate == 0.5] == [4, 5, 6]
+    matrices, scales = open_checkpoint(RUN / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert (matrices["lr"], matrices["weight_decay"], matrices["betas"]) == (0.5, 0.25, (0.5, 0.75))
+    assert scales["weight_decay"] == 0.0
+    assert "changed     model.learning_rate 0.001 -> 0.5\n" in result.out
+    assert "changed     trainer.max_steps 3 -> 6\n" in result.out
+
+
+def test_a_resumed_run_writes_no_point_twice_and_nothing_at_its_start(fit: Fit) -> None:
+    assert fit("--name", "straight").status == 0
+    assert fit("--trainer.val_check_interval", 3).status == 0
+    first = (RUN / "last.ckpt").read_bytes()
+    assert fit("--ckpt_path", RUN / "best.ckpt", "--trainer.max_steps", 9).status == 0
+    logged = points(RUN)
+    assert [step for step, _ in logged["loss/train"]] == list(range(1, 10))
+    assert [step for step, _ in logged["loss/val"]] == [3, 6, 9]
+    assert sorted(texts(RUN)) == [0, 3, 6, 9]
+    assert (RUN / "last.ckpt").read_bytes() != first
+
+
+def test_points_after_the_checkpoint_are_written_anew(fit: Fit) -> None:
+    every = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 9, "--model.schedule", "constant"]
+    assert fit(*every).status == 0
+    straight, spoken = points(RUN), texts(RUN)
+    assert fit(*every, "--ckpt_path", RUN / "step_00000004.ckpt").status == 0
+    again = points(RUN)
+    for tag in ("loss/train", "loss/val", "loss/train_eval", "best/loss_val", "optim/lr", "optim/grad_norm"):
+        assert again[tag] == straight[tag], tag
+    assert texts(RUN) == spoken
+
+
+def test_event_files_of_another_run_are_left_alone(fit: Fit) -> None:
+    assert fit().status == 0
+    assert fit().status == 0  # version_1
+    other = Path("logs/small/version_1")
+    curves = points(other)
+    shutil.copy(RUN / "best.ckpt", other / "copied.ckpt")
+    assert fit("--ckpt_path", other / "copied.ckpt", "--trainer.max_steps", 8).status == 0
+    for tag, values in curves.items():
+        assert points(other)[tag][: len(values)] == values
+
+
+def test_other_data_is_refused_unless_it_is_meant(fit: Fit) -> None:
+    assert fit("--trainer.max_steps", 3).status == 0
+    before = sorted(RUN.rglob("*"))
+    text = Path("rows.txt").read_text(encoding="utf-8")
+    Path("rows.txt").write_text(text + "\none more row", encoding="utf-8")
+    result = fit("--ckpt_path", "last")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "was trained on other data (documents 120 there, 121 here; characters 1937 there, 1949 here)" in result.err
+    Path("rows.txt").write_text(text.replace("row 7", "row 8"), encoding="utf-8")
+    assert "other data (the text itself)" in fit("--ckpt_path", "last").err
+    assert "val_fraction 0.1 there, 0.2 here" in fit("--ckpt_path", "last", "--data.val_fraction", 0.2).err
+    assert sorted(RUN.rglob("*")) == before
+    meant = fit("--ckpt_path", "last", "--allow_data_change", "true")
+    assert meant.status == 0
+    assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 6
+
+
+def test_another_optimizer_is_refused(fit: Fit) -> None:
+    assert fit("--trainer.max_steps", 3).status == 0
+    result = fit("--ckpt_path", "last", "--model.optimizer", "muon")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "--model.optimizer muon: logs/small/version_0/last.ckpt was trained with adamw" in result.err
+
+
+def test_what_a_resumed_run_trains_on_is_what_it_would_have(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    item = TrainBatches.__getitem__
+
+    def seen(batches: TrainBatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        drawn.append(index)
+        return item(batches, index)
+
+    monkeypatch.setattr(TrainBatches, "__getitem__", seen)
+    batches = ["--data.global_batch_size", 40, "--checkpoint.every_n_steps", 1, "--checkpoint.keep", 99]
+    result = fit(*batches, "--trainer.max_steps", 10)
+    assert "3 to an epoch" in result.out
+    assert drawn[:100] == list(range(100))
+    for step in (1, 2, 3, 4, 6, 9):  # amid an epoch and at its end
+        drawn.clear()
+        resumed = ["--ckpt_path", RUN / f"step_{step:08d}.ckpt", "--name", f"from_{step}", "--trainer.max_steps", 10]
+        assert fit(*batches, *resumed).status == 0
+        assert drawn[: 10 * (10 - step)] == list(range(10 * step, 100))
+        one, other = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("small", f"from_{step}"))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_test_of_equality_sees_what_differs(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fit("--name", "one").status == 0
+    assert fit("--name", "same").status == 0
+    assert fit("--name", "other", "--model.learning_rate", 1.1e-3).status == 0
+    one, same, other = (Path(f"logs/{name}/version_0") for name in ("one", "same", "other"))
+    assert differences(one, same) == []
+    assert {"state_dict of last.ckpt", "optimizer_states of best.ckpt", "points of loss/train"} <= set(
+        differences(one, other)
+    )
+    training_step = LitGPT.training_step
+    monkeypatch.setattr(LitGPT, "training_step", lambda *args: training_step(*args) * (1 + 1e-7))
+    assert fit("--name", "nearly").status == 0
+    assert "state_dict of last.ckpt" in differences(one, Path("logs/nearly/version_0"))
