@@ -70,7 +70,13 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def save(self) -> None:
         """Flushes; config.yaml holds the settings already."""
-        self.experiment.flush()
+        with self._writing():
+            self.experiment.flush()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        with contextlib.suppress(OSError) if status == "failed" else self._writing():
+            super().finalize(status)
 
     def sizes(self) -> dict[str, int]:
         """The bytes of every event file of the run, once all points so far are in them.
@@ -78,8 +84,7 @@ class RunLogger(TensorBoardLogger):
         Raises:
             UserError: they could not be written.
         """
-        with self._writing():
-            self.experiment.flush()
+        self.save()
         return {path.name: path.stat().st_size for path in Path(self.log_dir).glob("events.*")}
 
     @rank_zero_only

@@ -1,12 +1,15 @@
 """The command line of scripts/fit.py: which config is read, who wins, what is refused, what a person is told."""
 
+import contextlib
 import logging
 import re
 import shlex
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -68,7 +71,7 @@ def main(default_config: Path) -> int:
     quiet_lightning()
     stop = GracefulStop()
     try:
-        with stop.listening():
+        with stop.listening(), quiet_writer():
             arguments = Arguments(sys.argv[1:], default_config)
             sys.argv[1:] = arguments.words  # what processes for other devices are started with
             FitCLI(arguments, stop)
@@ -92,6 +95,22 @@ def _leave(status: int, message: str) -> int:
         return 0
     print(" ".join(message.split()), file=sys.stderr)
     return status
+
+
+@contextlib.contextmanager
+def quiet_writer() -> Iterator[None]:
+    """Leaves it to the logger to say once that curves cannot be written: TensorBoard's thread would add a traceback."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def quiet_lightning() -> None:

@@ -17,6 +17,7 @@ from conftest import Fit, forked, points, powerless, texts
 import lit_gpt.checkpoint
 from lit_gpt.callbacks import GenerateText
 from lit_gpt.checkpoint import open_checkpoint
+from lit_gpt.cli import FitCLI
 from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
 
@@ -171,7 +172,7 @@ def test_an_exception_amid_a_step_saves_nothing_and_names_the_last_good(folder: 
     def prepare() -> None:
         if place == "update":
 
-            def instead(module: LitGPT, *args: object) -> None:
+            def instead(module: LitGPT, *args: object, **kwargs: object) -> None:
                 module.updating = True
                 raise RuntimeError("a bug")
 
@@ -240,10 +241,14 @@ def test_a_model_that_has_blown_up_is_not_saved(fit: Fit) -> None:
 # ----------------------------------------------------------------------------------------------- a full disk
 
 
-def nearly_full() -> None:
-    """Lets no file of this process grow beyond 100 kB, as a disk without room would."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+def room(size: int) -> Callable[[], None]:
+    """Lets no file of this process grow beyond `size` bytes, as a disk without room would."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return prepare
 
 
 @pytest.mark.parametrize("devices", [1, 2])
@@ -252,7 +257,7 @@ def test_a_save_without_room_stops_the_run_and_leaves_the_files_before_it(folder
     flags = ["--config", "small.yaml", *(pair if devices == 2 else [])]
     assert forked(folder, *flags, "--trainer.max_steps", 3).status == 0
     before = {path: path.read_bytes() for path in (folder / RUN).glob("*.ckpt")}
-    ended = forked(folder, *flags, "--ckpt_path", "last", prepare=nearly_full)
+    ended = forked(folder, *flags, "--ckpt_path", "last", prepare=room(100_000))
     assert ended.status == 2, ended.err
     (line,) = [line for line in ended.err.splitlines() if line]
     assert "version_0/best.ckpt cannot be written (File too large); what it held before is whole" in line
@@ -264,10 +269,18 @@ def test_a_save_without_room_stops_the_run_and_leaves_the_files_before_it(folder
 
 
 def test_a_run_that_cannot_be_saved_says_so_before_its_first_step(folder: Path) -> None:
-    ended = forked(folder, "--config", "small.yaml", prepare=nearly_full)
+    ended = forked(folder, "--config", "small.yaml", prepare=room(20_000))
     assert (ended.status, ended.err.count("\n")) == (2, 1)
     assert "last.ckpt cannot be written (File too large): make room" in ended.err
     assert "step      3" not in ended.out
+
+
+@pytest.mark.parametrize("flags", [[], ["--trainer.enable_checkpointing", "false"]], ids=["saving", "not saving"])
+def test_curves_without_room_stop_the_run_with_one_line(folder: Path, flags: list[str]) -> None:
+    words = ["--config", "small.yaml", "--trainer.max_steps", 2000, "--trainer.val_check_interval", 500, *flags]
+    ended = forked(folder, *words, "--checkpoint.every_n_steps", 100, prepare=room(200_000))
+    assert (ended.status, ended.err.count("\n")) == (2, 1), ended.err
+    assert "error: logs/small/version_0: the curves cannot be written (File too large)" in ended.err
 
 
 def test_a_folder_that_may_not_be_written_leaves_the_files_before_it(folder: Path) -> None:
@@ -356,7 +369,7 @@ def test_the_preflight_warns_of_a_model_too_large_for_its_text(
 ) -> None:
     Path("long.txt").write_text("a long row of text, the same again and again\n" * 10_000)
     small = ["--model.config.d_model", 2, "--model.config.num_heads", 1, "--model.config.num_blocks", 1]
-    monkeypatch.setattr("lightning.pytorch.Trainer.fit", lambda *args, **kwargs: None)
-    out = fit(*flags, *small).out
+    monkeypatch.setattr(FitCLI, "_run_subcommand", lambda cli, name: cli.before_fit())
+    out = fit(*flags, *small, "--trainer.logger", "false").out
     assert ("by heart" in out) == warns
     assert ("20 tokens a parameter (Hoffmann et al. 2022), and after 4 epochs" in out) == warns
