@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import textwrap
@@ -438,7 +439,32 @@ class GracefulStop(Callback):
         self._trainer: Trainer | None = None
         self._training = False
         self._asked: tuple[int, float] | None = None  # which signal came, and when
+        self._made: Path | None = None  # the folder of a new run
         self._step = -1
+
+    def make(self, folder: Path) -> None:
+        """Makes the folder of a new run.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be made ({error.strerror}): clear its way, or write elsewhere with "
+                "--trainer.default_root_dir"
+            ) from None
+        self._made = folder
+
+    def clean_up(self) -> None:
+        """Takes the folder of a new run away again where nothing came of it, and those it lay in if they are empty."""
+        begun = self.started and self.checkpoint is None  # what saves, does so before the first step
+        if self._made is not None and not begun and not any(self._made.glob("*.ckpt")):
+            shutil.rmtree(self._made, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for folder in list(self._made.parents)[:2]:
+                    folder.rmdir()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

@@ -75,6 +75,8 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     if not path.is_file():
         what = "is a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint file"
         raise UserError(f"{path}: {what}; they lie in logs/<name>/version_<n>/, as last.ckpt")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path} cannot be opened (Permission denied): give yourself the right to read it")
     remedy = "give a .ckpt file this project wrote, or --ckpt_path last for the newest that is whole"
     try:
         if not zipfile.is_zipfile(path):  # torch.save writes nothing else
@@ -86,8 +88,6 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UserError:
         raise
-    except PermissionError as error:
-        raise UserError(f"{path} cannot be opened ({error.strerror}): give yourself the right to read it") from None
     except Exception as error:  # damaged bytes lead anywhere in the two readers
         why = "it holds code" if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error) else "damaged"
         raise UserError(f"{path} cannot be opened ({why}): {remedy}") from None

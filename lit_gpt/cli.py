@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -37,7 +39,7 @@ from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.generate import prompt_tokens
 from lit_gpt.model import GPTConfig
-from lit_gpt.module import LitGPT
+from lit_gpt.module import METRICS, LitGPT
 from lit_gpt.tokenizer import from_state
 
 LOGS = Path("logs")
@@ -71,18 +73,31 @@ def main(default_config: Path) -> int:
     quiet_lightning()
     stop = GracefulStop()
     try:
+        return _run(stop, default_config)
+    finally:
+        stop.clean_up()
+
+
+def _run(stop: GracefulStop, default_config: Path) -> int:
+    try:
         with stop.listening(), quiet_writer():
             arguments = Arguments(sys.argv[1:], default_config)
             sys.argv[1:] = arguments.words  # what processes for other devices are started with
             FitCLI(arguments, stop)
     except Stopped as stopped:
         return _leave(stopped.status, str(stopped))
-    except (UserError, ValueError, OSError, ImportError, MisconfigurationException) as error:
+    except (UserError, ValueError, OSError, ImportError, MisconfigurationException, MemoryError) as error:
         if stop.started and not isinstance(error, UserError):
             raise
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
-        return _leave(2, f"error: {error}{notes}")
+        return _leave(2, f"error: {_said(error)}{notes}")
     return 0
+
+
+def _said(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}: give another place, or yourself the right to it"
+    return str(error)
 
 
 def _leave(status: int, message: str) -> int:
@@ -151,10 +166,8 @@ class Arguments:
         typed = [*(f"--config={config}" for config in configs), *_without("--ckpt_path", flags), "--ckpt_path", "last"]
         self.go_on = shlex.join([tool("python"), sys.argv[0], *typed])
         if checkpoint == "last" and not helped:
-            checkpoint = self._last(contents, flags)
+            checkpoint = self._last(contents, flags, command)
             flags = _without("--ckpt_path", flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
-            if not checkpoint and command == "validate":
-                raise UserError("--ckpt_path last: there is no checkpoint of that --name; train one first")
         self.config_text: str | None = None
         if not configs and checkpoint and not helped:
             self.config_text = open_checkpoint(Path(checkpoint), mmap=True).get("config")
@@ -165,7 +178,7 @@ class Arguments:
             check_config(default_config)
         self.words = [command, *(f"--config={config}" for config in configs), *flags]
 
-    def _last(self, configs: list[dict[str, Any]], flags: list[str]) -> str | None:
+    def _last(self, configs: list[dict[str, Any]], flags: list[str], command: str) -> str | None:
         """The newest checkpoint of the name that flags, configs or the experiment's file say."""
         name, logs = self.name, LOGS
         for config in configs:
@@ -175,6 +188,8 @@ class Arguments:
         name = _value_of("--name", flags) or name
         logs = Path(_value_of("--trainer.default_root_dir", flags) or logs)
         path = newest_checkpoint(logs, str(name))
+        if path is None and command == "validate":
+            raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
         if path is None and getattr(rank_zero_only, "rank", 0) == 0:
             print(f"no checkpoint of {name!r} under {logs}: starting from the beginning")
         return str(path) if path else None
@@ -242,6 +257,8 @@ def check_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: write them as `trainer:` and, below it, `max_steps: 100`")
+    for dotted in _dotted(content):
+        raise UserError(f"{path}: {dotted}: write it as {': '.join(dotted.split('.'))}, key below key")
     for key, decider in LINKED.items():
         found: Any = content
         for part in key.split("."):
@@ -249,6 +266,15 @@ def check_config(path: Path) -> dict[str, Any]:
         if found != {}:
             raise UserError(f"{path}: {key} follows from {decider}: take it out")
     return content
+
+
+def _dotted(content: dict[Any, Any]) -> Iterator[str]:
+    """The keys of nested sections that hold a dot, which the parser would take and the checks here would not see."""
+    for key, value in content.items():
+        if "." in str(key):
+            yield str(key)
+        if isinstance(value, dict):
+            yield from _dotted(value)
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -374,8 +400,8 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         trainer = settings.trainer
-        if not settings.name or set(settings.name) - set(NAME_CHARACTERS) or settings.name.strip(".") == "":
-            raise UserError(f"--name {settings.name!r}: take letters, digits and ._- only")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", settings.name) or settings.name.strip(".") == "":
+            raise UserError(f"--name {settings.name!r}: take letters, digits and ._- only, a hundred at most")
         refuse_null(settings)
         if settings.ckpt_path == "":
             raise UserError("--ckpt_path is empty: give a .ckpt file, or leave it out")
@@ -412,8 +438,30 @@ class FitCLI(LightningCLI):
                 f"--trainer.limit_train_batches {trainer.limit_train_batches} would cut optimizer steps apart: "
                 "give --trainer.max_steps"
             )
-        if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+        if trainer.gradient_clip_val is not None and not 0 <= trainer.gradient_clip_val < float("inf"):
             raise UserError(f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}: give 0 (off) or more")
+        if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
+            raise UserError(f"--trainer.log_every_n_steps is {trainer.log_every_n_steps}: give 0 (never) or more")
+        if trainer.num_nodes > 1 and not {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys():
+            raise UserError(f"--trainer.num_nodes {trainer.num_nodes}: start it on each of them, with torchrun or srun")
+        devices, cores = str(trainer.devices), os.cpu_count() or 1
+        if trainer.accelerator == "cpu" and devices.isdecimal() and int(devices) > 4 * cores:
+            raise UserError(f"--trainer.devices {devices} on {cores} cores: give {cores} or fewer")
+        for callback in _as_list(trainer.callbacks):
+            monitor = (callback.get("init_args") or {}).get("monitor") if isinstance(callback, Namespace) else None
+            if monitor is not None and monitor not in METRICS:
+                raise UserError(
+                    f"--trainer.callbacks: monitor {monitor!r} is not measured{did_you_mean(monitor, METRICS)}; "
+                    f"take one of {', '.join(METRICS)}"
+                )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            raise UserError(f"the model does not fit into memory ({error}): give a smaller --model.config") from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         settings = self.config[self.subcommand]
@@ -429,7 +477,10 @@ class FitCLI(LightningCLI):
             config["check_val_every_n_epoch"] = 1  # the Trainer asks for it; the data module makes it steps
         callbacks: list[Callback] = []
         if (time := config.pop("max_time")) is not None:
-            self.stop.timer = Timer(time)  # the Trainer's would validate, and count the time of earlier commands
+            try:  # the Trainer's own would validate, and count the time of earlier commands
+                self.stop.timer = Timer(time)
+            except (MisconfigurationException, TypeError, OverflowError):
+                raise UserError(f"--trainer.max_time {time}: give DD:HH:MM:SS, as 00:01:30:00") from None
         logger = self._run_logger(settings, config)
         self.folder = checkpoint.folder = Path(logger.log_dir)
         if config["barebones"] or config["fast_dev_run"]:  # a run that leaves nothing behind
@@ -451,7 +502,7 @@ class FitCLI(LightningCLI):
             config["log_every_n_steps"] = 0
         try:
             trainer = self._instantiate_trainer(config, callbacks)
-        except TypeError as error:  # how the Trainer refuses a value, devices for one
+        except (TypeError, RuntimeError, AttributeError, LookupError) as error:  # all ways of refusing a flag's value
             raise UserError(f"--trainer: {error}") from None
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveConfig):
@@ -472,7 +523,7 @@ class FitCLI(LightningCLI):
 
     def refuse_another_model(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint whose model has another shape, or another vocabulary, than the one just built."""
-        saved, ours = checkpoint["hyper_parameters"]["config"], self.model.arguments["config"]
+        saved, ours = checkpoint["hyper_parameters"].get("config", {}), self.model.arguments["config"]
         differences = [
             f"{key} {saved.get(key)} there, {value} here" for key, value in ours.items() if saved.get(key) != value
         ]
@@ -480,6 +531,13 @@ class FitCLI(LightningCLI):
             differences.append("so the text, --data.files, is not the one it was trained on")
         if not differences and from_state(checkpoint["tokenizer"]) != self.datamodule.tokenizer:
             differences = ["its tokens stand for other pieces of text than this data's"]
+        there, here = (
+            {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
+            for weights in (checkpoint["state_dict"], self.model.state_dict())
+        )
+        if not differences and there != here:
+            other = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+            differences = [f"{name} {there.get(name)} there, {here.get(name)} here" for name in other[:3]]
         if differences:
             raise UserError(
                 f"{self.resumed} holds another model ({'; '.join(differences)}): "
@@ -488,7 +546,9 @@ class FitCLI(LightningCLI):
 
     def refuse_another_optimizer(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with an optimizer that would not know what to do with the other's state."""
-        saved, ours = checkpoint["hyper_parameters"]["optimizer"], self.model.optimizer
+        saved, ours = checkpoint["hyper_parameters"].get("optimizer"), self.model.optimizer
+        if not checkpoint.get("optimizer_states"):
+            raise UserError(f"{self.resumed} holds no optimizer to go on with: validate it, or write texts with it")
         if saved != ours:
             raise UserError(f"--model.optimizer {ours}: {self.resumed} was trained with {saved}, go on with that")
 
@@ -499,7 +559,7 @@ class FitCLI(LightningCLI):
             f"{key} {saved.get(key)} there, {value} here" for key, value in ours.items() if saved.get(key) != value
         ]
         if differences and not self.config.fit.allow_data_change:
-            told = differences[:-1] or ["the text itself"]  # the key, last, says nothing to a person
+            told = [text for text in differences if not text.startswith("key ")] or ["the text itself"]
             raise UserError(
                 f"{self.resumed} was trained on other data ({'; '.join(told)}): give the data it had, or "
                 "--allow_data_change true to go on with this"
@@ -533,12 +593,24 @@ class FitCLI(LightningCLI):
             self.config_init, "generate"
         ).prompts:  # one that has no ids is said now, not in mid-run
             prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.reading.mode == "rows")
+        share = self.trainer.limit_val_batches
+        if isinstance(share, float) and 0 < share < 1:
+            batches = min(len(loader) for loader in self.datamodule.val_dataloader())
+            if int(share * batches) == 0:
+                raise UserError(
+                    f"--trainer.limit_val_batches {share} of {batches} batches is none: give --data.eval_windows"
+                )
+        if self.datamodule.max_steps == 0:
+            raise UserError("--trainer.max_steps 0 trains nothing: give 1 or more")
         if self.trainer.is_global_zero:
             folder = self.folder if self.save_config_callback else None
+            fresh = folder is not None and not folder.exists()
+            if folder is not None and fresh:
+                self.stop.make(folder)
             print(preflight(self.trainer, self.model, self.datamodule, folder))
             if checkpoint is not None:
                 print("\n".join(self._resuming(checkpoint)))
-        if isinstance(logger, RunLogger) and not self.folder.exists():  # a run that is resumed has begun already
+        if isinstance(logger, RunLogger) and self.trainer.is_global_zero and fresh:  # one that is resumed has begun
             settings = self.config.fit.as_dict()
             logger.start(flat({part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}))
 
@@ -620,9 +692,6 @@ def refuse_null(settings: Namespace) -> None:
         for name, kind in get_type_hints(owner).items():
             if name in values and values[name] is None and type(None) not in (kind, *get_args(kind)):
                 raise UserError(f"--{section}.{name} null: give a value, or leave it out")
-
-
-NAME_CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 
 
 def _as_list(value: Any) -> list[Any]:

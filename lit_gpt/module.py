@@ -15,6 +15,16 @@ from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, learning_rate_factor, parameter_groups
 
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
+# what a callback may watch
+METRICS = (
+    "loss/train",
+    "loss/train_eval",
+    "loss/val",
+    "val/perplexity",
+    "val/bits_per_byte",
+    "optim/lr",
+    "optim/grad_norm",
+)
 
 
 def logs_at(trainer: Trainer, step: int) -> bool:
@@ -62,6 +72,11 @@ class LitGPT(LightningModule):
         }.items():
             if not 0 <= value < np.inf:
                 raise UserError(f"--model.{name} is {value}: give 0 or more")
+        if min_learning_rate is not None and min_learning_rate > learning_rate:
+            raise UserError(
+                f"--model.min_learning_rate {min_learning_rate} is above --model.learning_rate {learning_rate}: "
+                "the schedule ends there, give less"
+            )
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"--model.betas is {list(betas)}: give two numbers from 0 up to, not including, 1")
         self.arguments = {

@@ -19,9 +19,23 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def main(words: list[str]) -> None:
+def main(words: list[str]) -> int:
+    """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
+    try:
+        write(words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever was reading has had enough
+        sys.stderr.close()
+    except (UserError, OSError, MemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(words: list[str]) -> None:
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--ckpt_path", type=Path, help="checkpoint; if left out, the newest under logs/")
+    parser.add_argument("--ckpt_path", type=Path, help="checkpoint; last, or left out: the newest under logs/")
     parser.add_argument("--name", help="run whose newest checkpoint is taken")
     parser.add_argument("--prompt", default="", help="text to go on from")
     parser.add_argument("--num_samples", type=int, default=1, help="how many texts")
@@ -39,14 +53,15 @@ def main(words: list[str]) -> None:
     if not options.prompt.isprintable() and "\udc80" <= max(options.prompt) <= "\udcff":
         raise UserError("--prompt is not text in this terminal's encoding: set the terminal to UTF-8")
 
-    path = options.ckpt_path or newest_checkpoint(Path("logs"), options.name)
+    chosen = options.ckpt_path if options.ckpt_path != Path("last") else None
+    path = chosen or newest_checkpoint(Path("logs"), options.name)
     if path is None:
         place = f"logs/{options.name or ''}"
         raise UserError(f"no checkpoint under {place}: train one with scripts/fit.py, or give --ckpt_path")
-    print(f"[{path}]", file=sys.stderr)
     model, tokenizer, rows = load_model(path)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     prompt_tokens(tokenizer, options.prompt, rows)  # a character it does not know is said before anything is written
+    print(f"[{path}]", file=sys.stderr)
     generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)
     for _ in range(options.num_samples):
         print(options.prompt, end="")
@@ -67,12 +82,4 @@ def main(words: list[str]) -> None:
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
-    try:
-        main(sys.argv[1:])
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # whoever was reading has had enough
-        sys.stderr.close()
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main(sys.argv[1:]))

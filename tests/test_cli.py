@@ -150,92 +150,6 @@ def test_a_barebones_run_leaves_nothing(fit: Fit) -> None:
     assert not Path("logs").exists()
 
 
-MISTAKES: dict[str, tuple[list[str], str]] = {
-    "missing file": (["--data.files", "row.txt"], "row.txt: no such file (did you mean 'rows.txt'?)"),
-    "unknown column": (["--data.files", "header.csv", "--data.columns", "name"], "has no column 'name'; it has text"),
-    "empty file": (["--data.files", "empty.csv"], "empty.csv is empty"),
-    "only a header": (["--data.files", "header.csv"], "no rows, at most a header"),
-    "short corpus": (["--model.config.context_length", "5000"], "fewer than one window of 5001"),
-    "undecodable": (["--data.files", "gbk.csv"], "line 2, bytes d6 d0"),
-    "template field": (
-        ["--data.files", "header.csv", "--data.template", "{txt}"],
-        "has no column 'txt'; it has text (did you mean 'text'?)",
-    ),
-    "heads": (["--model.config.num_heads", "3"], "num_heads 3 does not divide d_model 16"),
-    "misspelt flag": (
-        ["--trainer.max_step", "3"],
-        "unknown flag --trainer.max_step (did you mean 'trainer.max_steps'?)",
-    ),
-    "misspelt key": (["--config", "misspelt.yaml"], "unknown key model.config.d_modle"),
-    "key twice": (["--config", "twice.yaml"], "twice.yaml line 3: key 'max_steps' is given twice"),
-    "linked key": (["--config", "linked.yaml"], "data.context_length follows from model.config.context_length"),
-    "linked flag": (["--model.config.vocab_size", "9"], "model.config.vocab_size follows from the tokenizer"),
-    "broken yaml": (["--config", "broken.yaml"], "mend the YAML"),
-    "no settings": (["--config", "empty.yaml"], "empty.yaml holds no settings"),
-    "missing config": (["--config", "smal.yaml"], "--config smal.yaml: no such file (did you mean 'small.yaml'?)"),
-    "no checkpoint": (["--ckpt_path", "rows.txt"], "rows.txt cannot be opened (damaged, or no checkpoint)"),
-    "missing checkpoint": (["--ckpt_path", "no.ckpt"], "no.ckpt: no such checkpoint file"),
-    "wrong type": (["--trainer.max_steps", "many"], "--trainer.max_steps many: give int"),
-    "wrong choice": (
-        ["--model.config.mlp", "geglu"],
-        "--model.config.mlp geglu: give one of swiglu, gelu, relu, relu2",
-    ),
-    "wrong name": (["--name", "a/b"], "--name 'a/b': take letters, digits and ._- only"),
-    "name of dots": (["--name", ".."], "--name '..': take letters, digits and ._- only"),
-    "both accumulations": (
-        ["--data.global_batch_size", "8", "--trainer.accumulate_grad_batches", "2"],
-        "say the same twice",
-    ),
-    "global batch": (["--data.global_batch_size", "6"], "6 is not a multiple of 4"),
-    "their sampler": (["--trainer.use_distributed_sampler", "true"], "every device draws its own windows"),
-    "timed validation": (["--trainer.val_check_interval", "00:00:01:00"], "00:00:01:00: give optimizer steps"),
-    "no end": (["--trainer.max_steps", "-1"], "--model.schedule cosine needs an end"),
-    "random seed": (["--seed_everything", "true"], "--seed_everything True: give int"),
-    "prompt": (
-        ["--data.tokenizer", "char", "--generate.prompts", "[row, 静夜思]"],
-        "character '静' (U+9759) is not among the",
-    ),
-    "temperature": (["--generate.temperature", "-1"], "temperature is -1.0: give 0"),
-    "words": (["--data.files", "a.csv", "b.csv"], "unexpected word 'b.csv'"),
-    "no such device": (["--trainer.accelerator", "tpu"], "torch_xla"),
-    "cut epochs": (["--trainer.limit_train_batches", "3"], "give --trainer.max_steps"),
-    "no interval": (["--trainer.val_check_interval", "0"], "--trainer.val_check_interval 0: give optimizer steps"),
-    "betas": (["--model.betas", "[1.5, 0.9]"], "--model.betas is [1.5, 0.9]: give two numbers"),
-    "decay": (["--model.weight_decay", "-1"], "--model.weight_decay is -1.0: give 0 or more"),
-    "clip": (["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1.0: give 0"),
-    "null": (["--config", "null.yaml"], "--data.batch_size null: give a value"),
-    "null section": (["--config", "section.yaml"], "generate None: give its settings"),
-    "key of lists": (["--config", "keys.yaml"], "keys.yaml is not YAML in UTF-8"),
-    "empty checkpoint": (["--ckpt_path", ""], "--ckpt_path is empty"),
-    "no accumulation": (["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches is 0: give 1 or more"),
-    "spawn": (["--trainer.strategy", "ddp_spawn"], "--trainer.strategy ddp_spawn is for notebooks: give ddp"),
-    "devices": (["--trainer.devices", "-1"], "should be an int > 0"),
-    "validate what": (["validate"], "validate needs a checkpoint"),
-}
-
-
-@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_gets_one_line_and_leaves_nothing(fit: Fit, words: list[str], message: str) -> None:
-    Path("empty.csv").write_bytes(b"")
-    Path("header.csv").write_text("text\n")
-    Path("gbk.csv").write_bytes("text\n中文\n".encode("gb18030"))
-    Path("misspelt.yaml").write_text("model: {config: {d_modle: 8}}\n")
-    Path("twice.yaml").write_text("trainer:\n  max_steps: 1\n  max_steps: 2\n")
-    Path("linked.yaml").write_text("data: {context_length: 8}\n")
-    Path("null.yaml").write_text("data: {batch_size: null}\n")
-    Path("section.yaml").write_text("generate: null\n")
-    Path("keys.yaml").write_text("? [a, b]\n: 1\n")
-    Path("broken.yaml").write_text("trainer: [\n")
-    Path("empty.yaml").write_text("")
-    result = fit(*words)
-    assert result.status == 2
-    assert message in result.err
-    assert result.err.startswith("error: ")
-    assert result.err.count("\n") == 1
-    assert result.out == ""
-    assert not Path("logs").exists()
-
-
 def test_a_shape_that_cannot_be_is_refused_before_the_text_is_read(fit: Fit) -> None:
     assert fit("--model.config.num_heads", "3").status == 2
     assert not Path("data").exists()
@@ -267,14 +181,6 @@ def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folde
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
 
 
-def test_a_mistake_on_two_devices_is_said_once(folder: Path) -> None:
-    words = ["--config", "small.yaml", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    result = run_script("fit.py", *words, "--data.global_batch_size", "4")
-    assert (result.returncode, result.stderr.count("error: "), result.stdout) == (2, 1, "")
-    assert "4 is not a multiple of 8, --data.batch_size 4 on 2 device(s)" in result.stderr
-    assert not Path("logs").exists()
-
-
 def test_generate_writes_from_the_newest_checkpoint(fit: Fit) -> None:
     assert fit("--data.tokenizer", "char").status == 0
     words = ["--prompt", "第1行", "--max_new_tokens", "40", "--num_samples", "2", "--seed", "7"]
@@ -287,23 +193,6 @@ def test_generate_writes_from_the_newest_checkpoint(fit: Fit) -> None:
     likeliest = run_script("generate.py", "--prompt", "row", "--temperature", "0", "--num_samples", "2").stdout
     half = len(likeliest) // 2
     assert likeliest[:half] == likeliest[half:]
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "no checkpoint under logs/"),
-        (["--ckpt_path", "rows.txt"], "rows.txt cannot be opened"),
-        (["--temp", "1"], "unrecognized arguments: --temp 1"),
-        (["--num_samples", "0"], "give 1 or more"),
-    ],
-    ids=["none", "no checkpoint", "misspelt", "number"],
-)
-def test_a_mistake_with_generate_gets_one_line(folder: Path, words: list[str], message: str) -> None:
-    result = run_script("generate.py", *words)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert message in result.stderr.splitlines()[-1]
-    assert "Traceback" not in result.stderr
 
 
 def test_configs_are_found_from_the_scripts_place(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Files come in as they are written; what cannot be read is said, with its place."""
 
+import contextlib
 import csv
 import datetime
+import io
 import json
 import re
 from decimal import Decimal
@@ -114,6 +116,59 @@ def test_csv_rows_are_those_pythons_csv_wrote(tmp_path_factory: pytest.TempPathF
     assert documents(path, template="{a}\x1f{b}") == expected
 
 
+def pythons_rows(content: bytes) -> list[list[str]] | None:
+    """What Python's csv yields of these bytes; None where it, or the table, is broken or there is nothing."""
+    if content in (b"", b"\xef", b"\xef\xbb", b"\xef\xbb\xbf"):
+        return None
+    try:
+        text = content.decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    if len({len(row) for row in rows}) > 1:
+        return None
+    return rows
+
+
+PIECES = [
+    b"a",
+    b"1",
+    b"",
+    b",",
+    b",",
+    b'"',
+    b'"',
+    b'""',
+    b"\n",
+    b"\n",
+    b"\r\n",
+    b"\r",
+    b" ",
+    b";",
+    b"\t",
+    b"|",
+    b"\x00",
+]
+PIECES += ["中".encode(), "é".encode(), b"\xef\xbb\xbf", b"\xff", b"\xd6\xd0", b"\xe4\xb8"]
+
+
+@settings(max_examples=600, deadline=None)
+@given(pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), min_size=1, max_size=30))
+def test_any_bytes_give_the_rows_python_gives_or_are_reported(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
+) -> None:
+    content = b"".join(pieces) or b"a"
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    path.write_bytes(content)
+    rows = pythons_rows(content)
+    expected = None if rows is None else [re.sub("\r\n?", "\n", "\x1f".join(row)) for row in rows]
+    template = "\x1f".join(f"{{c{number}}}" for number in range(1, len(rows[0]) + 1)) if rows else "{c1}"
+    got: list[str] | None = None
+    with contextlib.suppress(UserError):
+        got = documents(path, header=False, delimiter=",", template=template)
+    assert got == expected
+
+
 def test_raw_text_in_blocks_encodes_as_the_whole_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(POEMS) + "\n\n  \n\tindented!\n\n\n- café\n" + "one more line\n" * 50
     (tmp_path / "t.txt").write_text(text, encoding="utf-8", newline="\r\n")
@@ -168,7 +223,12 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         "no column 'price'; it has id, name: choose with --data.template",
     ),
     "long row": ("t.csv", b"a,b\n1,2\n3,4,5\n", {"columns": ("a",)}, "line 3: 3 fields where there are 2 columns"),
-    "open quote": ("t.csv", b'a\n"never closed\nmore\n', {}, "line 3: unexpected end of data: mend that row's quotes"),
+    "open quote": (
+        "t.csv",
+        b'a\n"never closed\nmore\n',
+        {},
+        "line 2: a quote is opened and never closed: mend that row's quotes",
+    ),
     "not utf-8": (
         "t.csv",
         "name\nfirst\n中文\n".encode("gb18030"),

@@ -63,19 +63,38 @@ def open_corpus(files: list[Path], reading: Reading, name: TokenizerName, vocab:
     """
     key = corpus_key(files, reading, name, vocab)
     folder = cache / key
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / "lock"):
-            if not folder.exists():
-                _build(files, reading, name, vocab, folder)
-    description = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    return Corpus(
-        key=key,
-        ids=np.memmap(folder / "ids.bin", dtype=description["dtype"], mode="r").view(np.ndarray),
-        ends=np.fromfile(folder / "ends.bin", dtype=np.int64),
-        tokenizer=from_state(description["tokenizer"]),
-        counts=description["counts"],
-    )
+    try:
+        if (corpus := _open(folder)) is None:
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / "lock"):
+                if (corpus := _open(folder)) is None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    _build(files, reading, name, vocab, folder)
+                    corpus = _open(folder)
+    except OSError as error:
+        raise UserError(
+            f"{cache}: the token cache cannot be written or read ({error.strerror or error}): make room there, or run "
+            "in a folder of your own"
+        ) from None
+    assert corpus is not None
+    return corpus
+
+
+def _open(folder: Path) -> Corpus | None:
+    """What stands in `folder`; None where there is nothing, or it is not whole."""
+    try:
+        description = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        corpus = Corpus(
+            key=folder.name,
+            ids=np.memmap(folder / "ids.bin", dtype=description["dtype"], mode="r").view(np.ndarray),
+            ends=np.fromfile(folder / "ends.bin", dtype=np.int64),
+            tokenizer=from_state(description["tokenizer"]),
+            counts=description["counts"],
+        )
+    except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, ValueError):
+        return None
+    whole = len(corpus.ends) == corpus.counts["documents"] and len(corpus.ids) == corpus.ends[-1]
+    return corpus if whole else None
 
 
 def corpus_key(files: list[Path], reading: Reading, name: TokenizerName, vocab: Vocab) -> str:

@@ -75,6 +75,10 @@ class TextDataModule(LightningDataModule):
         }.items():
             if value is not None and value < 1:
                 raise UserError(f"--data.{name} is {value}: give 1 or more")
+            if value is not None and value * context_length >= 2**31:
+                raise UserError(
+                    f"--data.{name} is {value}, with {context_length} tokens to a window: give fewer windows"
+                )
         if not 0 < val_fraction < 1:
             raise UserError(f"--data.val_fraction is {val_fraction}: give a share between 0 and 1, as 0.1")
         if num_workers < 0 or seed < 0:

@@ -72,6 +72,8 @@ def find_files(patterns: str | Iterable[str]) -> list[Path]:
         if path.is_dir():
             raise UserError(f"{pattern} is a folder: give its files, as --data.files '{pattern.rstrip('/')}/*.csv'")
         matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+        if path.exists() and not path.is_file():
+            raise UserError(f"{pattern} is no ordinary file: copy its text into one")
         matches = [match for match in matches if match.is_file()]
         if not matches:
             beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -79,6 +81,11 @@ def find_files(patterns: str | Iterable[str]) -> list[Path]:
         found.extend(matches)
     if not found:
         raise UserError("no file to read: give --data.files PATH")
+    for number, path in enumerate(found):
+        if path.resolve() in {other.resolve() for other in found[:number]}:
+            raise UserError(f"--data.files names {path} twice: leave one out")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"{path} may not be read: give yourself the right to, as with chmod u+r")
     return found
 
 
@@ -95,8 +102,7 @@ def read_documents(path: Path, reading: Reading) -> Iterator[str]:
             f"{path}: unknown kind of file {kind or '(no suffix)'}; {', '.join(READERS)} can be read by rows, "
             "any text with --data.mode raw"
         )
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: give a file with text in it")
+    _refuse_empty(path)
     try:
         for document in READERS[kind](path, reading):
             yield _unix_lines(document)
@@ -114,8 +120,7 @@ def read_text(path: Path, reading: Reading) -> Iterator[str]:
     """
     if path.suffix.lower() == ".parquet":
         raise UserError(f"{path} is a table, not text: use --data.mode rows")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty: give a file with text in it")
+    _refuse_empty(path)
     waiting = ""
     try:
         with open(path, encoding=_codec(reading.encoding)) as file:  # text mode turns every line end into \n
@@ -132,18 +137,28 @@ def read_text(path: Path, reading: Reading) -> Iterator[str]:
         yield waiting
 
 
+def _refuse_empty(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(len(codecs.BOM_UTF8) + 1)
+    if codecs.BOM_UTF8.startswith(start):  # a part of a byte order mark would pass for nothing at all
+        raise UserError(f"{path} is empty: give a file with text in it")
+
+
 def _read_csv(path: Path, reading: Reading) -> Iterator[str]:
     delimiter = _unescaped(reading.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","))
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # fields of any length; Python's own limit is 128 KiB
     with open(path, encoding=_codec(reading.encoding), newline="") as file:
         rows = csv.reader(file, delimiter=delimiter, strict=True)
         names: list[str] = []
+        begins = 1  # the line of the row to come
         try:
             for row in rows:
+                begins = rows.line_num + 1
                 if not row:  # a blank line
                     continue
                 if not names:
                     names = row if reading.header else [f"c{i + 1}" for i in range(len(row))]
+                    _suspect(path, reading, row)
                     fill = _filler(path, reading, names)
                     if reading.header:
                         continue
@@ -154,7 +169,17 @@ def _read_csv(path: Path, reading: Reading) -> Iterator[str]:
                     )
                 yield fill(dict(zip(names, row)))
         except csv.Error as error:
-            raise UserError(f"{path} line {rows.line_num}: {error}: mend that row's quotes") from None
+            what = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+            raise UserError(f"{path} line {begins}: {what}: mend that row's quotes") from None
+
+
+def _suspect(path: Path, reading: Reading, row: list[str]) -> None:
+    """Refuses a first row that is one field with another delimiter in it, which would make whole rows documents."""
+    for other, typed in ((";", "';'"), ("\t", "'\\t'"), ("|", "'|'")):
+        if reading.delimiter is None and len(row) == 1 and other in row[0]:
+            raise UserError(
+                f"{path}: its one column is {row[0]!r}: give --data.delimiter {typed} if that parts it, else ','"
+            )
 
 
 def _read_lines(path: Path, reading: Reading) -> Iterator[str]:
@@ -170,7 +195,9 @@ def _read_jsonl(path: Path, reading: Reading) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_once)
+            except UserError as error:
+                raise UserError(f"{path} line {number}: {error}") from None
             except (ValueError, RecursionError) as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
                 raise UserError(f"{path} line {number}: not JSON ({reason}): one object a line is needed") from None
@@ -180,6 +207,16 @@ def _read_jsonl(path: Path, reading: Reading) -> Iterator[str]:
             if _SURROGATE.search(document):
                 raise UserError(f"{path} line {number}: half a character, as \\ud83d: write characters whole")
             yield document
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, unless it has a field twice, of which the usual reader keeps the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two fields called {twice!r}: rename or remove one")
+    return row
 
 
 def _read_parquet(path: Path, reading: Reading) -> Iterator[str]:

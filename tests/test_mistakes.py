@@ -1,0 +1,443 @@
+"""Every mistake a person makes gets one line that says what was got and what to do, and changes nothing."""
+
+import importlib.util
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Fit, Result, forked, powerless
+
+RUN = Path("logs/small/version_0")
+LAST = str(RUN / "last.ckpt")
+
+
+class Harmful:
+    def __reduce__(self) -> tuple:
+        return os.system, ("echo harm > harmed",)
+
+
+def changed(**parts: object) -> None:
+    """A checkpoint of the run, otherwise than it was, as changed.ckpt."""
+    checkpoint = torch.load(LAST, weights_only=True)
+    for name, value in parts.items():
+        if value is None:
+            del checkpoint[name]
+        else:
+            checkpoint[name] = value
+    torch.save(checkpoint, "changed.ckpt")
+
+
+def write(name: str, content: str | bytes) -> Callable[[], object]:
+    return lambda: Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def config(content: str) -> Callable[[], object]:
+    return write("more.yaml", content)
+
+
+def rows(content: str | bytes, name: str = "t.csv") -> Callable[[], object]:
+    return write(name, content)
+
+
+def fifo() -> None:
+    os.mkfifo("pipe.csv")
+
+
+def in_the_way(name: str) -> Callable[[], object]:
+    return write(name, "")
+
+
+def flipped() -> None:
+    content = bytearray(Path(LAST).read_bytes())
+    content[len(content) // 2] ^= 1
+    Path("changed.ckpt").write_bytes(content)
+
+
+def nothing() -> None:
+    """The folder is as it was."""
+
+
+Case = tuple[Callable[[], object], list[str], str]
+MORE = ["--config", "more.yaml"]
+TABLE = ["--data.files", "t.csv"]
+
+FILES: dict[str, Case] = {
+    "missing": (nothing, ["--data.files", "row.txt"], "row.txt: no such file (did you mean 'rows.txt'?)"),
+    "a folder": (
+        lambda: Path("in").mkdir(),
+        ["--data.files", "in"],
+        "in is a folder: give its files, as --data.files 'in/*.csv'",
+    ),
+    "no path": (nothing, ["--data.files", ""], "--data.files is empty: give a path"),
+    "no paths": (nothing, ["--data.files", "[]"], "no file to read: give --data.files PATH"),
+    "a glob of none": (nothing, ["--data.files", "*.csv"], "*.csv: no such file"),
+    "the same twice": (
+        nothing,
+        ["--data.files", "[rows.txt, ./rows.txt]"],
+        "--data.files names rows.txt twice: leave one out",
+    ),
+    "a pipe": (fifo, ["--data.files", "pipe.csv"], "pipe.csv is no ordinary file: copy its text into one"),
+    "a broken link": (lambda: Path("t.csv").symlink_to("gone.csv"), TABLE, "t.csv: no such file"),
+    "empty": (rows(""), TABLE, "t.csv is empty"),
+    "only a header": (rows("text\n"), TABLE, "no rows, at most a header"),
+    "only blanks": (rows("text\n \n\t\n"), TABLE, "no text in any of 2 rows"),
+    "unknown kind": (rows("x", "t.docx"), ["--data.files", "t.docx"], "unknown kind of file .docx"),
+    "not parquet": (rows("x", "t.parquet"), ["--data.files", "t.parquet"], "cannot be read as a Parquet table"),
+    "not json": (rows('{"a": 1}\n{', "t.jsonl"), ["--data.files", "t.jsonl"], "t.jsonl line 2: not JSON"),
+    "a field twice": (
+        rows('{"a": "x", "a": "y"}', "t.jsonl"),
+        ["--data.files", "t.jsonl"],
+        "line 1: two fields called 'a'",
+    ),
+    "half a character": (rows('{"a": "\\ud83d"}', "t.jsonl"), ["--data.files", "t.jsonl"], "line 1: half a character"),
+    "an open quote": (rows('text\nfine\n"open\nfine\n'), TABLE, "t.csv line 3: a quote is opened and never closed"),
+    "a long row": (
+        rows("a,b\n1,2\n1,2,3\n"),
+        [*TABLE, "--data.columns", "a"],
+        "t.csv line 3: 3 fields where there are 2",
+    ),
+    "too short": (nothing, ["--model.config.context_length", "5000"], "fewer than one window of 5001"),
+}
+ENCODINGS: dict[str, Case] = {
+    "gb18030": (
+        rows("text\n中文\n".encode("gb18030")),
+        TABLE,
+        "line 2, bytes d6 d0 ce c4: not utf-8; give its encoding, as",
+    ),
+    "utf-16": (rows("text\nx\n".encode("utf-16")), TABLE, "not utf-8 but utf-16: give --data.encoding utf-16"),
+    "not that": (
+        rows("text\nx\n"),
+        [*TABLE, "--data.encoding", "utf-16"],
+        "not utf-16; give its encoding, as --data.encoding utf-8",
+    ),
+    "unknown": (nothing, ["--data.encoding", "utf-9"], "--data.encoding utf-9 is unknown"),
+    "no text": (rows(bytes(range(256))), TABLE, "not utf-8"),
+}
+COLUMNS: dict[str, Case] = {
+    "unknown": (
+        rows("text,title\nx,y\n"),
+        [*TABLE, "--data.columns", "txt"],
+        "has no column 'txt'; it has text, title (did you mean 'text'?)",
+    ),
+    "unchosen": (
+        rows("text,title\nx,y\n"),
+        TABLE,
+        "has columns text, title: choose with --data.columns or --data.template",
+    ),
+    "two of a name": (rows("a,a\nx,y\n"), [*TABLE, "--data.columns", "a"], "has 2 columns called 'a'"),
+    "semicolons": (
+        rows("a;b\nx;y\n"),
+        TABLE,
+        "its one column is 'a;b': give --data.delimiter ';' if that parts it, else ','",
+    ),
+    "delimiter": (rows("a;b\nx;y\n"), [*TABLE, "--data.delimiter", ";;"], "--data.delimiter ';;' is not one character"),
+    "template": (rows("a,b\nx,y\n"), [*TABLE, "--data.template", "{c}"], "has no column 'c'; it has a, b"),
+    "template without": (rows("a\nx\n"), [*TABLE, "--data.template", "text"], "--data.template 'text' names no column"),
+    "open template": (rows("a\nx\n"), [*TABLE, "--data.template", "{a"], "expected '}' before end of string"),
+}
+CONFIGS: dict[str, Case] = {
+    "missing": (nothing, ["--config", "smal.yaml"], "--config smal.yaml: no such file (did you mean 'small.yaml'?)"),
+    "none": (nothing, ["--config"], "--config names no file"),
+    "empty": (config(""), MORE, "more.yaml holds no settings"),
+    "broken": (config("trainer: [\n"), MORE, "mend the YAML"),
+    "not text": (config("\x00"), MORE, "more.yaml is not YAML in UTF-8"),
+    "key of lists": (config("? [a, b]\n: 1\n"), MORE, "more.yaml is not YAML in UTF-8"),
+    "a key twice": (
+        config("trainer:\n  max_steps: 1\n  max_steps: 2\n"),
+        MORE,
+        "more.yaml line 3: key 'max_steps' is given twice",
+    ),
+    "misspelt": (config("model: {config: {d_modle: 8}}"), MORE, "unknown key model.config.d_modle (did you mean"),
+    "linked": (
+        config("data: {context_length: 8}"),
+        MORE,
+        "data.context_length follows from model.config.context_length",
+    ),
+    "linked, dotted": (config("data.seed: 8"), MORE, "more.yaml: data.seed: write it as data: seed, key below key"),
+    "null": (config("data: {batch_size: null}"), MORE, "--data.batch_size null: give a value"),
+    "null section": (config("generate: null"), MORE, "generate None: give its settings"),
+    "last, too late": (config("ckpt_path: last"), MORE, "give it as a flag, --ckpt_path last"),
+}
+FLAGS: dict[str, Case] = {
+    "misspelt": (
+        nothing,
+        ["--trainer.max_step", "3"],
+        "unknown flag --trainer.max_step (did you mean 'trainer.max_steps'?)",
+    ),
+    "words": (nothing, ["--data.files", "a.csv", "b.csv"], "unexpected word 'b.csv'"),
+    "type": (nothing, ["--trainer.max_steps", "many"], "--trainer.max_steps many: give int"),
+    "choice": (
+        nothing,
+        ["--model.config.mlp", "geglu"],
+        "--model.config.mlp geglu: give one of swiglu, gelu, relu, relu2",
+    ),
+    "linked": (nothing, ["--model.config.vocab_size", "9"], "model.config.vocab_size follows from the tokenizer"),
+    "heads": (nothing, ["--model.config.num_heads", "3"], "num_heads 3 does not divide d_model 16"),
+    "name": (nothing, ["--name", "a/b"], "--name 'a/b': take letters, digits and ._- only"),
+    "name of dots": (nothing, ["--name", ".."], "--name '..': take letters, digits and ._- only"),
+    "long name": (nothing, ["--name", "a" * 300], "a hundred at most"),
+    "both accumulations": (
+        nothing,
+        ["--data.global_batch_size", "8", "--trainer.accumulate_grad_batches", "2"],
+        "say the same twice",
+    ),
+    "global batch": (nothing, ["--data.global_batch_size", "6"], "6 is not a multiple of 4"),
+    "batch": (nothing, ["--data.batch_size", "0"], "--data.batch_size is 0: give 1 or more"),
+    "huge batch": (nothing, ["--data.batch_size", str(2**63)], "batch_size"),
+    "huge model": (nothing, ["--model.config.d_model", str(2**40)], "does not fit"),
+    "share": (nothing, ["--data.val_fraction", "1.5"], "--data.val_fraction is 1.5: give a share between 0 and 1"),
+    "their sampler": (nothing, ["--trainer.use_distributed_sampler", "true"], "every device draws its own windows"),
+    "timed validation": (nothing, ["--trainer.val_check_interval", "00:00:01:00"], "00:00:01:00: give optimizer steps"),
+    "no interval": (
+        nothing,
+        ["--trainer.val_check_interval", "0"],
+        "--trainer.val_check_interval 0: give optimizer steps",
+    ),
+    "no end": (nothing, ["--trainer.max_steps", "-1"], "--model.schedule cosine needs an end"),
+    "no steps": (nothing, ["--trainer.max_steps", "0"], "--trainer.max_steps 0 trains nothing: give 1 or more"),
+    "no time": (nothing, ["--trainer.max_time", "an hour"], "--trainer.max_time an hour: give DD:HH:MM:SS"),
+    "random seed": (nothing, ["--seed_everything", "true"], "--seed_everything True: give int"),
+    "prompt": (
+        nothing,
+        ["--data.tokenizer", "char", "--generate.prompts", "[row, 静夜思]"],
+        "character '静' (U+9759) is not among",
+    ),
+    "temperature": (nothing, ["--generate.temperature", "-1"], "temperature is -1.0: give 0"),
+    "no such device": (nothing, ["--trainer.accelerator", "tpu"], "torch_xla"),
+    "devices": (nothing, ["--trainer.devices", "-1"], "should be an int > 0"),
+    "many devices": (nothing, ["--trainer.devices", "999"], "--trainer.devices 999 on"),
+    "nodes": (
+        nothing,
+        ["--trainer.num_nodes", "2"],
+        "--trainer.num_nodes 2: start it on each of them, with torchrun or srun",
+    ),
+    "spawn": (nothing, ["--trainer.strategy", "ddp_spawn"], "--trainer.strategy ddp_spawn is for notebooks: give ddp"),
+    "cut epochs": (nothing, ["--trainer.limit_train_batches", "3"], "give --trainer.max_steps"),
+    "a sliver to validate": (nothing, ["--trainer.limit_val_batches", "0.001"], "limit_val_batches"),
+    "betas": (nothing, ["--model.betas", "[1.5, 0.9]"], "--model.betas is [1.5, 0.9]: give two numbers"),
+    "decay": (nothing, ["--model.weight_decay", "-1"], "--model.weight_decay is -1.0: give 0 or more"),
+    "end of schedule": (
+        nothing,
+        ["--model.min_learning_rate", "1"],
+        "--model.min_learning_rate 1.0 is above --model.learning_rate 0.001",
+    ),
+    "clip": (nothing, ["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1.0: give 0"),
+    "logging": (nothing, ["--trainer.log_every_n_steps", "-1"], "--trainer.log_every_n_steps is -1: give 0"),
+    "no accumulation": (
+        nothing,
+        ["--trainer.accumulate_grad_batches", "0"],
+        "accumulate_grad_batches is 0: give 1 or more",
+    ),
+    "precision": (nothing, ["--trainer.precision", "12"], "--trainer.precision"),
+    "patience": (nothing, ["--early_stopping.patience", "0"], "--early_stopping.patience is 0"),
+    "monitor": (
+        nothing,
+        ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val_loss"],
+        "--trainer.callbacks: monitor 'val_loss' is not measured",
+    ),
+    "checkpoints kept": (nothing, ["--checkpoint.keep", "-1"], "--checkpoint.keep -1: give 1 or more, 0 or more"),
+    "validate what": (nothing, ["validate"], "validate needs a checkpoint"),
+    "validate nothing": (
+        nothing,
+        ["validate", "--ckpt_path", "last"],
+        "there is no checkpoint of 'small' under logs: train one first",
+    ),
+}
+CHECKPOINTS: dict[str, Case] = {
+    "missing": (nothing, ["--ckpt_path", "no.ckpt"], "no.ckpt: no such checkpoint file"),
+    "empty path": (nothing, ["--ckpt_path", ""], "--ckpt_path is empty"),
+    "a folder": (nothing, ["--ckpt_path", str(RUN)], "logs/small/version_0: is a folder, not a checkpoint file"),
+    "text": (nothing, ["--ckpt_path", "rows.txt"], "rows.txt cannot be opened (damaged, or no checkpoint)"),
+    "cut": (
+        lambda: Path("changed.ckpt").write_bytes(Path(LAST).read_bytes()[:-99]),
+        ["--ckpt_path", "changed.ckpt"],
+        "damaged",
+    ),
+    "flipped": (flipped, ["--ckpt_path", "changed.ckpt"], "changed.ckpt is damaged (checksum of"),
+    "code": (
+        lambda: torch.save({"state_dict": Harmful()}, "changed.ckpt"),
+        ["--ckpt_path", "changed.ckpt"],
+        "it holds code",
+    ),
+    "pickle": (
+        lambda: Path("changed.ckpt").write_bytes(pickle.dumps(Harmful())),
+        ["--ckpt_path", "changed.ckpt"],
+        "changed.ckpt cannot be opened (damaged, or no checkpoint)",
+    ),
+    "of others": (
+        lambda: torch.save({"state_dict": {}}, "changed.ckpt"),
+        ["--ckpt_path", "changed.ckpt"],
+        "not a checkpoint of lit_gpt",
+    ),
+    "another shape": (nothing, ["--ckpt_path", LAST, "--model.config.d_model", "8"], "d_model 16 there, 8 here"),
+    "another vocabulary": (nothing, ["--ckpt_path", LAST, "--data.tokenizer", "char"], "vocab_size 257 there, 28 here"),
+    "another text": (
+        lambda: rows("row\n" * 200, "other.txt")(),
+        ["--ckpt_path", LAST, "--data.files", "other.txt"],
+        "other data",
+    ),
+    "another split": (nothing, ["--ckpt_path", LAST, "--data.val_fraction", "0.3"], "val_fraction 0.1 there, 0.3 here"),
+    "another optimizer": (nothing, ["--ckpt_path", LAST, "--model.optimizer", "muon"], "was trained with adamw"),
+    "no weights": (lambda: changed(state_dict={}), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
+    "other weights": (
+        lambda: changed(state_dict={"gpt.embedding.weight": torch.zeros(2)}),
+        ["--ckpt_path", "changed.ckpt"],
+        "changed.ckpt",
+    ),
+    "no optimizer": (lambda: changed(optimizer_states=None), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
+    "no description": (lambda: changed(hyper_parameters={}), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
+    "overfitting": (nothing, ["--ckpt_path", LAST, "--trainer.overfit_batches", "2"], "are not counted on, start anew"),
+}
+PLACES: dict[str, Case] = {
+    "a file for logs": (in_the_way("logs"), [], "logs/small/version_0 cannot be made (Not a directory)"),
+    "a file for a run": (
+        lambda: (Path("logs").mkdir(), in_the_way("logs/small")()),
+        [],
+        "logs/small/version_0 cannot be made",
+    ),
+    "a file for data": (
+        in_the_way("data"),
+        [],
+        "data/cache: the token cache cannot be written or read (Not a directory)",
+    ),
+    "no way to logs": (
+        lambda: Path("shut").mkdir(mode=0o555),
+        ["--trainer.default_root_dir", "shut"],
+        "shut/small/version_0 cannot be made (Permission denied)",
+    ),
+    "no way to data": (
+        lambda: Path("data").mkdir(mode=0o555),
+        [],
+        "data/cache: the token cache cannot be written or read (Permission denied)",
+    ),
+    "no right to read": (lambda: Path("rows.txt").chmod(0), [], "rows.txt may not be read"),
+    "no right to resume": (
+        lambda: (Path("shut.ckpt").write_text("x"), Path("shut.ckpt").chmod(0)),
+        ["--ckpt_path", "shut.ckpt"],
+        "shut.ckpt cannot be opened (Permission denied)",
+    ),
+}
+SECTIONS = {
+    "files": FILES,
+    "encodings": ENCODINGS,
+    "columns": COLUMNS,
+    "configs": CONFIGS,
+    "flags": FLAGS,
+    "checkpoints": CHECKPOINTS,
+    "places": PLACES,
+}
+ALL = {f"{section}: {name}": case for section, cases in SECTIONS.items() for name, case in cases.items()}
+
+
+def contents() -> dict[str, bytes | None]:
+    """Everything in the working folder but the token cache, which any command may fill."""
+    found = (path for path in Path().rglob("*") if path.parts[:2] != ("data", "cache"))
+    return {
+        str(path): path.read_bytes() if path.is_file() and os.access(path, os.R_OK) else None
+        for path in found
+        if str(path) not in ("data", "out.txt", "err.txt")
+    }
+
+
+def is_one_line(result: Result, message: str) -> None:
+    assert result.status == 2, result.err
+    assert message in result.err
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert result.out == ""
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(ALL) + len(GENERATE) >= 60
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if not name.startswith("places")])
+def test_a_mistake_gets_one_line_and_leaves_nothing(fit: Fit, folder: Path, name: str) -> None:
+    prepare, words, message = ALL[name]
+    if name.startswith("checkpoints"):
+        assert fit().status == 0
+    prepare()
+    before = contents()
+    is_one_line(fit(*words, *([] if "--trainer.max_steps" in words else ["--trainer.max_steps", 8])), message)
+    assert contents() == before
+    assert not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_place_that_cannot_be_used_gets_one_line(folder: Path, name: str) -> None:
+    prepare, words, message = PLACES[name]
+    prepare()
+    before = contents()
+    is_one_line(forked(folder, "--config", "small.yaml", *words, prepare=powerless), message)
+    assert contents() == before
+    (folder / "rows.txt").chmod(0o644)
+
+
+PAIR = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("files: missing", "files: too short", "encodings: gb18030", "columns: unknown", "configs: misspelt"),
+        *("flags: heads", "flags: prompt", "flags: no end", "checkpoints: flipped", "checkpoints: another text"),
+        *("places: a file for logs", "places: a file for data"),
+    ],
+)
+def test_a_mistake_on_two_ranks_is_said_once_before_they_start(fit: Fit, folder: Path, name: str) -> None:
+    prepare, words, message = ALL[name]
+    if name.startswith("checkpoints"):
+        assert fit().status == 0
+    prepare()
+    before = contents()
+    is_one_line(forked(folder, "--config", "small.yaml", *PAIR, "--trainer.max_steps", 8, *words), message)
+    assert contents() == before
+
+
+def test_a_global_batch_too_small_for_two_ranks_is_said_once(folder: Path) -> None:
+    result = forked(folder, "--config", "small.yaml", *PAIR, "--data.global_batch_size", 4)
+    is_one_line(result, "4 is not a multiple of 8, --data.batch_size 4 on 2 device(s)")
+    assert not Path("logs").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- generate
+
+GENERATE: dict[str, Case] = {
+    "none": (nothing, [], "no checkpoint under logs/"),
+    "none of the name": (nothing, ["--name", "poems"], "no checkpoint under logs/poems"),
+    "no checkpoint": (nothing, ["--ckpt_path", "rows.txt"], "rows.txt cannot be opened"),
+    "missing": (nothing, ["--ckpt_path", "no.ckpt"], "no.ckpt: no such checkpoint file"),
+    "code": (lambda: torch.save({"state_dict": Harmful()}, "a.ckpt"), ["--ckpt_path", "a.ckpt"], "it holds code"),
+    "misspelt": (nothing, ["--temp", "1"], "unrecognized arguments: --temp 1"),
+    "samples": (nothing, ["--num_samples", "0"], "give 1 or more"),
+    "temperature": (nothing, ["--temperature", "-1"], "temperature is -1.0: give 0"),
+    "top_p": (nothing, ["--top_p", "2"], "top_p is 2.0: give a probability"),
+    "seed": (nothing, ["--seed", "-1"], "--seed is -1: give a number from 0"),
+}
+
+
+@pytest.mark.parametrize("name", GENERATE)
+def test_a_mistake_with_generate_gets_one_line(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    prepare, words, message = GENERATE[name]
+    prepare()
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "scripts" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    status = script.main(words)
+    printed = capsys.readouterr()
+    is_one_line(Result(status, printed.out, printed.err), message)
+    assert not Path("harmed").exists()
+
+
+def test_load_from_checkpoint_runs_no_code_either(folder: Path) -> None:
+    from lit_gpt import LitGPT
+
+    torch.save({"state_dict": Harmful(), "hyper_parameters": {}}, "harmful.ckpt")
+    with pytest.raises(pickle.UnpicklingError):
+        LitGPT.load_from_checkpoint("harmful.ckpt")
+    assert not Path("harmed").exists()
