@@ -394,9 +394,6 @@ class StopEarly(EarlyStopping):
             )
         super().__init__("loss/val", min_delta, patience or sys.maxsize, check_on_train_epoch_end=False)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict({**state_dict, "patience": self.patience})  # the flag's
-
     @property
     def exhausted(self) -> bool:
         """Whether the last `patience` validations brought no lower loss."""

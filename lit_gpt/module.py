@@ -1,5 +1,6 @@
 """The model in training: its steps, its losses, its optimizer."""
 
+import pickle
 import time
 from dataclasses import asdict
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from lit_gpt.data.datamodule import Batch, TextDataModule, fingerprint
@@ -142,8 +144,9 @@ class LitGPT(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Sets what flags say and the step decides: nothing of it comes out of a checkpoint."""
         rate = self.learning_rate * self._learning_rate_factor()
-        for group, given in zip(optimizer.param_groups, self._groups()):
-            group.update(lr=rate, betas=self.betas, weight_decay=given["weight_decay"])
+        for group in optimizer.param_groups:
+            decay = 0.0 if group["name"] == "scales" else self.weight_decay
+            group.update(lr=rate, betas=self.betas, weight_decay=decay)
 
     def configure_gradient_clipping(
         self,
@@ -194,13 +197,11 @@ class LitGPT(LightningModule):
             self.log_dict(self._to_log, sync_dist=self.trainer.world_size > 1)
             self._to_log = {}
 
-    def _groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.gpt, self.weight_decay, self.optimizer)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.trainer.precision != "16-mixed"  # there the gradients must be unscaled before they are clipped
         kind = MuonAdamW if self.optimizer == "muon" else torch.optim.AdamW
-        optimizer = kind(self._groups(), lr=self.learning_rate, betas=self.betas, fused=fused)
+        groups = parameter_groups(self.gpt, self.weight_decay, self.optimizer)
+        optimizer = kind(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
         # Lightning would refuse clipping, fearing the fused step unscales, which it does in 16-mixed only
         optimizer._step_supports_amp_scaling = False  # type: ignore[union-attr]
         return optimizer
@@ -245,9 +246,26 @@ class LitGPT(LightningModule):
         checkpoint["data"] = fingerprint(self.data)
         checkpoint["saved_at"] = time.time()  # seconds since 1970
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "LitGPT":
+        """Lightning's, but that nothing in the file is ever executed.
+
+        Raises:
+            UserError: it holds code.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
+        except pickle.UnpicklingError:
+            raise UserError(
+                f"{checkpoint_path} holds code, or is damaged: give a .ckpt file this project wrote"
+            ) from None
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Counts the Trainer's loops anew from the step: it may have been saved amid one, or on other devices."""
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
+                    checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience  # the flag wins
             step, data = checkpoint["global_step"], self.data
             loops = self.trainer.fit_loop.state_dict()
             count(loops, step, data.accumulation, data.steps_per_epoch)

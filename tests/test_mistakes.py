@@ -10,6 +10,8 @@ import pytest
 import torch
 from conftest import ROOT, Fit, Result, forked, powerless
 
+from lit_gpt import LitGPT, UserError
+
 RUN = Path("logs/small/version_0")
 LAST = str(RUN / "last.ckpt")
 
@@ -435,9 +437,7 @@ def test_a_mistake_with_generate_gets_one_line(folder: Path, capsys: pytest.Capt
 
 
 def test_load_from_checkpoint_runs_no_code_either(folder: Path) -> None:
-    from lit_gpt import LitGPT
-
     torch.save({"state_dict": Harmful(), "hyper_parameters": {}}, "harmful.ckpt")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UserError, match=r"harmful.ckpt holds code, or is damaged"):
         LitGPT.load_from_checkpoint("harmful.ckpt")
     assert not Path("harmed").exists()
