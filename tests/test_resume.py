@@ -2,13 +2,14 @@
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import Fit, forked, points, texts, weights
-from torture import CONFIG, KINDS, POLITE, differences, torture
+from torture import CONFIG, KINDS, POLITE, die, differences, torture
 
 from lit_gpt.checkpoint import open_checkpoint
 from lit_gpt.data.datamodule import TrainBatches
@@ -131,6 +132,36 @@ def test_points_after_the_checkpoint_are_written_anew(fit: Fit) -> None:
     for tag in ("loss/train", "loss/val", "loss/train_eval", "best/loss_val", "optim/lr", "optim/grad_norm"):
         assert again[tag] == straight[tag], tag
     assert texts(RUN) == spoken
+
+
+def test_what_a_checkpoint_counts_on_is_on_the_disk(folder: Path) -> None:
+    flags = ["--config", "small.yaml", "--name"]
+
+    def prepare() -> None:
+        training_step = LitGPT.training_step
+
+        def instead(module: LitGPT, *args: object) -> torch.Tensor:
+            if module.trainer.global_step == 3:  # step 3 validates, writes a text and is saved
+                die()
+            return training_step(module, *args)  # type: ignore[arg-type]
+
+        LitGPT.training_step = instead  # type: ignore[method-assign, assignment]
+
+    assert forked(folder, *flags, "straight").status == 0
+    assert forked(folder, *flags, "killed", prepare=prepare).status == -signal.SIGKILL
+    assert forked(folder, *flags, "killed", "--ckpt_path", "last").status == 0
+    assert differences(*(folder / f"logs/{name}/version_0" for name in ("straight", "killed"))) == []
+
+
+@pytest.mark.parametrize("step", [20, 35, 50], ids=["amid the first", "at the end of the first", "amid the second"])
+def test_a_run_of_epochs_ends_after_as_many(fit: Fit, step: int) -> None:
+    flags = ["--trainer.max_epochs", 2, "--model.schedule", "constant", "--trainer.val_check_interval", 0.5]
+    assert "35 to an epoch" in fit(*flags, "--trainer.max_steps", step).out
+    assert fit(*flags, "--trainer.max_steps", -1, "--ckpt_path", "last").status == 0
+    assert fit(*flags, "--trainer.max_steps", -1, "--name", "straight").status == 0
+    assert [at for at, _ in points(RUN)["loss/train"]] == list(range(1, 71))
+    one, other = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("small", "straight"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_event_files_of_another_run_are_left_alone(fit: Fit) -> None:
