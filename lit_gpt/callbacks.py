@@ -327,7 +327,9 @@ class StepCheckpoint(Checkpoint):
             except Exception as error:
                 exception.add_note(f"step {step:,} could not be saved: {error}")
         for kind, good in {"last": self.last_good, "best": self.folder / "best.ckpt"}.items():
-            if good is not None and good.exists():
+            with contextlib.suppress(UserError):  # there may be none
+                if good is None:
+                    continue
                 saved_step = open_checkpoint(good, mmap=True)["global_step"]
                 exception.add_note(f"the {kind} good checkpoint is {good}, step {saved_step:,}")
 
@@ -404,7 +406,7 @@ class StopEarly(EarlyStopping):
         return f"loss/val has not fallen for {waited} validation{'s'[: waited != 1]}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop = self.exhausted  # one that had stopped stays so when it is resumed
+        trainer.should_stop |= self.exhausted  # one that had stopped stays so when it is resumed
 
 
 class Stopped(BaseException):

@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,7 @@ def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda:
     """The command line in a process of its own, in `folder`; a status below zero is the signal that ended it.
 
     A fork has imported already what a command would import for seconds. It leads a group of processes, of which none
-    is left in the end.
+    is left in the end, and none lives for more than 100 seconds.
 
     Args:
         folder: where it works.
@@ -102,7 +103,12 @@ def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    _, ended = os.waitpid(pid, 0)
+    latest = time.monotonic() + 100
+    while (waited := os.waitpid(pid, os.WNOHANG if time.monotonic() < latest else 0))[0] == 0:
+        time.sleep(0.01)
+        if time.monotonic() > latest:  # it hangs: the status will say -9
+            os.killpg(pid, signal.SIGKILL)
+    ended = waited[1]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))

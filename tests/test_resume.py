@@ -31,13 +31,13 @@ def test_a_run_killed_anywhere_ends_as_if_it_never_was(
     tmp_path: Path, flags: list[str], kinds: tuple[str, ...]
 ) -> None:
     kills, differing = torture(tmp_path, 3, flags, seed=4, kinds=kinds)
-    assert (kills, differing) == (3, [])
+    assert (len(kills), differing) == (3, [])
 
 
 def test_two_ranks_killed_end_as_if_they_never_were(tmp_path: Path) -> None:
     flags = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     kills, differing = torture(tmp_path, 1, flags, seed=1, kinds=("rename", "validation"))
-    assert (kills, differing) == (1, [])
+    assert (len(kills), differing) == (1, [])
 
 
 @pytest.mark.parametrize(("optimizer", "bound"), [("adamw", 1e-5), ("muon", 1e-3)])

@@ -140,8 +140,11 @@ def differences(straight: Path, killed: Path) -> list[str]:
 
 def torture(
     folder: Path, kills: int, flags: list[str], seed: int, kinds: tuple[str, ...] = KINDS
-) -> tuple[int, list[str]]:
-    """One run killed `kills` times and its straight twin: how many kills came, and what differs in the end."""
+) -> tuple[list[str], list[str]]:
+    """A run killed `kills` times beside its straight twin: of which kinds the kills were, and what differs in the end.
+
+    Where it gets to its end before it has been killed so often, it is compared, and another is begun.
+    """
     draw = random.Random(seed)
     rows = [f"row {i} 第{i}行: " + "abcdefghij"[i % 10] * (i % 7) for i in range(120)]
     (folder / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
@@ -151,21 +154,24 @@ def torture(
     straight = forked(folder, *flags, "--name", "straight")
     assert straight.status == 0, straight.err
     seconds = time.monotonic() - begun
-    killed = 0
-    for _ in range(20 * kills):
+    came: list[str] = []
+    differing: list[str] = []
+    kind: str | None = ""
+    while kind is not None:
+        kind = draw.choice(kinds) if len(came) < kills else None
         resumed = [*flags, "--name", "killed", "--ckpt_path", "last", "--data.num_workers", draw.randint(0, 1)]
-        kind = draw.choice(kinds) if killed < kills else None
         ended = forked(folder, *resumed, prepare=lambda kind=kind: arm(kind, draw, seconds))
-        assert ended.status in (0, -signal.SIGKILL, 130, 143), ended.err
-        killed += ended.status != 0
-        if ended.status == 0 and kind is None:
-            break
-        if ended.status == 0:  # it got to its end before it was killed: from the start once more
-            shutil.rmtree(folder / "logs" / "killed")
         draw.random()  # what the other process drew is not drawn here
-    newest = newest_checkpoint(folder / "logs", "killed")
-    assert newest is not None
-    return killed, differences(folder / "logs" / "straight" / "version_0", newest.parent)
+        assert ended.status in (0, -signal.SIGKILL, 130, 143), ended.err
+        if ended.status != 0:
+            assert kind is not None
+            came.append(kind)
+            continue
+        newest = newest_checkpoint(folder / "logs", "killed")
+        assert newest is not None
+        differing += differences(folder / "logs" / "straight" / "version_0", newest.parent)
+        shutil.rmtree(folder / "logs" / "killed")
+    return came, differing
 
 
 def _main() -> int:
@@ -185,12 +191,11 @@ def _main() -> int:
         if options.devices > 1:
             flags += ["--trainer.devices", str(options.devices), "--trainer.strategy", "ddp"]
         with tempfile.TemporaryDirectory() as folder:
-            killed, differing = torture(
-                Path(folder), options.kills, flags, options.seed + number, POLITE if options.polite else KINDS
-            )
-        print(
-            f"run {number + 1}: {sampling}, {optimizer}: {killed} kills, {', '.join(differing) or 'equal'}", flush=True
-        )
+            kinds = POLITE if options.polite else KINDS
+            came, differing = torture(Path(folder), options.kills, flags, options.seed + number, kinds)
+        kinds_came = ", ".join(f"{came.count(kind)} {kind}" for kind in dict.fromkeys(came))
+        outcome = ", ".join(differing) or "equal"
+        print(f"run {number + 1}: {sampling}, {optimizer}: {len(came)} kills ({kinds_came}), {outcome}", flush=True)
         unequal += bool(differing)
     return unequal
 
