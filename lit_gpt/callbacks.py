@@ -6,12 +6,14 @@ import shutil
 import signal
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ProgressBar, Timer
@@ -96,13 +98,13 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def cut_back(self, sizes: dict[str, int]) -> None:
         """Takes out what an earlier process wrote after a checkpoint with these `sizes`: it will be written again."""
-        if not self._earlier & sizes.keys():  # not the files of the run the checkpoint is of
-            return
-        for path in (Path(self.log_dir, name) for name in self._earlier):
-            if path.name not in sizes:
-                path.unlink()
-            elif path.stat().st_size > sizes[path.name]:
-                os.truncate(path, sizes[path.name])
+        if self._earlier & sizes.keys():  # else they are not the files of the run the checkpoint is of
+            for path in (Path(self.log_dir, name) for name in self._earlier):
+                if path.name not in sizes:
+                    path.unlink()
+                elif path.stat().st_size > sizes[path.name]:
+                    os.truncate(path, sizes[path.name])
+        self._earlier = set()
 
 
 class StepProgress(ProgressBar):
@@ -269,6 +271,8 @@ class StepCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if isinstance(trainer.logger, RunLogger):
+            # now, and not earlier: until something new is saved, the points belong to what was saved before
+            trainer.logger.cut_back(self._events)
             checkpoint["events"] = trainer.logger.sizes()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -280,8 +284,6 @@ class StepCheckpoint(Checkpoint):
             self._save(trainer)  # a folder that takes no checkpoint says so now, not after hours
             return
         self._saved_step, self.last_good = trainer.global_step, Path(trainer.ckpt_path)
-        if isinstance(trainer.logger, RunLogger):
-            trainer.logger.cut_back(self._events)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if self._done_step == trainer.global_step != self._saved_step:
@@ -333,12 +335,30 @@ class StepCheckpoint(Checkpoint):
                 saved_step = open_checkpoint(good, mmap=True)["global_step"]
                 exception.add_note(f"the {kind} good checkpoint is {good}, step {saved_step:,}")
 
-    def _save_if_due(self, trainer: Trainer) -> None:
-        step = trainer.global_step
+    def _due(self, step: int) -> list[str]:
         names = ["best.ckpt"] if step == self.best_step else []
-        names += [f"step_{step:08d}.ckpt"] if step % self.every_n_steps == 0 else []
-        if names or step == self._validated_step:
+        return names + ([f"step_{step:08d}.ckpt"] if step % self.every_n_steps == 0 and step else [])
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        names = self._due(trainer.global_step)
+        if names or trainer.global_step == self._validated_step:
             self._save(trainer, *names)
+
+    def mend(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Writes the copies of the checkpoint at `path` that a process killed among its saves did not come to.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.load_state_dict(checkpoint["callbacks"][self.state_key])
+        for name in (*self._due(checkpoint["global_step"]), "last.ckpt"):
+            copy = path.with_name(name)
+            try:
+                newer = open_checkpoint(copy, mmap=True)["saved_at"] >= checkpoint["saved_at"]
+            except UserError:  # there is none, or it is damaged
+                newer = False
+            if not newer:
+                copy_whole(path, copy)
 
     def _save(self, trainer: Trainer, *names: str) -> None:
         """Writes the state of this step, once, to files of these names, and to last.ckpt after them.
@@ -378,6 +398,11 @@ class StepCheckpoint(Checkpoint):
         periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= f"step_{step:08d}.ckpt")
         for old in periodic[: max(0, len(periodic) - self.keep)]:
             old.unlink()
+
+
+def rank_zero_rank() -> int:
+    """The rank of this process, as far as its environment tells."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
 class StopEarly(EarlyStopping):
@@ -426,7 +451,9 @@ class GracefulStop(Callback):
     """Ends a run on Ctrl-C, SIGTERM or after a time, between two optimizer steps, with all of it saved.
 
     Signals only leave a note; the ranks agree on it once a step, so that all of them leave at the same one. A second
-    Ctrl-C leaves at once. Before the first step a signal ends the command where it is.
+    Ctrl-C leaves at once. Before the first step a signal ends the command where it is, and its other ranks with it.
+
+    A thread hears them too: the handler of a process that waits in a library for another one never gets its turn.
 
     Attributes:
         started: whether training has begun.
@@ -441,28 +468,37 @@ class GracefulStop(Callback):
         self.timer: Timer | None = None
         self.go_on = ""
         self._trainer: Trainer | None = None
-        self._training = False
+        self._training = self._stopping = False
         self._asked: tuple[int, float] | None = None  # which signal came, and when
+        self._helps = rank_zero_rank() != 0  # whether this process was started by the one a person started
         self._made: Path | None = None  # the folder of a new run
+        self._lock: BaseFileLock | None = None
         self._step = -1
 
-    def make(self, folder: Path) -> None:
-        """Makes the folder of a new run.
+    def take(self, folder: Path, fresh: bool) -> None:
+        """Makes the folder of a new run, or sees to it that one can be resumed; keeps other processes out of it.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: it cannot be made or written to, or another process is at it.
         """
+        remedy = "clear its way, or write elsewhere with --trainer.default_root_dir"
         try:
-            folder.mkdir(parents=True)
+            if fresh:
+                folder.mkdir(parents=True)
+                self._made = folder
+            self._lock = FileLock(folder / ".lock")
+            self._lock.acquire(timeout=8)  # workers of a process that was killed notice within five seconds
+        except Timeout:
+            raise UserError(f"{folder}: another process trains there: wait for it, or take another --name") from None
         except OSError as error:
-            raise UserError(
-                f"{folder} cannot be made ({error.strerror}): clear its way, or write elsewhere with "
-                "--trainer.default_root_dir"
-            ) from None
-        self._made = folder
+            what = "made" if fresh else "written to"
+            raise UserError(f"{folder} cannot be {what} ({error.strerror}): {remedy}") from None
 
     def clean_up(self) -> None:
         """Takes the folder of a new run away again where nothing came of it, and those it lay in if they are empty."""
+        if self._lock is not None and self._lock.is_locked:
+            self._lock.release()
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         begun = self.started and self.checkpoint is None  # what saves, does so before the first step
         if self._made is not None and not begun and not any(self._made.glob("*.ckpt")):
             shutil.rmtree(self._made, ignore_errors=True)
@@ -474,12 +510,40 @@ class GracefulStop(Callback):
     def listening(self) -> Iterator[None]:
         """Hears signals until the end of the block."""
         before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        heard, told = os.pipe()
+        os.set_blocking(told, False)
+        wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
         self._listen()
         try:
             yield
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+            signal.set_wakeup_fd(wakeup)
+            os.close(told)  # ends the thread
+
+    def _watch(self, heard: int) -> None:
+        """Does what the handler would, where that has not had its turn for a while."""
+        with os.fdopen(heard, "rb", buffering=0) as pipe:
+            first: float | None = None
+            while signum := pipe.read(1):
+                if signum[0] not in (signal.SIGINT, signal.SIGTERM):
+                    continue
+                now = time.monotonic()
+                again = first is not None and signum[0] == signal.SIGINT and now - first > 0.5
+                first = first or now
+                if again or (not self._training and not self._helps):
+                    time.sleep(0.5)  # the handler's turn
+                    if again or not self._stopping:
+                        self._leave_at_once(signum[0])
+
+    def _leave_at_once(self, signum: int) -> NoReturn:
+        self._end_children()
+        if not self.started:
+            os.write(2, f"stopped before the first step by {signal.Signals(signum).name}\n".encode())
+            self.clean_up()
+        os._exit(128 + signum)
 
     def _listen(self) -> None:
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -487,16 +551,16 @@ class GracefulStop(Callback):
 
     def _hear(self, signum: int, frame: Any) -> None:
         now = time.monotonic()
-        if not self._training:
+        if not self._training and not self._helps:
+            self._stopping = True
             place = "after the last step" if self.started else "before the first step"
             raise Stopped(128 + signum, f"stopped {place} by {signal.Signals(signum).name}")
-        if self._asked is None:
+        if self._asked is None:  # one that helps waits: the first process ends it, or agrees with it at the next step
             self._asked = (signum, now)
-            if getattr(rank_zero_only, "rank", 0) == 0:  # not by print, which this may have interrupted
+            if not self._helps:  # not by print, which this may have interrupted
                 os.write(2, b"\nstopping when this step is done and saved; Ctrl-C again leaves at once\n")
         elif signum == signal.SIGINT and now - self._asked[1] > 0.5:  # sooner it is the same key, passed on
-            self._end_children()
-            os._exit(128 + signum)
+            self._leave_at_once(signum)
 
     def _end_children(self) -> None:
         """Kills the processes Lightning started beside this one."""
@@ -518,11 +582,11 @@ class GracefulStop(Callback):
             self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.checkpoint is not None:  # the Trainer puts it after this callback; a signal must not disturb it
+            self.checkpoint.finish(trainer)
+        self.timer = None  # the work is done
+        self._stop_if_asked(trainer)
         self._training = False
-        if self._asked is not None:  # the work is done all the same
-            if self.checkpoint is not None:
-                self.checkpoint.finish(trainer)  # the Trainer puts it after this callback
-            raise Stopped(128 + self._asked[0], f"stopped after the last step, {trainer.global_step:,}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not self.started:

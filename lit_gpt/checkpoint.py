@@ -58,7 +58,14 @@ def copy_whole(source: Path, target: Path) -> None:
 
 
 # what every checkpoint of ours holds
-CONTENTS = {"state_dict", "hyper_parameters", "tokenizer", "data", "global_step", "saved_at"}
+CONTENTS = {
+    "state_dict": dict,
+    "hyper_parameters": dict,
+    "tokenizer": dict,
+    "data": dict,
+    "global_step": int,
+    "saved_at": float,
+}
 
 
 def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -83,7 +90,8 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
             raise UserError(f"{path} cannot be opened (damaged, or no checkpoint): {remedy}")
         if not mmap:
             with zipfile.ZipFile(path) as parts:
-                if broken := parts.testzip():
+                odd = (part.filename for part in parts.infolist() if part.external_attr or part.compress_type)
+                if broken := parts.testzip() or next(odd, None):  # what torch never writes, no checksum covers
                     raise UserError(f"{path} is damaged (checksum of {broken}): {remedy}")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UserError:
@@ -91,7 +99,7 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     except Exception as error:  # damaged bytes lead anywhere in the two readers
         why = "it holds code" if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error) else "damaged"
         raise UserError(f"{path} cannot be opened ({why}): {remedy}") from None
-    if not isinstance(checkpoint, dict) or not checkpoint.keys() >= CONTENTS:
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in CONTENTS.items()):
         raise UserError(f"{path} is not a checkpoint of lit_gpt: {remedy}")
     return checkpoint
 
@@ -101,6 +109,9 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
 
     When a checkpoint was written stands in it, so that a copied or moved folder makes no difference. Damaged ones are
     named in a warning.
+
+    Raises:
+        UserError: there are some, and all are damaged.
     """
     files = Path(logs, name).glob("version_*/*.ckpt") if name else logs.glob("*/version_*/*.ckpt")
     found, damaged, whole = [], [], None
@@ -117,9 +128,11 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
         else:
             whole = path
             break
+    listed = ", ".join(map(str, sorted(damaged)))
+    if damaged and whole is None:
+        raise UserError(f"all checkpoints are damaged: {listed}: take them away, or begin under another --name")
     if damaged:
-        instead = f"{whole} is taken" if whole else "there is no other"
-        print(f"warning: damaged: {', '.join(map(str, sorted(damaged)))}; {instead}", file=sys.stderr)
+        print(f"warning: damaged: {listed}; {whole} is taken", file=sys.stderr)
     return whole
 
 
@@ -134,6 +147,8 @@ def load_model(path: Path | str) -> tuple[GPT, Tokenizer, bool]:
         model = GPT(GPTConfig(**checkpoint["hyper_parameters"]["config"]))
         weights = {name.removeprefix("gpt."): value for name, value in checkpoint["state_dict"].items()}
         model.load_state_dict(weights)
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise ValueError("its weights are not finite")
         return model.eval(), from_state(checkpoint["tokenizer"]), checkpoint["data"]["mode"] == "rows"
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,14 +1,17 @@
 """The command line of scripts/fit.py: which config is read, who wins, what is refused, what a person is told."""
 
 import contextlib
+import inspect
 import logging
 import os
 import re
 import shlex
 import shutil
+import socket
 import sys
 import tempfile
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +24,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt.callbacks import (
     GenerateText,
@@ -33,6 +35,7 @@ from lit_gpt.callbacks import (
     Stopped,
     Throughput,
     WholeFileIO,
+    rank_zero_rank,
 )
 from lit_gpt.checkpoint import newest_checkpoint, open_checkpoint, write_whole
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
@@ -40,6 +43,7 @@ from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.generate import prompt_tokens
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import METRICS, LitGPT
+from lit_gpt.optim import parameter_groups
 from lit_gpt.tokenizer import from_state
 
 LOGS = Path("logs")
@@ -55,6 +59,19 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "num_sanity_val_steps": 0,
     "use_distributed_sampler": False,
     "enable_model_summary": False,  # the preflight says it shorter
+}
+
+SECTIONS = ("data", "model", "trainer", "generate", "checkpoint", "early_stopping")
+
+# what would go behind the back of our counting, and why
+UNSUITABLE = {
+    "GradientAccumulationScheduler": "give --data.global_batch_size",
+    "BatchSizeFinder": "give --data.batch_size",
+    "LearningRateFinder": "give --model.learning_rate",
+    "StochasticWeightAveraging": "its weights are in no checkpoint",
+    "BackboneFinetuning": "there is no backbone",
+    "OnExceptionCheckpoint": "last.ckpt is written on an exception already",
+    "Timer": "give --trainer.max_time",
 }
 
 # keys that follow from others: target -> who decides
@@ -86,7 +103,10 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
             FitCLI(arguments, stop)
     except Stopped as stopped:
         return _leave(stopped.status, str(stopped))
-    except (UserError, ValueError, OSError, ImportError, MisconfigurationException, MemoryError) as error:
+    except BrokenPipeError:  # whoever was reading has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + 13
+    except Exception as error:
         if stop.started and not isinstance(error, UserError):
             raise
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
@@ -96,8 +116,13 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
 
 def _said(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}: give another place, or yourself the right to it"
-    return str(error)
+        return f"{os.fsdecode(error.filename)}: {error.strerror}: give another place, or yourself the right to it"
+    if isinstance(error, UserError | ValueError | OSError | ImportError | MisconfigurationException | MemoryError):
+        return str(error)
+    # before the first step it is most often a flag nobody foresaw; if it is a bug, this is where
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name} line {frame.lineno}"
+    return f"{type(error).__name__}: {error} ({place}): change the flag it is about"
 
 
 def _leave(status: int, message: str) -> int:
@@ -106,7 +131,7 @@ def _leave(status: int, message: str) -> int:
     What ends a run is known to all its processes: the first speaks, and the others end with 0, so that Lightning, which
     kills the first where another has failed, lets it.
     """
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if rank_zero_rank() != 0:
         return 0
     print(" ".join(message.split()), file=sys.stderr)
     return status
@@ -153,6 +178,7 @@ class Arguments:
         words: for the parser.
         name: of the run, where neither config nor flag says it: the experiment's file name.
         config_text: the checkpoint's config, to be read first.
+        notice: what is to be told before anything else.
         go_on: the same command, resumed.
     """
 
@@ -161,6 +187,7 @@ class Arguments:
         configs, flags = _split_configs(words)
         helped = bool({"-h", "--help"} & set(flags))
         self.name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(configs[0]).stem if configs else default_config.stem)
+        self.notice = ""
         contents = [check_config(Path(config)) for config in configs]
         checkpoint = _value_of("--ckpt_path", flags)
         typed = [*(f"--config={config}" for config in configs), *_without("--ckpt_path", flags), "--ckpt_path", "last"]
@@ -183,15 +210,14 @@ class Arguments:
         name, logs = self.name, LOGS
         for config in configs:
             name = config.get("name", name)
-            trainer = config.get("trainer")
-            logs = Path((trainer.get("default_root_dir") if isinstance(trainer, dict) else None) or logs)
-        name = _value_of("--name", flags) or name
+            logs = Path(str(config.get("trainer", {}).get("default_root_dir") or logs))
+        name = check_name(_value_of("--name", flags) or name)
         logs = Path(_value_of("--trainer.default_root_dir", flags) or logs)
-        path = newest_checkpoint(logs, str(name))
+        path = newest_checkpoint(logs, name)
         if path is None and command == "validate":
             raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
-        if path is None and getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"no checkpoint of {name!r} under {logs}: starting from the beginning")
+        if path is None:
+            self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"
         return str(path) if path else None
 
 
@@ -249,7 +275,8 @@ def check_config(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path}: no such file{did_you_mean(str(path), beside)}")
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.load(file, Loader=_StrictLoader)
+            content: Any = yaml.load(file, Loader=_StrictLoader)
+        nested: list[str] = list(_dotted(content)) if isinstance(content, dict) else []
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem}: mend the YAML") from None
@@ -257,7 +284,10 @@ def check_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: write them as `trainer:` and, below it, `max_steps: 100`")
-    for dotted in _dotted(content):
+    for key in SECTIONS:
+        if not isinstance(content.get(key, {}), dict):
+            raise UserError(f"{path}: {key} is {content[key]!r}: write its settings below it, one `name: value` a line")
+    for dotted in nested:
         raise UserError(f"{path}: {dotted}: write it as {': '.join(dotted.split('.'))}, key below key")
     for key, decider in LINKED.items():
         found: Any = content
@@ -281,6 +311,9 @@ class _StrictLoader(yaml.SafeLoader):
     """YAML that refuses a key given twice, where the usual loader keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        merges = [key.start_mark for key, _ in node.value if key.tag == "tag:yaml.org,2002:merge"]
+        if merges:
+            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read here", merges[0])
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
@@ -312,7 +345,7 @@ def plain(message: str, keys: list[str]) -> str:
         return f"unknown key {match[1]}{did_you_mean(match[1], keys)}: see --help"
     if match := re.match(r'Linked "(.+?)" must be given', message):
         return f"--{match[1]} follows from {LINKED[match[1]]}: leave it out"
-    if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): (.*)', message):
+    if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): ?(.*)', message):
         key, expected, got = match.groups()
         key = "seed_everything" if key == "data.seed" else key
         if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
@@ -351,6 +384,7 @@ class FitCLI(LightningCLI):
         self.arguments, self.stop = arguments, stop
         stop.go_on = arguments.go_on
         self.folder = Path()
+        self.resumes_here = False  # in the folder its checkpoint lies in
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -400,8 +434,7 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         settings = self.config[self.subcommand]
         trainer = settings.trainer
-        if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", settings.name) or settings.name.strip(".") == "":
-            raise UserError(f"--name {settings.name!r}: take letters, digits and ._- only, a hundred at most")
+        check_name(settings.name)
         refuse_null(settings)
         if settings.ckpt_path == "":
             raise UserError("--ckpt_path is empty: give a .ckpt file, or leave it out")
@@ -447,7 +480,31 @@ class FitCLI(LightningCLI):
         devices, cores = str(trainer.devices), os.cpu_count() or 1
         if trainer.accelerator == "cpu" and devices.isdecimal() and int(devices) > 4 * cores:
             raise UserError(f"--trainer.devices {devices} on {cores} cores: give {cores} or fewer")
+        if trainer.limit_val_batches not in (None, 0, 1.0):
+            raise UserError(
+                f"--trainer.limit_val_batches {trainer.limit_val_batches}: give --data.eval_windows instead"
+            )
+        if trainer.limit_val_batches == 0 and settings.early_stopping.patience is not None:
+            raise UserError("--early_stopping.patience waits for validations, --trainer.limit_val_batches 0 has none")
+        if trainer.check_val_every_n_epoch not in (None, 1):
+            raise UserError(
+                f"--trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: give val_check_interval instead"
+            )
+        if trainer.min_steps is not None and 0 <= trainer.max_steps < trainer.min_steps:
+            raise UserError(f"--trainer.min_steps {trainer.min_steps} is more than max_steps {trainer.max_steps}")
+        if "://" in str(trainer.default_root_dir or ""):
+            raise UserError(f"--trainer.default_root_dir {trainer.default_root_dir}: give a folder of this machine")
+        if settings.data.num_workers > 8 * cores:
+            raise UserError(f"--data.num_workers {settings.data.num_workers} on {cores} cores: give {cores} or fewer")
+        if 12 * settings.model.config.num_blocks * settings.model.config.d_model**2 > 1e12:
+            raise UserError("--model.config describes more than 10^12 parameters, which does not fit: give less")
+        if trainer.profiler == "xla":
+            raise UserError("--trainer.profiler xla needs a TPU: give simple, advanced or pytorch")
+        refuse_port_in_use(trainer.strategy)
         for callback in _as_list(trainer.callbacks):
+            kind = str(callback.get("class_path", "")).rpartition(".")[2] if isinstance(callback, Namespace) else ""
+            if kind in UNSUITABLE:
+                raise UserError(f"--trainer.callbacks {kind} does not go with this project: {UNSUITABLE[kind]}")
             monitor = (callback.get("init_args") or {}).get("monitor") if isinstance(callback, Namespace) else None
             if monitor is not None and monitor not in METRICS:
                 raise UserError(
@@ -458,8 +515,8 @@ class FitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (RuntimeError, MemoryError, OverflowError, TypeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+        except (RuntimeError, MemoryError, OverflowError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error) and "overflow" not in str(error).lower():
                 raise
             raise UserError(f"the model does not fit into memory ({error}): give a smaller --model.config") from None
 
@@ -479,8 +536,11 @@ class FitCLI(LightningCLI):
         if (time := config.pop("max_time")) is not None:
             try:  # the Trainer's own would validate, and count the time of earlier commands
                 self.stop.timer = Timer(time)
+                none_left = self.stop.timer.time_remaining() in (None, 0)
             except (MisconfigurationException, TypeError, OverflowError):
-                raise UserError(f"--trainer.max_time {time}: give DD:HH:MM:SS, as 00:01:30:00") from None
+                none_left = True
+            if none_left:
+                raise UserError(f"--trainer.max_time {time}: give DD:HH:MM:SS, as 00:01:30:00")
         logger = self._run_logger(settings, config)
         self.folder = checkpoint.folder = Path(logger.log_dir)
         if config["barebones"] or config["fast_dev_run"]:  # a run that leaves nothing behind
@@ -516,6 +576,7 @@ class FitCLI(LightningCLI):
         if checkpoint and checkpoint.parent.name.startswith("version_") and checkpoint.parts[-3] == settings.name:
             logs = checkpoint.parents[2]
             here = logs.relative_to(Path.cwd()) if logs.is_relative_to(Path.cwd()) else logs
+            self.resumes_here = True
             return RunLogger(here, name=settings.name, version=checkpoint.parent.name)
         return RunLogger(logs, name=settings.name)
 
@@ -551,6 +612,14 @@ class FitCLI(LightningCLI):
             raise UserError(f"{self.resumed} holds no optimizer to go on with: validate it, or write texts with it")
         if saved != ours:
             raise UserError(f"--model.optimizer {ours}: {self.resumed} was trained with {saved}, go on with that")
+        shapes = [
+            p.shape
+            for group in parameter_groups(self.model.gpt, self.model.weight_decay, self.model.optimizer)
+            for p in group["params"]
+        ]
+        states = (checkpoint.get("optimizer_states") or [{}])[0].get("state", {})
+        if any(v.shape != shapes[i] for i, state in states.items() for v in state.values() if v.ndim > 0):
+            raise UserError(f"{self.resumed} holds an optimizer of another model: validate it, or write texts with it")
 
     def refuse_another_text(self, checkpoint: dict[str, Any]) -> None:
         """Refuses to go on with other data, unless the person means it."""
@@ -593,24 +662,21 @@ class FitCLI(LightningCLI):
             self.config_init, "generate"
         ).prompts:  # one that has no ids is said now, not in mid-run
             prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.reading.mode == "rows")
-        share = self.trainer.limit_val_batches
-        if isinstance(share, float) and 0 < share < 1:
-            batches = min(len(loader) for loader in self.datamodule.val_dataloader())
-            if int(share * batches) == 0:
-                raise UserError(
-                    f"--trainer.limit_val_batches {share} of {batches} batches is none: give --data.eval_windows"
-                )
         if self.datamodule.max_steps == 0:
-            raise UserError("--trainer.max_steps 0 trains nothing: give 1 or more")
+            raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
         if self.trainer.is_global_zero:
             folder = self.folder if self.save_config_callback else None
-            fresh = folder is not None and not folder.exists()
-            if folder is not None and fresh:
-                self.stop.make(folder)
+            if folder is not None:
+                self.stop.take(folder, fresh=not self.resumes_here)
+                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    if isinstance(callback, StepCheckpoint) and self.resumes_here and checkpoint and self.resumed:
+                        callback.mend(Path(self.resumed), checkpoint)
+            if self.arguments.notice:
+                print(self.arguments.notice)
             print(preflight(self.trainer, self.model, self.datamodule, folder))
             if checkpoint is not None:
                 print("\n".join(self._resuming(checkpoint)))
-        if isinstance(logger, RunLogger) and self.trainer.is_global_zero and fresh:  # one that is resumed has begun
+        if isinstance(logger, RunLogger) and self.trainer.is_global_zero and not self.resumes_here:
             settings = self.config.fit.as_dict()
             logger.start(flat({part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}))
 
@@ -644,8 +710,8 @@ class FitCLI(LightningCLI):
         ]
         last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
         if best.exists():
-            saved = next(c for c in self.trainer.callbacks if isinstance(c, StepCheckpoint))  # type: ignore[attr-defined]
-            lines.append(f"best        {best}   loss/val {saved.best_loss:.4f} at step {saved.best_step:,}")
+            state = open_checkpoint(best, mmap=True)["callbacks"]["StepCheckpoint"]
+            lines.append(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
         if last.exists():
             lines.append(f"last        {last}")
             lines.append(
@@ -665,12 +731,43 @@ class FitCLI(LightningCLI):
                 print(f"{tag:20} {value:.4f}")
 
 
+def refuse_port_in_use(strategy: Any) -> None:
+    """Refuses a MASTER_PORT at which the ranks of this machine could not meet; the Trainer takes a free one without it.
+
+    Raises:
+        UserError: it is no port, or taken.
+    """
+    port = os.environ.get("MASTER_PORT")
+    if port is None or "LOCAL_RANK" in os.environ or "ddp" not in str(strategy):
+        return
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"MASTER_PORT is {port!r}: give a port from 1 to 65535, or unset it")
+    with socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET) as place:
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            place.bind(("", int(port)))
+            place.listen()
+        except OSError as error:
+            raise UserError(f"MASTER_PORT {port}: {error.strerror}: give another, or unset it") from None
+
+
 def tool(name: str) -> str:
     """How to call a program of this Python's environment from here: by name where that finds it."""
     program = Path(sys.executable).with_name(name)
     if shutil.which(name) == str(program):
         return name
     return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
+
+
+def check_name(name: Any) -> str:
+    """A run's name, which is a folder's.
+
+    Raises:
+        UserError: it could not be one.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", name) or name.strip(".") == "":
+        raise UserError(f"--name {name!r}: take letters, digits and ._- only, a hundred at most")
+    return name
 
 
 def refuse_null(settings: Namespace) -> None:
@@ -685,6 +782,7 @@ def refuse_null(settings: Namespace) -> None:
         "model.config": GPTConfig.__init__,
         "generate": GenerateText.__init__,
         "checkpoint": StepCheckpoint.__init__,
+        "early_stopping": StopEarly.__init__,
     }.items():
         values = settings.get(section)
         if not isinstance(values, Namespace):
@@ -692,6 +790,10 @@ def refuse_null(settings: Namespace) -> None:
         for name, kind in get_type_hints(owner).items():
             if name in values and values[name] is None and type(None) not in (kind, *get_args(kind)):
                 raise UserError(f"--{section}.{name} null: give a value, or leave it out")
+    for name, parameter in inspect.signature(Trainer.__init__).parameters.items():
+        nullable = None in (parameter.default, TRAINER_DEFAULTS.get(name, parameter.default))
+        if name in settings.trainer and settings.trainer[name] is None and not nullable:
+            raise UserError(f"--trainer.{name} null: give a value, or leave it out")
 
 
 def _as_list(value: Any) -> list[Any]:

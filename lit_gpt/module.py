@@ -17,16 +17,8 @@ from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, learning_rate_factor, parameter_groups
 
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
-# what a callback may watch
-METRICS = (
-    "loss/train",
-    "loss/train_eval",
-    "loss/val",
-    "val/perplexity",
-    "val/bits_per_byte",
-    "optim/lr",
-    "optim/grad_norm",
-)
+# what a callback may watch: there at every validation
+METRICS = ("loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte")
 
 
 def logs_at(trainer: Trainer, step: int) -> bool:
@@ -263,13 +255,14 @@ class LitGPT(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Counts the Trainer's loops anew from the step: it may have been saved amid one, or on other devices."""
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            states = checkpoint.setdefault("callbacks", {})
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, EarlyStopping) and callback.state_key in checkpoint["callbacks"]:
-                    checkpoint["callbacks"][callback.state_key]["patience"] = callback.patience  # the flag wins
+                if isinstance(callback, EarlyStopping) and callback.state_key in states:
+                    states[callback.state_key]["patience"] = callback.patience  # the flag wins
             step, data = checkpoint["global_step"], self.data
             loops = self.trainer.fit_loop.state_dict()
             count(loops, step, data.accumulation, data.steps_per_epoch)
-            checkpoint["loops"]["fit_loop"] = loops
+            checkpoint["loops"] = {"fit_loop": loops}
 
 
 def count(loops: dict[str, Any], step: int, accumulation: int, steps_per_epoch: int) -> None:

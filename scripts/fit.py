@@ -1,11 +1,18 @@
 """Trains a GPT on a table of text: `python scripts/fit.py --help`."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
-from lit_gpt.cli import main
-
 if __name__ == "__main__":
+    # until main hears signals: no traceback out of an import; a process for another device is ended by the first one
+    helps = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN if helps else signal.SIG_DFL)
+    from lit_gpt.cli import main
+
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+        if stream is not None:  # it may be closed
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     sys.exit(main(default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))

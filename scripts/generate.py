@@ -81,5 +81,6 @@ def write(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    if sys.stdout is not None:  # it may be closed
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 import time
@@ -127,10 +128,15 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+def event_files(folder: Path) -> list[Path]:
+    """A run's event files in the order they were made: by time, process and number."""
+    return sorted(folder.glob("events.*"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
+
+
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every point of a run's curves as the event files hold it: tag -> (step, value) in the order written."""
     found: dict[str, list[tuple[int, float]]] = {}
-    for path in sorted(folder.glob("events.*")):
+    for path in event_files(folder):
         for record in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(record)
             for value in event.summary.value:
@@ -151,7 +157,7 @@ def tags(folder: Path) -> set[str]:
 def texts(folder: Path) -> dict[int, str]:
     """What GenerateText wrote into the event files: step -> text."""
     found: dict[int, str] = {}
-    for path in sorted(folder.glob("events.*")):
+    for path in event_files(folder):
         for record in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(record)
             for value in event.summary.value:

@@ -3,12 +3,14 @@
 import importlib.util
 import os
 import pickle
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, Fit, Result, forked, powerless
+from filelock import FileLock
 
 from lit_gpt import LitGPT, UserError
 
@@ -42,6 +44,12 @@ def config(content: str) -> Callable[[], object]:
 
 def rows(content: str | bytes, name: str = "t.csv") -> Callable[[], object]:
     return write(name, content)
+
+
+def misshapen() -> list:
+    states = torch.load(LAST, weights_only=True)["optimizer_states"]
+    states[0]["state"][0]["exp_avg"] = torch.zeros(3)
+    return states
 
 
 def fifo() -> None:
@@ -95,6 +103,11 @@ FILES: dict[str, Case] = {
         "line 1: two fields called 'a'",
     ),
     "half a character": (rows('{"a": "\\ud83d"}', "t.jsonl"), ["--data.files", "t.jsonl"], "line 1: half a character"),
+    "a name that is no text": (
+        lambda: Path(os.fsdecode(b"b\xff.txt")).write_text("row"),
+        ["--data.files", os.fsdecode(b"b\xff.txt")],
+        "its name is not UTF-8",
+    ),
     "an open quote": (rows('text\nfine\n"open\nfine\n'), TABLE, "t.csv line 3: a quote is opened and never closed"),
     "a long row": (
         rows("a,b\n1,2\n1,2,3\n"),
@@ -160,7 +173,16 @@ CONFIGS: dict[str, Case] = {
     ),
     "linked, dotted": (config("data.seed: 8"), MORE, "more.yaml: data.seed: write it as data: seed, key below key"),
     "null": (config("data: {batch_size: null}"), MORE, "--data.batch_size null: give a value"),
-    "null section": (config("generate: null"), MORE, "generate None: give its settings"),
+    "null section": (config("generate: null"), MORE, "more.yaml: generate is None: write its settings below it"),
+    "no mapping": (
+        config("trainer:\n  - max_steps: 3\n"),
+        MORE,
+        "more.yaml: trainer is [{'max_steps': 3}]: write its settings",
+    ),
+    "blank name": (config("name:\n"), MORE, "--name None: take letters, digits and ._- only"),
+    "blank of the Trainer's": (config("trainer: {max_steps: }"), MORE, "--trainer.max_steps null: give a value"),
+    "a circle": (config("trainer: &a\n  x: *a\n"), MORE, "more.yaml is not YAML in UTF-8"),
+    "a merge": (config("a: &a {max_steps: 3}\ntrainer:\n  <<: *a\n"), MORE, "merge keys (<<) are not read here"),
     "last, too late": (config("ckpt_path: last"), MORE, "give it as a flag, --ckpt_path last"),
 }
 FLAGS: dict[str, Case] = {
@@ -199,7 +221,11 @@ FLAGS: dict[str, Case] = {
         "--trainer.val_check_interval 0: give optimizer steps",
     ),
     "no end": (nothing, ["--trainer.max_steps", "-1"], "--model.schedule cosine needs an end"),
-    "no steps": (nothing, ["--trainer.max_steps", "0"], "--trainer.max_steps 0 trains nothing: give 1 or more"),
+    "no steps": (
+        nothing,
+        ["--trainer.max_steps", "0"],
+        "--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1",
+    ),
     "no time": (nothing, ["--trainer.max_time", "an hour"], "--trainer.max_time an hour: give DD:HH:MM:SS"),
     "random seed": (nothing, ["--seed_everything", "true"], "--seed_everything True: give int"),
     "prompt": (
@@ -241,6 +267,33 @@ FLAGS: dict[str, Case] = {
         "--trainer.callbacks: monitor 'val_loss' is not measured",
     ),
     "checkpoints kept": (nothing, ["--checkpoint.keep", "-1"], "--checkpoint.keep -1: give 1 or more, 0 or more"),
+    "no value": (nothing, ["--data.batch_size", ""], "--data.batch_size"),
+    "a callback of its own mind": (
+        nothing,
+        ["--trainer.callbacks+", "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 2}"],
+        "GradientAccumulationScheduler does not go with this project: give --data.global_batch_size",
+    ),
+    "epochs to validate": (nothing, ["--trainer.check_val_every_n_epoch", "2"], "give val_check_interval instead"),
+    "patience without end": (
+        nothing,
+        ["--early_stopping.patience", "2", "--trainer.limit_val_batches", "0"],
+        "--early_stopping.patience waits for validations",
+    ),
+    "a place elsewhere": (nothing, ["--trainer.default_root_dir", "s3://b/x"], "give a folder of this machine"),
+    "no time at all": (
+        nothing,
+        ["--trainer.max_time", "00:00:00:00"],
+        "--trainer.max_time 00:00:00:00: give DD:HH:MM:SS",
+    ),
+    "many workers": (nothing, ["--data.num_workers", "100000"], "--data.num_workers 100000 on"),
+    "many blocks": (nothing, ["--model.config.num_blocks", str(10**12)], "more than 10^12 parameters"),
+    "a profiler": (nothing, ["--trainer.profiler", "xla"], "--trainer.profiler xla needs a TPU"),
+    "last and a mistake": (
+        nothing,
+        ["--ckpt_path", "last", "--trainer.max_steps", "many"],
+        "--trainer.max_steps many: give int",
+    ),
+    "last of no name": (nothing, ["--ckpt_path", "last", "--name", "../x"], "--name '../x': take letters"),
     "validate what": (nothing, ["validate"], "validate needs a checkpoint"),
     "validate nothing": (
         nothing,
@@ -291,6 +344,23 @@ CHECKPOINTS: dict[str, Case] = {
     ),
     "no optimizer": (lambda: changed(optimizer_states=None), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
     "no description": (lambda: changed(hyper_parameters={}), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
+    "moments of another shape": (
+        lambda: changed(optimizer_states=misshapen()),
+        ["--ckpt_path", "changed.ckpt"],
+        "changed.ckpt holds an optimizer of another model",
+    ),
+    "no mapping of weights": (
+        lambda: changed(state_dict=[]),
+        ["--ckpt_path", "changed.ckpt"],
+        "not a checkpoint of lit_gpt",
+    ),
+    "no step": (lambda: changed(global_step="x"), ["--ckpt_path", "changed.ckpt"], "not a checkpoint of lit_gpt"),
+    "loops of nothing": (lambda: changed(loops=None), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
+    "all damaged": (
+        lambda: [path.write_bytes(b"") for path in RUN.glob("*.ckpt")],
+        ["--ckpt_path", "last"],
+        "all checkpoints are damaged: logs/small/version_0/best.ckpt, logs/small/version_0/last.ckpt: take them away",
+    ),
     "overfitting": (nothing, ["--ckpt_path", LAST, "--trainer.overfit_batches", "2"], "are not counted on, start anew"),
 }
 PLACES: dict[str, Case] = {
@@ -316,6 +386,11 @@ PLACES: dict[str, Case] = {
         "data/cache: the token cache cannot be written or read (Permission denied)",
     ),
     "no right to read": (lambda: Path("rows.txt").chmod(0), [], "rows.txt may not be read"),
+    "no way to go on": (
+        lambda: Path("logs/small").mkdir(parents=True),
+        ["--trainer.default_root_dir", "logs/small/../../rows.txt"],
+        "rows.txt",
+    ),
     "no right to resume": (
         lambda: (Path("shut.ckpt").write_text("x"), Path("shut.ckpt").chmod(0)),
         ["--ckpt_path", "shut.ckpt"],
@@ -396,6 +471,30 @@ def test_a_mistake_on_two_ranks_is_said_once_before_they_start(fit: Fit, folder:
     prepare()
     before = contents()
     is_one_line(forked(folder, "--config", "small.yaml", *PAIR, "--trainer.max_steps", 8, *words), message)
+    assert contents() == before
+
+
+@pytest.mark.parametrize(
+    ("port", "message"), [("taken", "Address already in use"), ("99999", "give a port from 1 to 65535")]
+)
+def test_a_port_that_cannot_be_had_is_said_once(folder: Path, port: str, message: str) -> None:
+    with socket.socket(socket.AF_INET6) as place:
+        place.bind(("", 0))
+        place.listen()
+        number = str(place.getsockname()[1]) if port == "taken" else port
+        environment = {"MASTER_PORT": number}
+        result = forked(folder, "--config", "small.yaml", *PAIR, prepare=lambda: os.environ.update(environment))
+    is_one_line(result, message)
+    assert not Path("logs").exists()
+
+
+def test_two_processes_do_not_train_in_one_folder(fit: Fit, folder: Path) -> None:
+    assert fit("--trainer.max_steps", 3).status == 0
+    before = contents()
+    with FileLock(RUN / ".lock"):
+        result = forked(folder, "--config", "small.yaml", "--ckpt_path", "last")
+    is_one_line(result, "logs/small/version_0: another process trains there: wait for it, or take another --name")
+    (RUN / ".lock").unlink()
     assert contents() == before
 
 

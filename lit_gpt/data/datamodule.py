@@ -1,5 +1,6 @@
 """A table of text as Lightning wants it: batches of `(tokens, targets)`, each (B, T) int64."""
 
+import signal
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -221,7 +222,15 @@ class TextDataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every pass would draw from the global random state
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_leave_signals if self.num_workers else None,
         )
+
+
+def _leave_signals(worker: int) -> None:
+    """A worker lives as long as the process it works for, which hears Ctrl-C and SIGTERM and may still want batches."""
+    signal.set_wakeup_fd(-1)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
 
 
 Batch = tuple[Tensor, Tensor]

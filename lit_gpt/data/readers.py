@@ -84,6 +84,10 @@ def find_files(patterns: str | Iterable[str]) -> list[Path]:
     for number, path in enumerate(found):
         if path.resolve() in {other.resolve() for other in found[:number]}:
             raise UserError(f"--data.files names {path} twice: leave one out")
+        try:
+            str(path).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{os.fsencode(path)!r}: its name is not UTF-8: rename it") from None
         if not os.access(path, os.R_OK):
             raise UserError(f"{path} may not be read: give yourself the right to, as with chmod u+r")
     return found
