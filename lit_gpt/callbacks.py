@@ -457,6 +457,7 @@ class GracefulStop(Callback):
 
     Attributes:
         started: whether training has begun.
+        trainer: of the run, as soon as there is one.
         checkpoint: what saves the last step; None: nothing does.
         timer: how long a command may train; None: as long as it takes.
         go_on: the command that resumes.
@@ -467,8 +468,8 @@ class GracefulStop(Callback):
         self.checkpoint: StepCheckpoint | None = None
         self.timer: Timer | None = None
         self.go_on = ""
-        self._trainer: Trainer | None = None
-        self._training = self._stopping = False
+        self.trainer: Trainer | None = None
+        self._training = self._stopping = self._leaving = False
         self._asked: tuple[int, float] | None = None  # which signal came, and when
         self._helps = rank_zero_rank() != 0  # whether this process was started by the one a person started
         self._made: Path | None = None  # the folder of a new run
@@ -498,7 +499,8 @@ class GracefulStop(Callback):
         """Takes the folder of a new run away again where nothing came of it, and those it lay in if they are empty."""
         if self._lock is not None and self._lock.is_locked:
             self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                os.unlink(self._lock.lock_file)
         begun = self.started and self.checkpoint is None  # what saves, does so before the first step
         if self._made is not None and not begun and not any(self._made.glob("*.ckpt")):
             shutil.rmtree(self._made, ignore_errors=True)
@@ -539,6 +541,7 @@ class GracefulStop(Callback):
                         self._leave_at_once(signum[0])
 
     def _leave_at_once(self, signum: int) -> NoReturn:
+        self._leaving = True
         self._end_children()
         if not self.started:
             os.write(2, f"stopped before the first step by {signal.Signals(signum).name}\n".encode())
@@ -551,6 +554,8 @@ class GracefulStop(Callback):
 
     def _hear(self, signum: int, frame: Any) -> None:
         now = time.monotonic()
+        if self._leaving:  # the thread was quicker
+            return
         if not self._training and not self._helps:
             self._stopping = True
             place = "after the last step" if self.started else "before the first step"
@@ -564,11 +569,8 @@ class GracefulStop(Callback):
 
     def _end_children(self) -> None:
         """Kills the processes Lightning started beside this one."""
-        if self._trainer is not None and (launcher := self._trainer.strategy.launcher) is not None:
+        if self.trainer is not None and (launcher := self.trainer.strategy.launcher) is not None:
             launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._trainer = trainer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = self._training = True

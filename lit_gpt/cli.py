@@ -564,6 +564,7 @@ class FitCLI(LightningCLI):
             trainer = self._instantiate_trainer(config, callbacks)
         except (TypeError, RuntimeError, AttributeError, LookupError) as error:  # all ways of refusing a flag's value
             raise UserError(f"--trainer: {error}") from None
+        self.stop.trainer = trainer
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, SaveConfig):
                 callback.folder = self.folder

@@ -153,6 +153,88 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk(folder: Path) -> None:
     assert differences(*(folder / f"logs/{name}/version_0" for name in ("straight", "killed"))) == []
 
 
+@pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
+def test_a_run_killed_between_the_files_of_its_last_save_has_them_all_in_the_end(folder: Path, after: bool) -> None:
+    flags = ["--config", "small.yaml", "--checkpoint.every_n_steps", 3, "--name"]
+
+    def prepare() -> None:
+        replace, names = os.replace, []
+
+        def instead(source: Path, target: Path) -> None:
+            names.append(Path(target).name)
+            if after:
+                replace(source, target)
+            if names.count("best.ckpt") == 2:  # of step 6, the last
+                die()
+            if not after:
+                replace(source, target)
+
+        os.replace = instead  # type: ignore[assignment]
+
+    assert forked(folder, *flags, "straight").status == 0
+    assert forked(folder, *flags, "killed", prepare=prepare).status == -signal.SIGKILL
+    assert forked(folder, *flags, "killed", "--ckpt_path", "last").status == 0
+    straight, killed = (folder / f"logs/{name}/version_0" for name in ("straight", "killed"))
+    assert differences(straight, killed) == []
+    assert [path.name for path in sorted(killed.glob("step_*"))] == ["step_00000003.ckpt", "step_00000006.ckpt"]
+
+
+def test_an_exception_after_a_validation_loses_no_best_checkpoint(folder: Path) -> None:
+    flags = ["--config", "small.yaml", "--name"]
+
+    def prepare() -> None:
+        item = TrainBatches.__getitem__
+
+        def instead(batches: TrainBatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            if index == 4:  # drawn one step ahead: after the validation of step 3
+                raise RuntimeError("a bug")
+            return item(batches, index)
+
+        TrainBatches.__getitem__ = instead  # type: ignore[method-assign]
+
+    assert forked(folder, *flags, "straight").status == 0
+    assert forked(folder, *flags, "failed", prepare=prepare).status == 1
+    assert forked(folder, *flags, "failed", "--ckpt_path", "last", "--trainer.max_steps", 3).status == 0
+    assert open_checkpoint(folder / "logs/failed/version_0/best.ckpt")["global_step"] == 3
+    assert forked(folder, *flags, "failed", "--ckpt_path", "last").status == 0
+    assert differences(*(folder / f"logs/{name}/version_0" for name in ("straight", "failed"))) == []
+
+
+def test_going_back_costs_nothing_before_something_new_is_saved(folder: Path) -> None:
+    flags = ["--config", "small.yaml", "--checkpoint.every_n_steps", 2, "--ckpt_path"]
+    assert forked(folder, *flags, "last").status == 0
+    curves, spoken = points(folder / RUN), texts(folder / RUN)
+
+    def prepare() -> None:
+        training_step = LitGPT.training_step
+
+        def instead(module: LitGPT, *args: object) -> torch.Tensor:
+            die()
+            return training_step(module, *args)  # type: ignore[arg-type]
+
+        LitGPT.training_step = instead  # type: ignore[method-assign, assignment]
+
+    back = forked(folder, *flags, RUN / "step_00000004.ckpt", prepare=prepare)
+    assert back.status == -signal.SIGKILL
+    assert "already complete at step 6" in forked(folder, *flags, "last").out
+    assert (points(folder / RUN), texts(folder / RUN)) == (curves, spoken)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--trainer.enable_checkpointing", "false", "--trainer.max_steps", 8],
+        ["--trainer.fast_dev_run", "true"],
+        ["--trainer.logger", "false", "--trainer.max_steps", 8],
+    ],
+    ids=["saving nothing", "a trial", "without curves"],
+)
+def test_a_run_may_be_resumed_for_less_than_it_was(fit: Fit, flags: list[object]) -> None:
+    assert fit().status == 0
+    result = fit("--ckpt_path", "last", *flags)
+    assert result.status == 0, result.err
+
+
 @pytest.mark.parametrize("step", [20, 35, 50], ids=["amid the first", "at the end of the first", "amid the second"])
 def test_a_run_of_epochs_ends_after_as_many(fit: Fit, step: int) -> None:
     flags = ["--trainer.max_epochs", 2, "--model.schedule", "constant", "--trainer.val_check_interval", 0.5]

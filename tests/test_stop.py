@@ -110,6 +110,50 @@ def test_a_signal_before_the_first_step_is_told_in_a_line(folder: Path) -> None:
     assert not (folder / "logs").exists()
 
 
+def test_a_signal_while_another_rank_is_awaited_ends_both(folder: Path) -> None:
+    """The other one still imports what it needs; this one waits for it inside torch, where no handler has its turn."""
+
+    def prepare() -> None:
+        threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
+
+    pair = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.global_batch_size", 8]
+    ended = forked(folder, "--config", "small.yaml", *pair, prepare=prepare)
+    assert (ended.status, ended.err) == (143, "stopped before the first step by SIGTERM\n")
+    assert not (folder / "logs").exists()
+
+
+@pytest.mark.parametrize(("saved", "last"), [(3, 4), (6, 6)], ids=["amid the run", "at its end"])
+def test_a_signal_amid_a_save_lets_it_end(folder: Path, saved: int, last: int) -> None:
+    """A step is saved when the next one begins: that one ends too."""
+
+    def prepare() -> None:
+        replace, names = os.replace, []
+
+        def instead(source: Path, target: Path) -> None:
+            names.append(Path(target).name)
+            if names.count("best.ckpt") == saved // 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            replace(source, target)
+
+        os.replace = instead  # type: ignore[assignment]
+
+    ended = forked(folder, "--config", "small.yaml", prepare=prepare)
+    assert ended.status == 143
+    assert f"stopped at step {last} by SIGTERM; all of it is in logs/small/version_0/last.ckpt" in ended.err
+    assert open_checkpoint(folder / RUN / "best.ckpt")["global_step"] == saved
+    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == last
+
+
+def test_workers_that_hear_the_signal_too_go_on_working(folder: Path) -> None:
+    def prepare() -> None:
+        at_step(5, lambda module: os.killpg(os.getpgrp(), signal.SIGINT))()
+
+    ended = forked(folder, "--config", "small.yaml", "--data.num_workers", 2, prepare=prepare)
+    assert ended.status == 130, ended.err
+    assert "Traceback" not in ended.err
+    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 5
+
+
 def test_when_the_time_is_up_the_run_is_saved_and_well(folder: Path) -> None:
     slow = at_step(2, lambda module: time.sleep(1.2))
     ended = forked(folder, "--config", "small.yaml", "--trainer.max_time", "00:00:00:01", prepare=slow)
