@@ -15,8 +15,8 @@ FLOORS = [
     ["errors", "tokenizer", "model", "optim"],
     ["data.sample", "data.readers", "data.corpus", "data.windows", "data.datamodule", "generate"],
     ["module"],
-    ["checkpoint", "callbacks"],
-    ["cli"],
+    ["checkpoint", "callbacks", "saving"],
+    ["flags", "cli"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from conftest import forked, points, texts
 
-import lit_gpt.callbacks
+import lit_gpt.saving
 from lit_gpt.callbacks import GenerateText
 from lit_gpt.checkpoint import newest_checkpoint, open_checkpoint, write_whole
 from lit_gpt.module import LitGPT
@@ -97,7 +97,7 @@ def arm(kind: str | None, draw: random.Random, seconds: float) -> None:
             def flush(self) -> None:
                 self.file.flush()
 
-        lit_gpt.callbacks.write_whole = slowly
+        lit_gpt.saving.write_whole = slowly
     elif kind == "sync":
         os.fsync = at_call(2 * number - after, os.fsync)  # a file's, or its folder's
     elif kind == "rename":
