@@ -31,7 +31,7 @@ from lit_gpt.generate import prompt_tokens
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
-from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, rank_zero_rank
+from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, own_rank
 from lit_gpt.tokenizer import from_state
 
 
@@ -92,7 +92,7 @@ def _leave(status: int, message: str) -> int:
     What ends a run is known to all its processes: the first speaks, and the others end with 0, so that Lightning, which
     kills the first where another has failed, lets it.
     """
-    if rank_zero_rank() != 0:
+    if own_rank() != 0:
         return 0
     print(" ".join(message.split()), file=sys.stderr)
     return status
@@ -362,9 +362,8 @@ class FitCLI(LightningCLI):
                 f"--model.schedule {self.model.schedule} needs an end: give --trainer.max_steps or "
                 "--trainer.max_epochs, or --model.schedule constant"
             )
-        for prompt in self._get(
-            self.config_init, "generate"
-        ).prompts:  # one that has no ids is said now, not in mid-run
+        generate: GenerateText = self._get(self.config_init, "generate")
+        for prompt in generate.prompts:  # one that has no ids is said now, not in mid-run
             prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.reading.mode == "rows")
         if self.datamodule.max_steps == 0:
             raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
@@ -372,9 +371,8 @@ class FitCLI(LightningCLI):
             folder = self.folder if self.save_config_callback else None
             if folder is not None:
                 self.stop.take(folder, fresh=not self.resumes_here)
-                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-                    if isinstance(callback, StepCheckpoint) and self.resumes_here and checkpoint and self.resumed:
-                        callback.mend(Path(self.resumed), checkpoint)
+                if self.stop.checkpoint is not None and self.resumes_here and checkpoint and self.resumed:
+                    self.stop.checkpoint.mend(Path(self.resumed), checkpoint)
             if self.arguments.notice:
                 print(self.arguments.notice)
             print(preflight(self.trainer, self.model, self.datamodule, folder))
@@ -413,7 +411,7 @@ class FitCLI(LightningCLI):
             if isinstance(callback, StopEarly) and callback.exhausted
         ]
         last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
-        if best.exists():
+        with contextlib.suppress(UserError, KeyError):  # there may be none
             state = open_checkpoint(best, mmap=True)["callbacks"]["StepCheckpoint"]
             lines.append(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
         if last.exists():

@@ -152,7 +152,10 @@ class StepCheckpoint(Checkpoint):
         Raises:
             UserError: it cannot be written.
         """
-        self.load_state_dict(checkpoint["callbacks"][self.state_key])
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:  # another callback wrote it
+            return
+        self.load_state_dict(state)
         for name in (*self._due(checkpoint["global_step"]), "last.ckpt"):
             copy = path.with_name(name)
             try:
@@ -202,7 +205,7 @@ class StepCheckpoint(Checkpoint):
             old.unlink()
 
 
-def rank_zero_rank() -> int:
+def own_rank() -> int:
     """The rank of this process, as far as its environment tells."""
     return getattr(rank_zero_only, "rank", 0)
 
@@ -273,7 +276,7 @@ class GracefulStop(Callback):
         self.trainer: Trainer | None = None
         self._training = self._stopping = self._leaving = False
         self._asked: tuple[int, float] | None = None  # which signal came, and when
-        self._helps = rank_zero_rank() != 0  # whether this process was started by the one a person started
+        self._helps = own_rank() != 0  # whether this process was started by the one a person started
         self._made: Path | None = None  # the folder of a new run
         self._lock: BaseFileLock | None = None
         self._step = -1
@@ -400,9 +403,11 @@ class GracefulStop(Callback):
     def _stop_if_asked(self, trainer: Trainer) -> None:
         """Raises `Stopped` on every rank, if any of them was asked to."""
         remaining = self.timer.time_remaining() if self.timer is not None else None
-        status = (
-            128 + self._asked[0] if self._asked is not None else 0 if remaining is not None and remaining <= 0 else -1
-        )
+        status = -1
+        if self._asked is not None:
+            status = 128 + self._asked[0]
+        elif remaining is not None and remaining <= 0:
+            status = 0
         if trainer.world_size > 1:
             told = torch.tensor(status, device=trainer.strategy.root_device)
             status = int(trainer.strategy.reduce(told, reduce_op="max"))
