@@ -63,6 +63,8 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
             sys.argv[1:] = arguments.words  # what processes for other devices are started with
             FitCLI(arguments, stop)
     except Stopped as stopped:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # whose threads may abort a process that just ends
         return _leave(stopped.status, str(stopped))
     except BrokenPipeError:  # whoever was reading has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from conftest import Fit, forked, points, texts, weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torture import CONFIG, KINDS, POLITE, die, differences, torture
 
 from lit_gpt.checkpoint import open_checkpoint
@@ -119,6 +120,8 @@ def test_a_resumed_run_writes_no_point_twice_and_nothing_at_its_start(fit: Fit) 
     logged = points(RUN)
     assert [step for step, _ in logged["loss/train"]] == list(range(1, 10))
     assert [step for step, _ in logged["loss/val"]] == [3, 6, 9]
+    read = EventAccumulator(str(RUN), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+    assert [event.step for event in read.Scalars("loss/train")] == list(range(1, 10))  # as TensorBoard reads it
     assert sorted(texts(RUN)) == [0, 3, 6, 9]
     assert (RUN / "last.ckpt").read_bytes() != first
 
