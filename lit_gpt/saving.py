@@ -315,20 +315,22 @@ class GracefulStop(Callback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Hears signals until the end of the block."""
-        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-        heard, told = os.pipe()
-        os.set_blocking(told, False)
-        wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-        threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
-        self._listen()
-        try:
+        """Hears signals until the end of the block; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
             yield
-        finally:
+            return
+        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self._listen()
+        with contextlib.ExitStack() as undo:
+            if os.name == "posix":
+                heard, told = os.pipe()
+                os.set_blocking(told, False)
+                threading.Thread(target=self._watch, args=(heard,), daemon=True).start()
+                undo.callback(os.close, told)  # ends the thread
+                undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(told, warn_on_full_buffer=False))
             for signum, handler in before.items():
-                signal.signal(signum, handler)
-            signal.set_wakeup_fd(wakeup)
-            os.close(told)  # ends the thread
+                undo.callback(signal.signal, signum, handler)
+            yield
 
     def _watch(self, heard: int) -> None:
         """Does what the handler would, where that has not had its turn for a while."""
@@ -354,6 +356,8 @@ class GracefulStop(Callback):
         os._exit(128 + signum)
 
     def _listen(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, self._hear)
 
