@@ -22,6 +22,8 @@ from lit_gpt.callbacks import RunLogger, parts
 from lit_gpt.checkpoint import copy_whole, open_checkpoint, write_whole
 from lit_gpt.errors import UserError
 
+LOCK_SECONDS = 8  # to wait for a run's folder: workers of a process that was killed hold it for up to five
+
 
 class WholeFileIO(CheckpointIO):
     """How the Trainer writes and opens checkpoints: by `write_whole` and `open_checkpoint`."""
@@ -293,7 +295,7 @@ class GracefulStop(Callback):
                 folder.mkdir(parents=True)
                 self._made = folder
             self._lock = FileLock(folder / ".lock")
-            self._lock.acquire(timeout=8)  # workers of a process that was killed notice within five seconds
+            self._lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
             raise UserError(f"{folder}: another process trains there: wait for it, or take another --name") from None
         except OSError as error:

@@ -5,6 +5,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from conftest import ROOT, Fit, Result, forked, powerless
 from filelock import FileLock
 
+import lit_gpt.saving
 from lit_gpt import LitGPT, UserError
 
 RUN = Path("logs/small/version_0")
@@ -487,7 +489,8 @@ def test_two_processes_do_not_train_in_one_folder(fit: Fit, folder: Path) -> Non
     assert fit("--trainer.max_steps", 3).status == 0
     before = contents()
     with FileLock(RUN / ".lock"):
-        result = forked(folder, "--config", "small.yaml", "--ckpt_path", "last")
+        at_once = partial(setattr, lit_gpt.saving, "LOCK_SECONDS", 0.1)
+        result = forked(folder, "--config", "small.yaml", "--ckpt_path", "last", prepare=at_once)
     is_one_line(result, "logs/small/version_0: another process trains there: wait for it, or take another --name")
     (RUN / ".lock").unlink()
     assert contents() == before
