@@ -52,8 +52,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file by `write_whole`."""
-    with open(source, "rb") as file:
+    """Copies a file by `write_whole`.
+
+    Raises:
+        UserError: as `write_whole`, or there is nothing to read.
+    """
+    try:
+        file = open(source, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror}), to be copied to {target.name}") from error
+    with file:
         write_whole(target, lambda out: shutil.copyfileobj(file, out, 2**24))
 
 
@@ -111,7 +119,7 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
     named in a warning.
 
     Raises:
-        UserError: there are some, and all are damaged.
+        UserError: there are some, and none can be used.
     """
     files = Path(logs, name).glob("version_*/*.ckpt") if name else logs.glob("*/version_*/*.ckpt")
     found, damaged, whole = [], [], None
@@ -130,9 +138,11 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
             break
     listed = ", ".join(map(str, sorted(damaged)))
     if damaged and whole is None:
-        raise UserError(f"all checkpoints are damaged: {listed}: take them away, or begin under another --name")
+        raise UserError(
+            f"no checkpoint can be used: {listed}: --ckpt_path with one of them says why; or take another --name"
+        )
     if damaged:
-        print(f"warning: damaged: {listed}; {whole} is taken", file=sys.stderr)
+        print(f"warning: cannot be used: {listed}; {whole} is taken", file=sys.stderr)
     return whole
 
 

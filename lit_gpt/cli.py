@@ -72,6 +72,9 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
     except Exception as error:
         if stop.started and not isinstance(error, UserError):
             raise
+        if own_rank() != 0 and not isinstance(error, UserError):  # which the others may not know
+            print(f"rank {own_rank()}: {_said(error)}", file=sys.stderr)
+            return 1
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
         return _leave(2, f"error: {_said(error)}{notes}")
     return 0
@@ -91,8 +94,8 @@ def _said(error: BaseException) -> str:
 def _leave(status: int, message: str) -> int:
     """Says `message` in one line, once; returns the status of this process.
 
-    What ends a run is known to all its processes: the first speaks, and the others end with 0, so that Lightning, which
-    kills the first where another has failed, lets it.
+    What ends a run in good order is known to all its processes: the first speaks, and the others end with 0, so that
+    Lightning, which kills the first where another has failed, lets it.
     """
     if own_rank() != 0:
         return 0
@@ -137,7 +140,8 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
         self.folder = Path()  # of the run; the command line sets it
         config = self.config.clone()
-        config.pop("ckpt_path", None)
+        for once in ("ckpt_path", "allow_data_change"):  # said for one command
+            config.pop(once, None)
         self.text: str = self.parser.dump(config, skip_unset=False)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -152,7 +156,6 @@ class FitCLI(LightningCLI):
 
     def __init__(self, arguments: Arguments, stop: GracefulStop) -> None:
         self.arguments, self.stop = arguments, stop
-        stop.go_on = shlex.join([tool("python"), sys.argv[0], *arguments.resuming])
         self.folder = Path()
         self.resumes_here = False  # in the folder its checkpoint lies in
         super().__init__(
@@ -234,7 +237,8 @@ class FitCLI(LightningCLI):
         if self.subcommand == "validate":
             config.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
             self.save_config_callback = None
-            return self._instantiate_trainer(config, [])
+            self.stop.trainer = self._instantiate_trainer(config, [self.stop])
+            return self.stop.trainer
         if isinstance(config["val_check_interval"], float):
             config["check_val_every_n_epoch"] = 1  # the Trainer asks for it; the data module makes it steps
         callbacks: list[Callback] = []
@@ -279,12 +283,16 @@ class FitCLI(LightningCLI):
         """Of a new version folder, or of the one the checkpoint lies in."""
         logs = Path(config.get("default_root_dir") or LOGS)
         checkpoint = Path(settings.ckpt_path).absolute() if settings.ckpt_path else None
+        version = None
         if checkpoint and checkpoint.parent.name.startswith("version_") and checkpoint.parts[-3] == settings.name:
-            logs = checkpoint.parents[2]
-            here = logs.relative_to(Path.cwd()) if logs.is_relative_to(Path.cwd()) else logs
-            self.resumes_here = True
-            return RunLogger(here, name=settings.name, version=checkpoint.parent.name)
-        return RunLogger(logs, name=settings.name)
+            there = checkpoint.parents[2]
+            if self.arguments.root is None or Path(self.arguments.root).absolute() == there:
+                self.resumes_here, version = True, checkpoint.parent.name
+                logs = there.relative_to(Path.cwd()) if there.is_relative_to(Path.cwd()) else there
+        place = [] if logs == LOGS else ["--trainer.default_root_dir", str(logs)]
+        words = [*self.arguments.resuming, "--name", settings.name, *place, "--ckpt_path", "last"]
+        self.stop.go_on = shlex.join([tool("python"), sys.argv[0], *words])
+        return RunLogger(logs, name=settings.name, version=version)
 
     # ---------------------------------------------------------------------------------------------- what is told
 
@@ -323,7 +331,7 @@ class FitCLI(LightningCLI):
             for group in parameter_groups(self.model.gpt, self.model.weight_decay, self.model.optimizer)
             for p in group["params"]
         ]
-        states = (checkpoint.get("optimizer_states") or [{}])[0].get("state", {})
+        states = checkpoint["optimizer_states"][0]["state"]
         if any(v.shape != shapes[i] for i, state in states.items() for v in state.values() if v.ndim > 0):
             raise UserError(f"{self.resumed} holds an optimizer of another model: validate it, or write texts with it")
 

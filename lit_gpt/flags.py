@@ -70,7 +70,8 @@ class Arguments:
         name: of the run, where neither config nor flag says it: the experiment's file name.
         config_text: the checkpoint's config, to be read first.
         notice: what is to be told before anything else.
-        resuming: the words that go on with the run.
+        root: where runs go, where flags or configs say it.
+        resuming: what of the words still counts when the run goes on.
     """
 
     def __init__(self, words: list[str], default_config: Path) -> None:
@@ -81,11 +82,13 @@ class Arguments:
         self.notice = ""
         contents = [check_config(Path(config)) for config in configs]
         checkpoint = _value_of("--ckpt_path", flags)
-        self.resuming = [
-            *(f"--config={config}" for config in configs),
-            *_without("--ckpt_path", flags),
-            *("--ckpt_path", "last"),
-        ]
+        self.root: str | None = _value_of("--trainer.default_root_dir", flags)
+        for config in contents:
+            self.root = self.root or config.get("trainer", {}).get("default_root_dir")
+        once = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")
+        self.resuming = [*(f"--config={config}" for config in configs), *flags]
+        for flag in once:
+            self.resuming = _without(flag, self.resuming)
         if checkpoint == "last" and not helped:
             checkpoint = self._last(contents, flags, command)
             flags = _without("--ckpt_path", flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
@@ -101,12 +104,10 @@ class Arguments:
 
     def _last(self, configs: list[dict[str, Any]], flags: list[str], command: str) -> str | None:
         """The newest checkpoint of the name that flags, configs or the experiment's file say."""
-        name, logs = self.name, LOGS
+        name = self.name
         for config in configs:
             name = config.get("name", name)
-            logs = Path(str(config.get("trainer", {}).get("default_root_dir") or logs))
-        name = check_name(_value_of("--name", flags) or name)
-        logs = Path(_value_of("--trainer.default_root_dir", flags) or logs)
+        name, logs = check_name(_value_of("--name", flags) or name), Path(str(self.root or LOGS))
         path = newest_checkpoint(logs, name)
         if path is None and command == "validate":
             raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
@@ -120,8 +121,12 @@ def _split_configs(words: list[str]) -> tuple[list[str], list[str]]:
     configs, others, waiting = [], [], iter(words)
     for word in waiting:
         if word.startswith("-c") and len(word) > 2:  # as -cFILE
+            if Path(word).suffix not in (".yaml", ".yml"):
+                raise UserError(f"{word}: a flag has two dashes, and a config ends in .yaml")
             word = f"--config={word[2:].removeprefix('=')}"
         flag, equals, value = word.partition("=")
+        if flag.removeprefix("--") in SECTIONS and flag.startswith("--"):
+            raise UserError(f"{flag} takes no value of its own: give its settings, as {flag}.NAME VALUE")
         if flag not in ("--config", "-c"):
             others.append(word)
         elif equals:

@@ -240,14 +240,14 @@ class LitGPT(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "LitGPT":
-        """Lightning's, but that nothing in the file is ever executed.
+        """Lightning's, but that nothing in the file is ever executed. `load_model` compares its checksums too.
 
         Raises:
-            UserError: it holds code.
+            UserError: it holds code, or is damaged so that it cannot be opened.
         """
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
-        except pickle.UnpicklingError:
+        except (pickle.UnpicklingError, RuntimeError, EOFError):
             raise UserError(
                 f"{checkpoint_path} holds code, or is damaged: give a .ckpt file this project wrote"
             ) from None

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_gpt.callbacks import RunLogger, parts
 from lit_gpt.checkpoint import copy_whole, open_checkpoint, write_whole
 from lit_gpt.errors import UserError
+from lit_gpt.module import LitGPT
 
 LOCK_SECONDS = 8  # to wait for a run's folder: workers of a process that was killed hold it for up to five
 
@@ -124,7 +125,7 @@ class StepCheckpoint(Checkpoint):
         whole = step == self._done_step and not module.updating and not self._failed
         if isinstance(exception, Stopped) or self._done_step < 0:
             return
-        if whole and step != self._saved_step and all(p.isfinite().all() for p in module.gpt.parameters()):
+        if whole and step != self._saved_step and finite(module):
             path = self.folder / "last.ckpt"
             try:
                 # without trainer.save_checkpoint's barrier: the other ranks may never come
@@ -132,12 +133,12 @@ class StepCheckpoint(Checkpoint):
                 self.last_good = path
             except Exception as error:
                 exception.add_note(f"step {step:,} could not be saved: {error}")
-        for kind, good in {"last": self.last_good, "best": self.folder / "best.ckpt"}.items():
+        for kind, good in {"last good": self.last_good, "best": self.folder / "best.ckpt"}.items():
             with contextlib.suppress(UserError):  # there may be none
                 if good is None:
                     continue
                 saved_step = open_checkpoint(good, mmap=True)["global_step"]
-                exception.add_note(f"the {kind} good checkpoint is {good}, step {saved_step:,}")
+                exception.add_note(f"the {kind} checkpoint is {good}, step {saved_step:,}")
 
     def _due(self, step: int) -> list[str]:
         names = ["best.ckpt"] if step == self.best_step else []
@@ -176,6 +177,11 @@ class StepCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:
             return
+        if not finite(parts(trainer)[0]):
+            raise UserError(
+                f"after step {step:,} the weights are not finite, and not saved: "
+                "go on from a checkpoint with a smaller --model.learning_rate"
+            )
         first, *others = [self.folder / name for name in (*names, "last.ckpt")]
         failure: UserError | None = None
         try:
@@ -204,7 +210,13 @@ class StepCheckpoint(Checkpoint):
         # of a run resumed further back, later steps are another future's: they stay
         periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= f"step_{step:08d}.ckpt")
         for old in periodic[: max(0, len(periodic) - self.keep)]:
-            old.unlink()
+            with contextlib.suppress(OSError):  # one too many is no reason to end a run
+                old.unlink()
+
+
+def finite(module: LitGPT) -> bool:
+    """Whether all weights are numbers."""
+    return all(bool(p.isfinite().all()) for p in module.gpt.parameters())
 
 
 def own_rank() -> int:
@@ -353,7 +365,7 @@ class GracefulStop(Callback):
         self._leaving = True
         self._end_children()
         if not self.started:
-            os.write(2, f"stopped before the first step by {signal.Signals(signum).name}\n".encode())
+            os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
             self.clean_up()
         os._exit(128 + signum)
 
@@ -369,8 +381,7 @@ class GracefulStop(Callback):
             return
         if not self._training and not self._helps:
             self._stopping = True
-            place = "after the last step" if self.started else "before the first step"
-            raise Stopped(128 + signum, f"stopped {place} by {signal.Signals(signum).name}")
+            raise Stopped(128 + signum, f"stopped by {signal.Signals(signum).name}")
         if self._asked is None:  # one that helps waits: the first process ends it, or agrees with it at the next step
             self._asked = (signum, now)
             if not self._helps:  # not by print, which this may have interrupted

@@ -100,7 +100,8 @@ def test_the_newest_checkpoint_that_is_whole_is_taken(
     for name, damage in {"last": cut, "best": flip}.items():
         damage(logs / f"a/version_1/{name}.ckpt")
     assert newest_checkpoint(logs, "a") == logs / "a/version_0/best.ckpt"
-    line = f"warning: damaged: {logs}/a/version_1/best.ckpt, {logs}/a/version_1/last.ckpt; {logs}/a/version_0/best.ckpt"
+    bad = f"{logs}/a/version_1/best.ckpt, {logs}/a/version_1/last.ckpt"
+    line = f"warning: cannot be used: {bad}; {logs}/a/version_0/best.ckpt"
     assert capsys.readouterr().err == f"{line} is taken\n"
 
 

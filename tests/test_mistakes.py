@@ -193,6 +193,8 @@ FLAGS: dict[str, Case] = {
         ["--trainer.max_step", "3"],
         "unknown flag --trainer.max_step (did you mean 'trainer.max_steps'?)",
     ),
+    "one dash": (nothing, ["-ckpt_path", "last"], "-ckpt_path: a flag has two dashes"),
+    "a section at once": (nothing, ["--trainer", "{max_steps: 3}"], "--trainer takes no value of its own"),
     "words": (nothing, ["--data.files", "a.csv", "b.csv"], "unexpected word 'b.csv'"),
     "type": (nothing, ["--trainer.max_steps", "many"], "--trainer.max_steps many: give int"),
     "choice": (
@@ -338,14 +340,14 @@ CHECKPOINTS: dict[str, Case] = {
     ),
     "another split": (nothing, ["--ckpt_path", LAST, "--data.val_fraction", "0.3"], "val_fraction 0.1 there, 0.3 here"),
     "another optimizer": (nothing, ["--ckpt_path", LAST, "--model.optimizer", "muon"], "was trained with adamw"),
-    "no weights": (lambda: changed(state_dict={}), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
+    "no weights": (lambda: changed(state_dict={}), ["--ckpt_path", "changed.ckpt"], "gpt.blocks.0.attention.k_norm"),
     "other weights": (
         lambda: changed(state_dict={"gpt.embedding.weight": torch.zeros(2)}),
         ["--ckpt_path", "changed.ckpt"],
-        "changed.ckpt",
+        "changed.ckpt holds another model (gpt.blocks.0.attention.k_norm.weight None there, (8,) here",
     ),
-    "no optimizer": (lambda: changed(optimizer_states=None), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
-    "no description": (lambda: changed(hyper_parameters={}), ["--ckpt_path", "changed.ckpt"], "changed.ckpt"),
+    "no optimizer": (lambda: changed(optimizer_states=None), ["--ckpt_path", "changed.ckpt"], "holds no optimizer"),
+    "no description": (lambda: changed(hyper_parameters={}), ["--ckpt_path", "changed.ckpt"], "d_model None there"),
     "moments of another shape": (
         lambda: changed(optimizer_states=misshapen()),
         ["--ckpt_path", "changed.ckpt"],
@@ -360,7 +362,7 @@ CHECKPOINTS: dict[str, Case] = {
     "all damaged": (
         lambda: [path.write_bytes(b"") for path in RUN.glob("*.ckpt")],
         ["--ckpt_path", "last"],
-        "all checkpoints are damaged: logs/small/version_0/best.ckpt, logs/small/version_0/last.ckpt: take them away",
+        "no checkpoint can be used: logs/small/version_0/best.ckpt, logs/small/version_0/last.ckpt",
     ),
     "overfitting": (nothing, ["--ckpt_path", LAST, "--trainer.overfit_batches", "2"], "are not counted on, start anew"),
 }

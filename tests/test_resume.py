@@ -1,6 +1,8 @@
 """A run that is stopped and resumed is the run that was never stopped."""
 
 import os
+import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -80,13 +82,39 @@ def test_last_needs_no_config_and_follows_moved_logs(fit: Fit) -> None:
     )
 
 
+def test_a_place_that_is_given_is_where_the_run_goes_on(fit: Fit) -> None:
+    assert fit("--trainer.max_steps", 3).status == 0
+    before = {path: path.read_bytes() for path in RUN.iterdir()}
+    assert fit("--ckpt_path", RUN / "last.ckpt", "--trainer.default_root_dir", "other").status == 0
+    assert open_checkpoint(Path("other/small/version_0/last.ckpt"))["global_step"] == 6
+    assert {path: path.read_bytes() for path in RUN.iterdir()} == before
+
+
+def test_the_command_that_goes_on_does(folder: Path) -> None:
+    assert forked(folder, "--config", "small.yaml", "--name", "mine", "--trainer.max_steps", 3).status == 0
+    shutil.move(folder / "logs", folder / "moved")
+    words = [
+        "--ckpt_path",
+        "moved/mine/version_0/last.ckpt",
+        "--trainer.max_steps",
+        3000,
+        "--trainer.max_time",
+        "00:00:00:01",
+    ]
+    told = forked(folder, *words).err
+    step = re.search(r"stopped at step ([\d,]+)", told)
+    assert step is not None
+    _, _, *again = shlex.split(told.partition("to go on: ")[2])
+    assert f"mine/version_0/last.ckpt, step {step[1]}\n" in forked(folder, *again).out
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(fit: Fit) -> None:
     assert fit("--checkpoint.every_n_steps", 4).status == 0
     for name in ("last.ckpt", "best.ckpt"):
         os.truncate(RUN / name, 5000)
     result = fit("--ckpt_path", "last")
     assert result.status == 0
-    assert f"warning: damaged: {RUN}/best.ckpt, {RUN}/last.ckpt; {RUN}/step_00000004.ckpt is taken" in result.err
+    assert f"warning: cannot be used: {RUN}/best.ckpt, {RUN}/last.ckpt; {RUN}/step_00000004.ckpt is taken" in result.err
     assert "step 4" in result.out
 
 
@@ -274,6 +302,8 @@ def test_other_data_is_refused_unless_it_is_meant(fit: Fit) -> None:
     assert sorted(RUN.rglob("*")) == before
     meant = fit("--ckpt_path", "last", "--allow_data_change", "true")
     assert meant.status == 0
+    Path("rows.txt").write_text(text.replace("row 7", "row 9"), encoding="utf-8")
+    assert "other data (the text itself)" in fit("--ckpt_path", "last", "--name", "small", config=None).err  # each time
     assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 6
 
 

@@ -59,7 +59,7 @@ def test_a_signal_ends_the_run_after_its_step_saved(folder: Path, signum: int, s
     assert message.endswith(
         "fit.py --config=small.yaml --trainer.max_steps 4000"
         + "".join(f" {word}" for word in flags[4:])
-        + " --ckpt_path last"
+        + " --name small --ckpt_path last"
     )
     assert "Traceback" not in ended.err
     assert open_checkpoint(folder / saved)["global_step"] == 5
@@ -106,7 +106,7 @@ def test_a_signal_before_the_first_step_is_told_in_a_line(folder: Path) -> None:
         lit_gpt.data.datamodule.open_corpus = lambda *args: os.kill(os.getpid(), signal.SIGINT)  # type: ignore[attr-defined]
 
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
-    assert (ended.status, ended.out, ended.err) == (130, "", "stopped before the first step by SIGINT\n")
+    assert (ended.status, ended.out, ended.err) == (130, "", "stopped by SIGINT\n")
     assert not (folder / "logs").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_signal_while_another_rank_is_awaited_ends_both(folder: Path) -> None:
 
     pair = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.global_batch_size", 8]
     ended = forked(folder, "--config", "small.yaml", *pair, prepare=prepare)
-    assert (ended.status, ended.err) == (143, "stopped before the first step by SIGTERM\n")
+    assert (ended.status, ended.err) == (143, "stopped by SIGTERM\n")
     assert not (folder / "logs").exists()
 
 
@@ -229,7 +229,7 @@ def test_an_exception_amid_a_step_saves_nothing_and_names_the_last_good(folder: 
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
     assert ended.status == 1
     assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 3" in ended.err
-    assert "the best good checkpoint" not in ended.err or "best.ckpt, step 3" in ended.err
+    assert "the best checkpoint is logs/small/version_0/best.ckpt, step 3" in ended.err
     assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 3
 
 
@@ -254,6 +254,16 @@ def test_a_loss_that_is_no_number_stops_before_the_update(fit: Fit, monkeypatch:
     saved = open_checkpoint(RUN / "last.ckpt")
     assert saved["global_step"] == 4
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+def test_weights_that_are_no_numbers_are_never_saved(fit: Fit) -> None:
+    every = ["--checkpoint.every_n_steps", 1, "--model.warmup_steps", 0]
+    result = fit("--model.learning_rate", 3e38, *every)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "after step 1 the weights are not finite, and not saved" in result.err
+    assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 0" in result.err
+    assert [path.name for path in RUN.glob("*.ckpt")] == ["last.ckpt"]
+    assert fit("--ckpt_path", "last", *every).status == 0
 
 
 @pytest.mark.parametrize("clip", ["1.0", "null"])

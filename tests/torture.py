@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,8 @@ def torture(
     while kind is not None:
         kind = draw.choice(kinds) if len(came) < kills else None
         resumed = [*flags, "--name", "killed", "--ckpt_path", "last", "--data.num_workers", draw.randint(0, 1)]
-        ended = forked(folder, *resumed, prepare=lambda kind=kind: arm(kind, draw, seconds))
-        draw.random()  # what the other process drew is not drawn here
+        own = random.Random(draw.random())
+        ended = forked(folder, *resumed, prepare=partial(arm, kind, own, seconds))
         assert ended.status in (0, -signal.SIGKILL, 130, 143), ended.err
         if ended.status != 0:
             assert kind is not None

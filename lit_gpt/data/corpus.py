@@ -72,6 +72,8 @@ def open_corpus(files: list[Path], reading: Reading, name: TokenizerName, vocab:
                     _build(files, reading, name, vocab, folder)
                     corpus = _open(folder)
     except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) in files:
+            raise UserError(f"{os.fsdecode(error.filename)} cannot be read ({error.strerror}): give another") from None
         raise UserError(
             f"{cache}: the token cache cannot be written or read ({error.strerror or error}): make room there, or run "
             "in a folder of your own"
