@@ -20,7 +20,7 @@ from tqdm import tqdm
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generate import check_sampling, shown, stream_text
-from lit_gpt.module import LitGPT, logs_at
+from lit_gpt.module import LitGPT, log_points, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -185,7 +185,7 @@ class Throughput(Callback):
         peak = peak_flops(module.device)
         if peak is not None:
             values["speed/mfu"] = tokens_per_second * flops_per_token(module) / (peak * trainer.world_size)
-        module.log_dict(values)
+        log_points(trainer, values)
 
 
 def flops_per_token(module: LitGPT) -> float:

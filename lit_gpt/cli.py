@@ -133,6 +133,20 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def fastest_precision(accelerator: str) -> str:
+    """What `--trainer.precision` is where nobody says: bfloat16 on processors that multiply in it, else float32."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = accelerator in ("auto", "cpu") and not torch.backends.mps.is_available() and cpu_has_bfloat16()
+    return "bf16-mixed" if native else "32-true"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16, and not by way of float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class SaveConfig(SaveConfigCallback):
     """Writes the run's config.yaml, and the same text into its checkpoints, without the checkpoint it came from."""
 
@@ -233,6 +247,8 @@ class FitCLI(LightningCLI):
         config = {**self._get(self.config_init, "trainer"), **kwargs}
         checkpoint: StepCheckpoint = self._get(self.config_init, "checkpoint")
         generate: GenerateText = self._get(self.config_init, "generate")
+        if config["precision"] is None and not as_list(config.get("plugins")):
+            config["precision"] = fastest_precision(config["accelerator"])
         config["plugins"] = [*as_list(config.get("plugins")), WholeFileIO()]
         if self.subcommand == "validate":
             config.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)

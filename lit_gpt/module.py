@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +26,15 @@ def logs_at(trainer: Trainer, step: int) -> bool:
     """Whether optimizer step `step`, from 1, is one that logs."""
     interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return interval > 0 and step % interval == 0
+
+
+def log_points(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
+    """Hands values of the optimizer step just taken to the loggers; `self.log` costs half a millisecond each."""
+    numbers = {tag: float(value) for tag, value in values.items()}
+    trainer.callback_metrics.update({tag: torch.tensor(number) for tag, number in numbers.items()})
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, trainer.global_step - 1)
+        logger.save()
 
 
 class LitGPT(LightningModule):
@@ -121,7 +131,7 @@ class LitGPT(LightningModule):
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
         step = self.trainer.global_step + 1  # the one this forward belongs to
         if forward == accumulation - 1 and logs_at(self.trainer, step):
-            rate = torch.tensor(self.learning_rate * self._learning_rate_factor())
+            rate = self.learning_rate * self._learning_rate_factor()
             self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": rate}
         if forward == accumulation - 1 and step == self.data.max_steps:
             self.trainer.val_check_batch = 1  # the last step validates, whatever the interval
@@ -151,7 +161,7 @@ class LitGPT(LightningModule):
         Raises:
             UserError: the loss or a gradient is infinite or not a number; no weight has moved.
         """
-        parameters = list(self.gpt.parameters())
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_val and gradient_clip_algorithm != "value":
             norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
@@ -186,7 +196,8 @@ class LitGPT(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.updating = False
         if self._to_log:
-            self.log_dict(self._to_log, sync_dist=self.trainer.world_size > 1)
+            loss = self.trainer.strategy.reduce(self._to_log["loss/train"], reduce_op="mean")  # over the ranks
+            log_points(self.trainer, {**self._to_log, "loss/train": loss})
             self._to_log = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -17,6 +17,7 @@ FLOORS = [
     ["module"],
     ["checkpoint", "callbacks", "saving"],
     ["flags", "cli"],
+    ["peers", "bench"],
 ]
 ORDER = [name for floor in FLOORS for name in floor]
 

@@ -1,0 +1,293 @@
+"""How fast this is, and how fast others are at the same work.
+
+Every contender lives in a process of its own, so that each has its own peak of memory. They are told in turn to work
+and to wait, so that a noisy machine treats all alike; compared are medians over the turns.
+"""
+
+import argparse
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.profilers import Profiler
+
+from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory
+from lit_gpt.cli import FitCLI, quiet_lightning
+from lit_gpt.errors import UserError
+from lit_gpt.flags import Arguments
+from lit_gpt.peers import PEERS, Task
+from lit_gpt.saving import GracefulStop
+
+Row = dict[str, Any]
+PARTS = {  # of a step, and what the Trainer calls them
+    "data_ms": ".train_dataloader_next",
+    "forward_ms": "Strategy.training_step",
+    "backward_ms": "Strategy.backward",
+    "optimizer_ms": ".optimizer_step",
+}
+
+
+class Experiment(FitCLI):
+    """What fit.py would run, built and not run."""
+
+    def __init__(self, words: list[str], default_config: Path) -> None:
+        super().__init__(Arguments(words, default_config), GracefulStop())
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+    def task(self, nanogpt: Path | None) -> Task:
+        self.datamodule.trainer = self.model.trainer = self.trainer
+        return Task(
+            module=self.model,
+            data=self.datamodule,
+            device=self.trainer.strategy.root_device,
+            precision=str(self.trainer.precision),
+            clip=self.trainer.gradient_clip_val or 0.0,
+            nanogpt=nanogpt,
+        )
+
+
+# ------------------------------------------------------------------------------------------------ taking turns
+
+
+class Turns:
+    """A contender's side: it asks before every piece of work, and waits here while others work."""
+
+    def __init__(self, pipe: Connection, device: torch.device) -> None:
+        self.pipe, self.device = pipe, device
+        self.left = self.taken = 0
+        self.since = 0.0
+        self.split: Callable[[], dict[str, float]] = dict  # what else is known of a turn
+
+    def before(self) -> None:
+        """Ends a turn that is over, and waits for the next; leaves the process when there is none."""
+        if self.left == 0:
+            if self.taken:
+                self._synchronize()
+                seconds = time.perf_counter() - self.since
+                parts = {name: 1e3 * value / self.taken for name, value in self.split().items()}
+                self.pipe.send({"seconds": seconds / self.taken, "peak_mb": peak_memory(self.device) / 1e6, **parts})
+            self.left = self.taken = self.pipe.recv()
+            if self.left == 0:
+                sys.exit(0)
+            self.since = time.perf_counter()
+        self.left -= 1
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+Work = Callable[[Connection], None]  # of a contender: it makes itself ready and takes turns until there are none
+
+
+def alternate(workers: dict[str, tuple[Any, ...]], warm_up: int, pieces: int, turns: int) -> dict[str, list[Row]]:
+    """Lets processes work in turn: for each, what it measured in every turn but the first, which warms up.
+
+    Args:
+        workers: by name, a function of a connection and what follows it.
+        warm_up: pieces of work in the first turn.
+        pieces: in every other.
+        turns: how many others.
+
+    Raises:
+        UserError: a contender could not do the work.
+    """
+    context = multiprocessing.get_context("spawn")
+    found: dict[str, list[Row]] = {name: [] for name in workers}
+    pipes, processes = {}, {}
+    try:
+        for name, (function, *arguments) in workers.items():
+            pipes[name], theirs = context.Pipe()
+            processes[name] = context.Process(target=_worker, args=(theirs, function, *arguments), daemon=True)
+            processes[name].start()
+            theirs.close()
+            _ask(name, pipes[name], warm_up)  # one after the other, also to load and to compile
+        for _ in range(turns):
+            for name, pipe in pipes.items():
+                found[name].append(_ask(name, pipe, pieces))
+        for pipe in pipes.values():
+            pipe.send(0)
+        return found
+    finally:
+        for process in processes.values():
+            process.join(timeout=5)
+            process.kill()
+
+
+def _ask(name: str, pipe: Connection, pieces: int) -> Row:
+    try:
+        pipe.send(pieces)
+        answer: Row = pipe.recv()
+    except (EOFError, BrokenPipeError):
+        raise UserError(f"{name} ended without a result: run it alone to see why") from None
+    if "error" in answer:
+        raise UserError(f"{name}: {answer['error']}")
+    return answer
+
+
+def _worker(pipe: Connection, function: Callable[..., None], *arguments: Any) -> None:
+    quiet_lightning()
+    try:
+        with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
+            function(pipe, *arguments)
+    except (UserError, ImportError) as error:
+        pipe.send({"error": str(error)})
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+class Split(Profiler):
+    """Adds up the time of the parts of a step, as the Trainer names them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun: dict[str, float] = {}
+        self.spent = dict.fromkeys(PARTS, 0.0)
+
+    def start(self, action_name: str) -> None:
+        for part, action in PARTS.items():
+            if action_name.endswith(action):
+                self.begun[part] = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        for part, action in PARTS.items():
+            if action_name.endswith(action):
+                self.spent[part] += time.perf_counter() - self.begun[part]
+
+    def take(self) -> dict[str, float]:
+        """Seconds since it was last asked; forward and backward lie inside what the Trainer calls the optimizer's."""
+        spent, self.spent = self.spent, dict.fromkeys(PARTS, 0.0)
+        return {**spent, "optimizer_ms": spent["optimizer_ms"] - spent["forward_ms"] - spent["backward_ms"]}
+
+
+class TakeTurns(Callback):
+    def __init__(self, turns: Turns) -> None:
+        self.turns = turns
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.turns.before()
+
+
+def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None:
+    """Our training as fit.py runs it, logging included; without validations, texts and checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:
+        off = ("limit_val_batches=0", "enable_checkpointing=false", "enable_progress_bar=false", "max_steps=1000000000")
+        flags = [f"--trainer.{flag}" for flag in (*off, f"default_root_dir={folder}")]
+        run = Experiment([*words, *flags, "--generate.prompts=[]"], default_config)
+        turns = Turns(pipe, run.trainer.strategy.root_device)
+        run.trainer.callbacks.insert(0, TakeTurns(turns))  # type: ignore[attr-defined]
+        if turns.device.type == "cpu":  # elsewhere work goes on while the clock of a part stands
+            split = Split()
+            run.trainer.profiler, turns.split = split, split.take  # type: ignore[attr-defined]
+        run.trainer.fit(run.model, run.datamodule)
+
+
+def train_peer(pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None) -> None:
+    task = Experiment([*words, "--trainer.logger=false"], default_config).task(nanogpt)
+    task.data.setup("fit")
+    turns, step = Turns(pipe, task.device), PEERS[name](task).trainer()
+    while True:
+        turns.before()
+        step()
+
+
+def train(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
+    """Tokens a second, milliseconds a step and where they go, peak memory, beside the others."""
+    run = Experiment(words, default_config)
+    task, gpt = run.task(None), run.model.gpt
+    tokens = run.datamodule.windows_per_step * gpt.config.context_length
+    workers: dict[str, tuple[Any, ...]] = {"lit_gpt": (train_ours, words, default_config)}
+    for name in ("bare", *peers(options)):
+        workers[name] = (train_peer, name, words, default_config, options.nanogpt)
+    measured = alternate(workers, options.warm_up, options.steps, options.turns)
+    ours = statistics.median(turn["seconds"] for turn in measured["lit_gpt"])
+    for name, turns in measured.items():
+        median = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
+        seconds = median.pop("seconds")
+        row: Row = {"who": name, "tokens_per_second": tokens / seconds, "step_ms": 1e3 * seconds}
+        row["over_lit_gpt"] = seconds / ours
+        peak = peak_flops(task.device)
+        if peak is not None:
+            row["mfu"] = tokens / seconds * flops_per_token(run.model) / peak
+        row |= median
+        if "forward_ms" in row:
+            row["else_ms"] = row["step_ms"] - sum(row[part] for part in PARTS)
+        precision = PEERS[name](task).precision if name in PEERS else task.precision
+        yield row | {"precision": precision}
+
+
+def peers(options: argparse.Namespace) -> list[str]:
+    """Those a person asked for and has."""
+    found = ["nanogpt"] if options.nanogpt else []
+    return found + [name for name in ("litgpt", "transformers") if options.peers and importlib.util.find_spec(name)]
+
+
+# ------------------------------------------------------------------------------------------------ what is printed
+
+
+def print_table(rows: list[Row]) -> None:
+    """Rows under the names of their values."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [keys] + [[_cell(row.get(key)) for key in keys] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def main(words: list[str], default_config: Path) -> int:
+    """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
+    quiet_lightning()
+    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("what", choices=["train"], help="what is measured")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
+    parser.add_argument("--peers", action="store_true", help="beside what is installed of transformers and litgpt")
+    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="beside nanoGPT: a checkout of it")
+    parser.add_argument("--steps", type=int, default=20, help="in a turn")
+    parser.add_argument("--turns", type=int, default=10, help="of each contender")
+    parser.add_argument("--warm_up", type=int, default=10, help="steps before the first turn")
+    try:
+        options, others = parser.parse_known_args(words)
+        rows = []
+        for row in train(options, others, default_config):
+            rows.append(row)
+            if options.json:
+                print(json.dumps(row), flush=True)
+        if not options.json:
+            print_table(rows)
+    except KeyboardInterrupt:
+        return 130
+    except (UserError, ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,9 @@
+"""Measures speed, beside others at the same work: `python scripts/bench.py --help`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from lit_gpt.bench import main
+
+    sys.exit(main(sys.argv[1:], default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))
