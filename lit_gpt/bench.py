@@ -27,6 +27,8 @@ from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory
 from lit_gpt.cli import FitCLI, quiet_lightning
 from lit_gpt.errors import UserError
 from lit_gpt.flags import Arguments
+from lit_gpt.generate import halve
+from lit_gpt.model import GPT
 from lit_gpt.peers import PEERS, Task
 from lit_gpt.saving import GracefulStop
 
@@ -64,7 +66,7 @@ class Experiment(FitCLI):
 
 
 class Turns:
-    """A contender's side: it asks before every piece of work, and waits here while others work."""
+    """The side of one that trains: it asks before every step, and waits here while others work."""
 
     def __init__(self, pipe: Connection, device: torch.device) -> None:
         self.pipe, self.device = pipe, device
@@ -72,11 +74,11 @@ class Turns:
         self.since = 0.0
         self.split: Callable[[], dict[str, float]] = dict  # what else is known of a turn
 
-    def before(self) -> None:
+    def before_step(self) -> None:
         """Ends a turn that is over, and waits for the next; leaves the process when there is none."""
         if self.left == 0:
             if self.taken:
-                self._synchronize()
+                synchronize(self.device)
                 seconds = time.perf_counter() - self.since
                 parts = {name: 1e3 * value / self.taken for name, value in self.split().items()}
                 self.pipe.send({"seconds": seconds / self.taken, "peak_mb": peak_memory(self.device) / 1e6, **parts})
@@ -86,28 +88,24 @@ class Turns:
             self.since = time.perf_counter()
         self.left -= 1
 
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
-Work = Callable[[Connection], None]  # of a contender: it makes itself ready and takes turns until there are none
-
-
-def alternate(workers: dict[str, tuple[Any, ...]], warm_up: int, pieces: int, turns: int) -> dict[str, list[Row]]:
-    """Lets processes work in turn: for each, what it measured in every turn but the first, which warms up.
+def alternate(workers: dict[str, tuple[Any, ...]], messages: list[Any]) -> dict[str, list[Row]]:
+    """Lets processes work in turn: the answers of each, one a message.
 
     Args:
-        workers: by name, a function of a connection and what follows it.
-        warm_up: pieces of work in the first turn.
-        pieces: in every other.
-        turns: how many others.
+        workers: by name, a function and what follows the connection it is called with; it answers messages until 0.
+        messages: what to do. The first is for getting ready, one process after the other.
 
     Raises:
         UserError: a contender could not do the work.
     """
     context = multiprocessing.get_context("spawn")
-    found: dict[str, list[Row]] = {name: [] for name in workers}
+    answers: dict[str, list[Row]] = {name: [] for name in workers}
     pipes, processes = {}, {}
     try:
         for name, (function, *arguments) in workers.items():
@@ -115,22 +113,22 @@ def alternate(workers: dict[str, tuple[Any, ...]], warm_up: int, pieces: int, tu
             processes[name] = context.Process(target=_worker, args=(theirs, function, *arguments), daemon=True)
             processes[name].start()
             theirs.close()
-            _ask(name, pipes[name], warm_up)  # one after the other, also to load and to compile
-        for _ in range(turns):
+            answers[name].append(_ask(name, pipes[name], messages[0]))
+        for message in messages[1:]:
             for name, pipe in pipes.items():
-                found[name].append(_ask(name, pipe, pieces))
+                answers[name].append(_ask(name, pipe, message))
         for pipe in pipes.values():
             pipe.send(0)
-        return found
+        return answers
     finally:
         for process in processes.values():
             process.join(timeout=5)
             process.kill()
 
 
-def _ask(name: str, pipe: Connection, pieces: int) -> Row:
+def _ask(name: str, pipe: Connection, message: Any) -> Row:
     try:
-        pipe.send(pieces)
+        pipe.send(message)
         answer: Row = pipe.recv()
     except (EOFError, BrokenPipeError):
         raise UserError(f"{name} ended without a result: run it alone to see why") from None
@@ -181,7 +179,7 @@ class TakeTurns(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            self.turns.before()
+            self.turns.before_step()
 
 
 def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None:
@@ -203,7 +201,7 @@ def train_peer(pipe: Connection, name: str, words: list[str], default_config: Pa
     task.data.setup("fit")
     turns, step = Turns(pipe, task.device), PEERS[name](task).trainer()
     while True:
-        turns.before()
+        turns.before_step()
         step()
 
 
@@ -215,7 +213,10 @@ def train(options: argparse.Namespace, words: list[str], default_config: Path) -
     workers: dict[str, tuple[Any, ...]] = {"lit_gpt": (train_ours, words, default_config)}
     for name in ("bare", *peers(options)):
         workers[name] = (train_peer, name, words, default_config, options.nanogpt)
-    measured = alternate(workers, options.warm_up, options.steps, options.turns)
+    measured = {
+        name: answers[1:]
+        for name, answers in alternate(workers, [options.warm_up] + [options.steps] * options.turns).items()
+    }
     ours = statistics.median(turn["seconds"] for turn in measured["lit_gpt"])
     for name, turns in measured.items():
         median = {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
@@ -238,6 +239,63 @@ def peers(options: argparse.Namespace) -> list[str]:
     return found + [name for name in ("litgpt", "transformers") if options.peers and importlib.util.find_spec(name)]
 
 
+# -------------------------------------------------------------------------------------------------- generation
+
+
+def write(pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None) -> None:
+    """Answers (rows, prompt, new, cache) with the seconds it took to write `new` tokens after prompts, or none."""
+    task = Experiment([*words, "--trainer.logger=false"], default_config).task(nanogpt)
+    peer = PEERS[name](task)
+    peer.model.eval()
+    if isinstance(peer.model, GPT):
+        halve(peer.model)
+    while message := pipe.recv():
+        rows, prompt, new, cache = message
+        tokens = torch.randint(task.config.vocab_size, (rows, prompt), device=task.device)
+        since = time.perf_counter()
+        try:
+            peer.write(tokens, new, cache)
+        except NotImplementedError:
+            pipe.send({})
+            continue
+        synchronize(task.device)
+        pipe.send({"seconds": time.perf_counter() - since, "peak_mb": peak_memory(task.device) / 1e6})
+
+
+def generate(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
+    """Tokens a second for reading a prompt and for writing, one text at a time and 16, with and without a cache."""
+    workers: dict[str, tuple[Any, ...]] = {
+        name: (write, name, words, default_config, options.nanogpt) for name in ("bare", *peers(options))
+    }
+    config = Experiment(words, default_config).model.gpt.config
+    prompt = config.context_length // 2
+    new = min(options.steps, config.context_length - prompt)
+    kinds = [(rows, cache) for rows in (1, 16) for cache in (True, False)]
+    turn = [(rows, prompt, count, cache) for rows, cache in kinds for count in (1, new)]
+    answers = alternate(workers, [(1, prompt, 2, True)] + turn * options.turns)
+    for (rows, cache), position in zip(kinds, range(0, len(turn), 2)):
+        ours = 0.0
+        for name in workers:
+            reading, writing = (
+                [answer.get("seconds", 0.0) for answer in answers[name][1 + position + part :: len(turn)]]
+                for part in (0, 1)
+            )
+            seconds = statistics.median(writing) - statistics.median(reading)
+            if seconds <= 0:  # it knows no such way
+                continue
+            speed = rows * (new - 1) / seconds
+            ours = ours or speed
+            yield {
+                "who": "lit_gpt" if name == "bare" else name,
+                "rows": rows,
+                "cache": cache,
+                "tokens_per_second": speed,
+                "over_lit_gpt": ours / speed,
+                "prompt_tokens_per_second": rows * prompt / statistics.median(reading),
+                "peak_mb": answers[name][-1].get("peak_mb"),
+            }
+
+
 # ------------------------------------------------------------------------------------------------ what is printed
 
 
@@ -258,6 +316,9 @@ def _cell(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
+KINDS = {"train": train, "generate": generate}
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
@@ -269,17 +330,17 @@ def main(words: list[str], default_config: Path) -> int:
     """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
     quiet_lightning()
     parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("what", choices=["train"], help="what is measured")
+    parser.add_argument("what", choices=list(KINDS), help="what is measured")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument("--peers", action="store_true", help="beside what is installed of transformers and litgpt")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="beside nanoGPT: a checkout of it")
-    parser.add_argument("--steps", type=int, default=20, help="in a turn")
+    parser.add_argument("--steps", type=int, default=20, help="in a turn; or tokens to write")
     parser.add_argument("--turns", type=int, default=10, help="of each contender")
     parser.add_argument("--warm_up", type=int, default=10, help="steps before the first turn")
     try:
         options, others = parser.parse_known_args(words)
         rows = []
-        for row in train(options, others, default_config):
+        for row in KINDS[options.what](options, others, default_config):
             rows.append(row)
             if options.json:
                 print(json.dumps(row), flush=True)

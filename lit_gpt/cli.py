@@ -27,7 +27,7 @@ from lit_gpt.checkpoint import open_checkpoint, write_whole
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.flags import LOGS, TRAINER_DEFAULTS, Arguments, Parser, as_list, check_name, mistakes, plain, refuse_null
-from lit_gpt.generate import prompt_tokens
+from lit_gpt.generate import has_bfloat16, prompt_tokens
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
@@ -135,16 +135,10 @@ def quiet_lightning() -> None:
 
 def fastest_precision(accelerator: str) -> str:
     """What `--trainer.precision` is where nobody says: bfloat16 on processors that multiply in it, else float32."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = accelerator in ("auto", "cpu") and not torch.backends.mps.is_available() and cpu_has_bfloat16()
-    return "bf16-mixed" if native else "32-true"
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16, and not by way of float32."""
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    device = "cpu" if accelerator == "cpu" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and accelerator != "cpu" and torch.backends.mps.is_available():
+        device = "mps"
+    return "bf16-mixed" if has_bfloat16(torch.device(device)) else "32-true"
 
 
 class SaveConfig(SaveConfigCallback):

@@ -4,6 +4,7 @@ import codecs
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,10 @@ def next_token(
         reached_before = probabilities.cumsum(dim=-1) - probabilities >= top_p  # (B, V)
         reached_before[:, 0] = False  # the likeliest always stays
         logits = logits.masked_fill(reached_before.gather(-1, order.argsort(dim=-1)), -torch.inf)
-    return torch.multinomial(logits.softmax(dim=-1), num_samples=1, generator=generator).squeeze(-1)
+    # one random number a row, where multinomial draws one a token: 0.4 ms in place of 12 at B 16 and V 50,304
+    reached = logits.softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+    point = torch.rand(len(logits), 1, device=logits.device, generator=generator) * reached[:, -1:]  # (B, 1)
+    return torch.searchsorted(reached, point, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
 def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
@@ -62,39 +66,95 @@ def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: fl
         raise UserError(f"top_p is {top_p}: give a probability above 0, up to 1")
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def stream(
     model: GPT,
-    tokens: Tensor,
+    prompts: Tensor | list[list[int]],
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    use_cache: bool = True,
 ) -> Iterator[Tensor]:
     """Yields the next token of every row, (B,) ids, `max_new_tokens` times.
 
     While all tokens fit in the context, a cache holds what was read; past it the last `context_length` tokens are read
-    anew for every token, as the course does.
+    anew for every token, as the course does. Nothing here waits for the device.
 
     Args:
         model: in evaluation mode, else dropout stays on.
-        tokens: the prompts, (B, T) ids, T at least 1.
+        prompts: (B, T) ids, or rows of ids of unequal length; at least one in each.
         max_new_tokens: how many to draw.
         temperature, top_k, top_p, generator: as in `next_token`.
+        use_cache: False reads everything anew for every token.
     """
-    context = model.config.context_length
-    cache = KVCache(model.config, len(tokens), tokens.device, model.embedding.weight.dtype)
-    unread = tokens[:, -context:]  # (B, T)
+    config, weight = model.config, model.embedding.weight
+    tokens, padding = (prompts, None) if isinstance(prompts, Tensor) else flush_right(prompts, weight.device)
+    cropped = tokens[:, -config.context_length :]  # (B, T)
+    if padding is not None:
+        padding = (padding - (tokens.shape[1] - cropped.shape[1])).clamp(min=0)
+    tokens = cropped
+
+    def new_cache() -> KVCache:
+        return KVCache(config, len(tokens), weight.device, weight.dtype, padding)
+
+    cache, unread = new_cache(), tokens
     for _ in range(max_new_tokens):
-        if cache.length + unread.shape[1] <= context:
-            hidden = model.hidden(unread, cache)  # (B, T, D)
-        else:
-            hidden = model.hidden(tokens[:, -context:])
+        if not use_cache or cache.length + unread.shape[1] > config.context_length:
+            cache, unread = new_cache(), tokens
+        hidden = model.hidden(unread, cache)  # (B, T, D)
         drawn = next_token(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)  # (B,)
         yield drawn
         unread = drawn[:, None]  # (B, 1)
-        tokens = torch.cat((tokens[:, -context:], unread), dim=1)  # (B, T + 1)
+        if padding is not None and tokens.shape[1] == config.context_length:
+            padding = (padding - 1).clamp(min=0)
+        tokens = torch.cat((tokens, unread), dim=1)[:, -config.context_length :]  # (B, T)
+
+
+def flush_right(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Rows of ids as one tensor (B, T), zeros before the shorter; and how many (B,), or None where all are as long."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+    padding = torch.tensor([longest - len(row) for row in rows], device=device)
+    return tokens, padding if min(map(len, rows)) < longest else None
+
+
+def generate(
+    model: GPT, prompts: list[list[int]], max_new_tokens: int, end: int | None = None, **sampling: Any
+) -> list[list[int]]:
+    """What follows each prompt, at most `max_new_tokens` ids, up to but without the id `end`.
+
+    Args:
+        model: as in `stream`, and so is `sampling`.
+        prompts: rows of ids, of any lengths from 1.
+        max_new_tokens: at most.
+        end: the id that ends a text; None: none does.
+    """
+    drawn, ended = [], torch.zeros(len(prompts), dtype=torch.bool, device=model.embedding.weight.device)
+    for step, token in enumerate(stream(model, prompts, max_new_tokens, **sampling), start=1):
+        drawn.append(token)
+        if end is not None:
+            ended |= token == end
+            if step % 16 == 0 and ended.all():  # to ask is to wait for the device
+                break
+    rows: list[list[int]] = torch.stack(drawn, dim=1).tolist()
+    return [row[: row.index(end)] if end in row else row for row in rows]
+
+
+def halve(model: GPT) -> GPT:
+    """Keeps the weights in bfloat16, half the bytes to read for every token, where the processor multiplies in it."""
+    if has_bfloat16(model.embedding.weight.device):
+        for parameter in model.parameters():  # and not the tables of positions
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies in bfloat16, and not by way of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str, rows: bool) -> list[int]:

@@ -42,6 +42,7 @@ class GPTConfig:
         mlp: the feed-forward.
         qk_norm: RMSNorm on each head's queries and keys (Dehghani et al. 2023).
         tie_embeddings: the head shares the embedding's matrix (Press and Wolf 2017).
+        previous_tokens: how many tokens back add to a token's embedding, each distance from a table of its own.
 
     Raises:
         ValueError: a number is out of range, a slot has no such value, or heads do not divide.
@@ -60,6 +61,7 @@ class GPTConfig:
     mlp: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
     qk_norm: bool = True
     tie_embeddings: bool = True
+    previous_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "num_kv_heads"):
@@ -70,6 +72,8 @@ class GPTConfig:
             value, choices = getattr(self, field.name), get_args(field.type)
             if get_origin(field.type) is Literal and value not in choices:
                 raise ValueError(f"{field.name} is {value!r}: choose one of {', '.join(choices)}")
+        if not 0 <= self.previous_tokens < self.context_length:
+            raise ValueError(f"previous_tokens is {self.previous_tokens}: give 0 or more, fewer than context_length")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: give a probability from 0 up to, not including, 1")
         if self.d_model % self.num_heads:
@@ -133,20 +137,23 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 # ------------------------------------------------------------------------------------------------------ position
 
 
+Places = slice | Tensor
+
+
 class Position(nn.Module):
     """How a token's place enters: added to the embeddings, or turned into queries and keys. By default neither.
 
-    `start` is the place of the first of the T tokens: what the cache already holds.
+    `places` are those of the T tokens: a slice, or (B, T) where they differ from row to row.
     """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
 
-    def add(self, x: Tensor, start: int) -> Tensor:
+    def add(self, x: Tensor, places: Places) -> Tensor:
         """Embeddings (B, T, D) -> (B, T, D)."""
         return x
 
-    def turn(self, x: Tensor, start: int) -> Tensor:
+    def turn(self, x: Tensor, places: Places) -> Tensor:
         """Queries or keys (B, H, T, E) -> (B, H, T, E)."""
         return x
 
@@ -165,10 +172,10 @@ class Rotary(Position):
         self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), dim=-1), persistent=False)  # (T, E)
         self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=-1), persistent=False)  # (T, E)
 
-    def turn(self, x: Tensor, start: int) -> Tensor:
-        places = slice(start, start + x.shape[-2])
+    def turn(self, x: Tensor, places: Places) -> Tensor:
+        cos, sin = self.cos[places].unsqueeze(-3), self.sin[places].unsqueeze(-3)  # (1, T, E) or (B, 1, T, E)
         swapped = torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)  # (B, H, T, E)
-        return (x * self.cos[places] + swapped * self.sin[places]).type_as(x)
+        return (x * cos + swapped * sin).type_as(x)
 
 
 class Learned(Position):
@@ -178,8 +185,8 @@ class Learned(Position):
         super().__init__(config)
         self.table = nn.Embedding(config.context_length, config.d_model)
 
-    def add(self, x: Tensor, start: int) -> Tensor:
-        return x + self.table.weight[start : start + x.shape[-2]]  # (B, T, D)
+    def add(self, x: Tensor, places: Places) -> Tensor:
+        return x + self.table.weight[places]  # (B, T, D)
 
 
 class Sinusoidal(Position):
@@ -194,8 +201,8 @@ class Sinusoidal(Position):
         waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (T, D)
         self.register_buffer("table", waves, persistent=False)
 
-    def add(self, x: Tensor, start: int) -> Tensor:
-        return x + self.table[start : start + x.shape[-2]]  # (B, T, D)
+    def add(self, x: Tensor, places: Places) -> Tensor:
+        return x + self.table[places]  # (B, T, D)
 
 
 POSITIONS: dict[str, type[Position]] = {"rope": Rotary, "learned": Learned, "sinusoidal": Sinusoidal}
@@ -207,12 +214,28 @@ POSITIONS: dict[str, type[Position]] = {"rope": Rotary, "learned": Learned, "sin
 class KVCache:
     """The keys and values of the tokens read so far, one pair of tensors (B, K, context_length, E) a block.
 
-    Passed to `GPT.forward`, which reads it, fills it and moves `length` on.
+    Passed to `GPT.forward`, which reads it, fills it and moves `length` on. Texts of unequal length stand flush right:
+    before a shorter one is padding, which nothing sees.
+
+    Args:
+        config: of the model.
+        batch_size: B.
+        device: where it lies.
+        dtype: of the stream.
+        padding: (B,) how many tokens at the left of each row are none; None: no row has any.
     """
 
-    def __init__(self, config: GPTConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        batch_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        padding: Tensor | None = None,
+    ) -> None:
         shape = (batch_size, config.kv_heads, config.context_length, config.head_size)
-        self.length = 0
+        self.length, self.padding = 0, padding
+        self.latest = torch.empty(batch_size, 0, device=device, dtype=torch.long)  # what previous_tokens looks back on
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_blocks)]
         self.values = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_blocks)]
 
@@ -254,26 +277,23 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_size) if config.qk_norm else nn.Identity()
         self.project = Linear(config.d_model, config.d_model, bias=config.bias)
 
-    def forward(self, x: Tensor, position: Position, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, position: Position, places: Places, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
         B, T, D = x.shape
-        start = cache.length if cache is not None else 0
         q, k, v = (
             part.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H or K, T, E)
             for part in self.qkv(x).split(self.widths, dim=-1)
         )
-        q = position.turn(self.q_norm(q), start)  # (B, H, T, E)
-        k = position.turn(self.k_norm(k), start)  # (B, K, T, E)
+        q = position.turn(self.q_norm(q), places)  # (B, H, T, E)
+        k = position.turn(self.k_norm(k), places)  # (B, K, T, E)
         if cache is not None:
             k, v = cache.append(self.block, k, v)  # (B, K, S, E)
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu" and x.dtype == torch.bfloat16 and cache is None and 32 <= T <= 512:
             y = attention_by_products(q, k, v, dropout)  # (B, H, T, E)
         else:
-            # from the start the mask is the usual triangle; a single token sees everything; else row t sees S - T + t
-            mask = None
-            if start > 0 and T > 1:
-                mask = torch.ones(T, start + T, dtype=torch.bool, device=x.device).tril(start)  # (T, S)
-            causal = start == 0 and T > 1
+            causal = mask is None and T > 1  # without a mask, one token sees everything, and many start from nothing
             y = F.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=self.grouped
             )  # (B, H, T, E)
@@ -346,8 +366,10 @@ class Block(nn.Module):
         self.mlp = MLPS[config.mlp](config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, position: Position, cache: KVCache | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), position, cache))  # (B, T, D)
+    def forward(
+        self, x: Tensor, position: Position, places: Places, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), position, places, cache, mask))  # (B, T, D)
         return x + self.dropout(self.mlp(self.mlp_norm(x)))  # (B, T, D)
 
 
@@ -358,6 +380,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.previous = nn.ModuleList(
+            nn.Embedding(config.vocab_size, config.d_model) for _ in range(config.previous_tokens)
+        )
         self.position = POSITIONS[config.position](config)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, block) for block in range(config.num_blocks))
@@ -375,6 +400,26 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
         if isinstance(module, Attention | FeedForward):
             nn.init.normal_(module.project.weight, std=0.02 / math.sqrt(2 * self.config.num_blocks))
+        if module is self:
+            for parameter in self.previous.parameters():
+                nn.init.zeros_(parameter)
+
+    def embed(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+        """Tokens (B, T) -> (B, T, D), with what the tokens before each add to it; before the first there are none."""
+        x = self.embedding(tokens)  # (B, T, D)
+        if not self.previous:
+            return x
+        seen = tokens if cache is None else torch.cat((cache.latest, tokens), dim=1)  # (B, up to n more + T)
+        first = 0 if cache is None else cache.length + tokens.shape[1] - seen.shape[1]  # column of the first one seen
+        for distance, table in enumerate(self.previous, start=1):
+            more = table(seen[:, :-distance])  # (B, …, D)
+            if cache is not None and cache.padding is not None:
+                columns = first + torch.arange(more.shape[1], device=tokens.device)
+                more = more * (columns >= cache.padding[:, None]).unsqueeze(-1)
+            x = x + F.pad(more, (0, 0, distance, 0))[:, -tokens.shape[1] :]  # (B, T, D)
+        if cache is not None:
+            cache.latest = seen[:, -len(self.previous) :]
+        return x
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """The normalised residual stream the head reads: tokens (B, T) -> (B, T, D).
@@ -389,16 +434,33 @@ class GPT(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens, but context_length is {self.config.context_length}: crop them")
+        places, mask = self._seen(start, end, cache, tokens.device)
+        x = self.dropout(self.position.add(self.embed(tokens, cache), places))  # (B, T, D)
         device = tokens.device.type
-        x = self.dropout(self.position.add(self.embedding(tokens), start))  # (B, T, D)
         if torch.is_autocast_enabled(device):
             x = x.to(torch.get_autocast_dtype(device))
         with torch.autocast(device, enabled=False):
             for block in self.blocks:
-                x = block(x, self.position, cache)  # (B, T, D)
+                x = block(x, self.position, places, cache, mask)  # (B, T, D)
             if cache is not None:
                 cache.length = end
             return self.norm(x)  # (B, T, D)
+
+    def _seen(self, start: int, end: int, cache: KVCache | None, device: torch.device) -> tuple[Places, Tensor | None]:
+        """The places of tokens `start` to `end`, and what each may see, where that is neither all nor a triangle.
+
+        Row t of a mask sees the S - T tokens before and itself: (T, S), or with padding (B, 1, T, S).
+        """
+        padding = cache.padding if cache is not None else None
+        if padding is None and (start == 0 or end - start == 1):
+            return slice(start, end), None
+        mask = torch.ones(end - start, end, dtype=torch.bool, device=device).tril(start)  # (T, S)
+        if padding is None:
+            return slice(start, end), mask
+        columns = torch.arange(end, device=device)  # (S,)
+        places = (columns[start:] - padding[:, None]).clamp(min=0)  # (B, T)
+        visible = mask & (columns >= padding[:, None])[:, None, None]  # (B, 1, T, S)
+        return places, visible | torch.eye(end, dtype=torch.bool, device=device)[start:]  # padding sees itself: no NaN
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None

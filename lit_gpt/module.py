@@ -47,6 +47,9 @@ class LitGPT(LightningModule):
         min_learning_rate: where a schedule ends; a tenth of the peak if left out.
         schedule: after warm-up: "constant", "cosine" or "linear".
         warmup_steps: optimizer steps over which the rate climbs.
+        decay_share: the last share of all steps, in which a schedule lets it fall.
+        embedding_rate: times the learning rate, what embeddings learn at.
+        head_rate: the same for a head of its own.
         weight_decay: of matrices.
         betas: AdamW's.
         compile: torch.compile every block; slow to start, pays on a GPU.
@@ -60,6 +63,9 @@ class LitGPT(LightningModule):
         min_learning_rate: float | None = None,
         schedule: Schedule = "cosine",
         warmup_steps: int = 100,
+        decay_share: float = 1.0,
+        embedding_rate: float = 1.0,
+        head_rate: float = 1.0,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
         compile: bool = False,
@@ -73,6 +79,8 @@ class LitGPT(LightningModule):
             "warmup_steps": warmup_steps,
             "weight_decay": weight_decay,
             "min_learning_rate": min_learning_rate or 0,
+            "embedding_rate": embedding_rate,
+            "head_rate": head_rate,
         }.items():
             if not 0 <= value < np.inf:
                 raise UserError(f"--model.{name} is {value}: give 0 or more")
@@ -81,6 +89,8 @@ class LitGPT(LightningModule):
                 f"--model.min_learning_rate {min_learning_rate} is above --model.learning_rate {learning_rate}: "
                 "the schedule ends there, give less"
             )
+        if not 0 < decay_share <= 1:
+            raise UserError(f"--model.decay_share is {decay_share}: give a share of the steps above 0, up to 1")
         if not all(0 <= beta < 1 for beta in betas):
             raise UserError(f"--model.betas is {list(betas)}: give two numbers from 0 up to, not including, 1")
         self.arguments = {
@@ -90,12 +100,16 @@ class LitGPT(LightningModule):
             "min_learning_rate": min_learning_rate,
             "schedule": schedule,
             "warmup_steps": warmup_steps,
+            "decay_share": decay_share,
+            "embedding_rate": embedding_rate,
+            "head_rate": head_rate,
             "weight_decay": weight_decay,
             "betas": list(betas),
             "compile": compile,
         }
         self.gpt = GPT(config)
         self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
+        self.decay_share, self.rates = decay_share, {"embeddings": embedding_rate, "head": head_rate}
         self.min_learning_rate = learning_rate / 10 if min_learning_rate is None else min_learning_rate
         self.optimizer, self.weight_decay, self.betas = optimizer, weight_decay, betas
         if compile:
@@ -140,7 +154,12 @@ class LitGPT(LightningModule):
     def _learning_rate_factor(self) -> float:
         lowest = self.min_learning_rate / self.learning_rate
         return learning_rate_factor(
-            self.trainer.global_step, self.schedule, self.warmup_steps, self.data.max_steps or 0, lowest
+            self.trainer.global_step,
+            self.schedule,
+            self.warmup_steps,
+            self.data.max_steps or 0,
+            lowest,
+            self.decay_share,
         )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -148,7 +167,7 @@ class LitGPT(LightningModule):
         rate = self.learning_rate * self._learning_rate_factor()
         for group in optimizer.param_groups:
             decay = 0.0 if group["name"] == "scales" else self.weight_decay
-            group.update(lr=rate, betas=self.betas, weight_decay=decay)
+            group.update(lr=rate * self.rates.get(group["name"], 1.0), betas=self.betas, weight_decay=decay)
 
     def configure_gradient_clipping(
         self,

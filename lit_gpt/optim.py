@@ -17,18 +17,22 @@ MOMENTUM = 0.95  # Muon's
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, optimizer: OptimizerName) -> list[dict[str, Any]]:
-    """What is trained, by how it is updated: matrices with weight decay, norms' scales and biases without.
+    """What is trained, by where it stands: matrices with weight decay, norms' scales and biases without.
 
-    For Muon the matrices inside `model.blocks` are a group of their own, marked `muon`.
+    The matrices inside `model.blocks` are marked `muon` where that is the optimizer.
     """
-    inner = {id(p) for p in model.get_submodule("blocks").parameters()} if optimizer == "muon" else set()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"name": "blocks", "muon": True, "params": [p for p in trained if p.ndim == 2 and id(p) in inner]},
-        {"name": "matrices", "params": [p for p in trained if p.ndim >= 2 and id(p) not in inner]},
-        {"name": "scales", "params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [{"muon": False, "weight_decay": weight_decay, **group} for group in groups if group["params"]]
+    groups: dict[str, dict[str, Any]] = {
+        "blocks": {"muon": optimizer == "muon", "weight_decay": weight_decay},
+        "embeddings": {"muon": False, "weight_decay": weight_decay},
+        "head": {"muon": False, "weight_decay": weight_decay},
+        "scales": {"muon": False, "weight_decay": 0.0},
+    }
+    for name, p in model.named_parameters():
+        kind = name.partition(".")[0]
+        group = "scales" if p.ndim < 2 else kind if kind in ("blocks", "head") else "embeddings"
+        if p.requires_grad:
+            groups[group].setdefault("params", []).append(p)
+    return [{"name": name, **group} for name, group in groups.items() if "params" in group]
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -116,16 +120,20 @@ def orthogonal(matrices: Tensor) -> Tensor:
     return wide.mT if tall else wide
 
 
-def learning_rate_factor(step: int, schedule: Schedule, warmup_steps: int, max_steps: int, lowest: float) -> float:
+def learning_rate_factor(
+    step: int, schedule: Schedule, warmup_steps: int, max_steps: int, lowest: float, decay_share: float = 1.0
+) -> float:
     """The share of the peak learning rate that optimizer step `step`, from 0, takes.
 
-    It climbs in equal strides over `warmup_steps`, from one stride on and never from 0, and is then constant, or falls
-    by a cosine (Loshchilov and Hutter 2017) or a line to `lowest`, reached at `max_steps`.
+    It climbs in equal strides over `warmup_steps`, from one stride on and never from 0, and is then constant, or in the
+    last `decay_share` of all steps falls by a cosine (Loshchilov and Hutter 2017) or a line to `lowest`, reached at
+    `max_steps`.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     if schedule == "constant":
         return 1.0
-    progress = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    begin = max(warmup_steps, round(max_steps * (1 - decay_share)))
+    progress = min(1.0, max(0, step - begin) / max(1, max_steps - begin))
     fallen = progress if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
     return 1.0 - (1.0 - lowest) * fallen

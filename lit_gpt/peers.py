@@ -111,8 +111,12 @@ class Peer:
         return step
 
     def write(self, prompts: Tensor, max_new_tokens: int, cache: bool) -> None:
-        """Draws `max_new_tokens` after prompts (B, T) at temperature 1; without a cache where there is such a way."""
-        raise UserError(f"{type(self).__name__} cannot write so")
+        """Draws `max_new_tokens` after prompts (B, T) at temperature 1.
+
+        Raises:
+            NotImplementedError: it has no way of doing that with a cache, or without.
+        """
+        raise NotImplementedError
 
 
 class Bare(Peer):
@@ -145,7 +149,7 @@ class Bare(Peer):
 
     def write(self, prompts: Tensor, max_new_tokens: int, cache: bool) -> None:
         assert isinstance(self.model, GPT)
-        for _ in stream(self.model, prompts, max_new_tokens):
+        for _ in stream(self.model, prompts, max_new_tokens, use_cache=cache):
             pass
 
 
@@ -184,6 +188,8 @@ class NanoGPT(Peer):
         return lambda tokens, targets: model(tokens, targets)[1]
 
     def write(self, prompts: Tensor, max_new_tokens: int, cache: bool) -> None:
+        if cache:
+            super().write(prompts, max_new_tokens, cache)
         self.model.generate(prompts, max_new_tokens)  # type: ignore[operator]
 
 
