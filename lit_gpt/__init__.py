@@ -13,7 +13,9 @@ _HOME = {
     "TextDataModule": "data.datamodule",
     "Tokenizer": "tokenizer",
     "UserError": "errors",
+    "generate": "generate",
     "load_model": "checkpoint",
+    "quicken": "generate",
     "stream_text": "generate",
 }
 

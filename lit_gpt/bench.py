@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory
 from lit_gpt.cli import FitCLI, quiet_lightning
 from lit_gpt.errors import UserError
 from lit_gpt.flags import Arguments
-from lit_gpt.generate import halve
+from lit_gpt.generate import quicken
 from lit_gpt.model import GPT
 from lit_gpt.peers import PEERS, Task
 from lit_gpt.saving import GracefulStop
@@ -242,13 +243,17 @@ def peers(options: argparse.Namespace) -> list[str]:
 # -------------------------------------------------------------------------------------------------- generation
 
 
-def write(pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None) -> None:
+def write(
+    pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None, vocab_size: int | None
+) -> None:
     """Answers (rows, prompt, new, cache) with the seconds it took to write `new` tokens after prompts, or none."""
     task = Experiment([*words, "--trainer.logger=false"], default_config).task(nanogpt)
+    if vocab_size is not None:
+        task.module.gpt = GPT(replace(task.config, vocab_size=vocab_size))
     peer = PEERS[name](task)
     peer.model.eval()
     if isinstance(peer.model, GPT):
-        halve(peer.model)
+        quicken(peer.model)
     while message := pipe.recv():
         rows, prompt, new, cache = message
         tokens = torch.randint(task.config.vocab_size, (rows, prompt), device=task.device)
@@ -265,7 +270,8 @@ def write(pipe: Connection, name: str, words: list[str], default_config: Path, n
 def generate(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
     """Tokens a second for reading a prompt and for writing, one text at a time and 16, with and without a cache."""
     workers: dict[str, tuple[Any, ...]] = {
-        name: (write, name, words, default_config, options.nanogpt) for name in ("bare", *peers(options))
+        name: (write, name, words, default_config, options.nanogpt, options.vocab_size)
+        for name in ("bare", *peers(options))
     }
     config = Experiment(words, default_config).model.gpt.config
     prompt = config.context_length // 2
@@ -334,6 +340,9 @@ def main(words: list[str], default_config: Path) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument("--peers", action="store_true", help="beside what is installed of transformers and litgpt")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="beside nanoGPT: a checkout of it")
+    parser.add_argument(
+        "--vocab_size", type=int, help="of the untrained model that writes; the tokenizer's if left out"
+    )
     parser.add_argument("--steps", type=int, default=20, help="in a turn; or tokens to write")
     parser.add_argument("--turns", type=int, default=10, help="of each contender")
     parser.add_argument("--warm_up", type=int, default=10, help="steps before the first turn")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.generate import check_sampling, shown, stream_text
+from lit_gpt.generate import check_sampling, generate, prompt_tokens, shown
 from lit_gpt.module import LitGPT, log_points, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
@@ -244,7 +244,11 @@ class GenerateText(Callback):
         check_sampling(temperature, top_k)
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
         self.num_samples = num_samples
-        self.sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+        self.sampling: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_k": top_k,
+        }
         self._written_step = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -279,10 +283,12 @@ class GenerateText(Callback):
         module, data = parts(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
         rows = data.reading.mode == "rows"
+        start = prompt_tokens(data.tokenizer, prompt, rows)
+        end = data.tokenizer.end_of_text if rows else None
+        was_training = module.gpt.training
+        module.gpt.eval()
         # compiled blocks would be compiled anew for every length of the cache, and in the end for training no more
         with torch.compiler.set_stance("force_eager"):
-            return [
-                prompt
-                + "".join(stream_text(module.gpt, data.tokenizer, prompt, rows, generator=generator, **self.sampling))
-                for _ in range(self.num_samples)
-            ]
+            written = generate(module.gpt, [start] * self.num_samples, end=end, generator=generator, **self.sampling)
+        module.gpt.train(was_training)
+        return [prompt + data.tokenizer.decode(row) for row in written]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT, KVCache
+from lit_gpt.model import GPT, KVCache, Linear
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -36,18 +36,19 @@ def next_token(
     check_sampling(temperature, top_k, top_p)
     if temperature < 1e-5:  # below it float32 cannot hold the quotients
         return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
+    if temperature != 1.0:
+        logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[:, -1:]  # (B, 1)
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p is not None:
         ordered, order = logits.sort(dim=-1, descending=True)  # (B, V)
-        probabilities = ordered.softmax(dim=-1)
+        probabilities = ordered.softmax(dim=-1, dtype=torch.float32)
         reached_before = probabilities.cumsum(dim=-1) - probabilities >= top_p  # (B, V)
         reached_before[:, 0] = False  # the likeliest always stays
         logits = logits.masked_fill(reached_before.gather(-1, order.argsort(dim=-1)), -torch.inf)
     # one random number a row, where multinomial draws one a token: 0.4 ms in place of 12 at B 16 and V 50,304
-    reached = logits.softmax(dim=-1).cumsum(dim=-1)  # (B, V)
+    reached = logits.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1)  # (B, V)
     point = torch.rand(len(logits), 1, device=logits.device, generator=generator) * reached[:, -1:]  # (B, 1)
     return torch.searchsorted(reached, point, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
@@ -142,12 +143,35 @@ def generate(
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 
-def halve(model: GPT) -> GPT:
-    """Keeps the weights in bfloat16, half the bytes to read for every token, where the processor multiplies in it."""
-    if has_bfloat16(model.embedding.weight.device):
+def quicken(model: GPT) -> GPT:
+    """Makes a model ready to write and no longer to train, where its processor multiplies in bfloat16.
+
+    Its weights are kept in it, half the bytes to read for every token, and on a CPU laid out as its library reads them
+    fastest: twice as fast for a few rows.
+    """
+    device = model.embedding.weight.device
+    if has_bfloat16(device):
         for parameter in model.parameters():  # and not the tables of positions
             parameter.data = parameter.data.bfloat16()
+        if device.type == "cpu" and torch.backends.mkldnn.is_available():
+            for module in list(model.modules()):
+                for name, child in module.named_children():
+                    if isinstance(child, Linear):
+                        setattr(module, name, PackedLinear(child))
     return model
+
+
+class PackedLinear(nn.Module):
+    """A `Linear` whose weight oneDNN has put in an order of its own, as torch's compiler has it done."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return y
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -214,6 +214,8 @@ class LitGPT(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.updating = False
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:  # the Trainer would hold them till the next
+            self.gpt.zero_grad(set_to_none=True)  # backward pass: as many bytes as the weights, where the peak is
         if self._to_log:
             loss = self.trainer.strategy.reduce(self._to_log["loss/train"], reduce_op="mean")  # over the ranks
             log_points(self.trainer, {**self._to_log, "loss/train": loss})

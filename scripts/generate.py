@@ -9,7 +9,7 @@ import torch
 
 from lit_gpt.checkpoint import load_model, newest_checkpoint
 from lit_gpt.errors import UserError
-from lit_gpt.generate import check_sampling, prompt_tokens, shown, stream_text
+from lit_gpt.generate import check_sampling, prompt_tokens, quicken, shown, stream_text
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,7 +59,7 @@ def write(words: list[str]) -> None:
         place = f"logs/{options.name or ''}"
         raise UserError(f"no checkpoint under {place}: train one with scripts/fit.py, or give --ckpt_path")
     model, tokenizer, rows = load_model(path)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    quicken(model.to("cuda" if torch.cuda.is_available() else "cpu"))
     prompt_tokens(tokenizer, options.prompt, rows)  # a character it does not know is said before anything is written
     print(f"[{path}]", file=sys.stderr)
     generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)

@@ -24,10 +24,12 @@ def gpt(**changes: object) -> GPT:
 
 
 def course_generate(model: GPT, tokens: Tensor, count: int, temperature: float, generator: torch.Generator) -> Tensor:
-    """The course's loop: crop, last position, temperature, softmax, multinomial, append."""
+    """The course's loop: crop, last position, temperature, softmax, a draw by one random number a row, append."""
     for _ in range(count):
         logits = model(tokens[:, -model.config.context_length :])[0][:, -1] / temperature
-        drawn = torch.multinomial(F.softmax(logits, dim=-1), num_samples=1, generator=generator)
+        reached = F.softmax(logits, dim=-1).cumsum(dim=-1)
+        points = torch.rand(len(tokens), 1, generator=generator) * reached[:, -1:]
+        drawn = (reached <= points).sum(dim=-1, keepdim=True)
         tokens = torch.cat((tokens, drawn), dim=1)
     return tokens
 

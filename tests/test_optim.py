@@ -36,11 +36,12 @@ def test_no_warm_up_starts_at_the_peak() -> None:
 
 def test_weight_decay_falls_on_matrices_only() -> None:
     model = GPT(GPTConfig(vocab_size=10, d_model=16, num_heads=2, num_blocks=1, bias=True, norm="layernorm"))
-    decayed, rest = parameter_groups(model, weight_decay=0.1, optimizer="adamw")
-    assert (decayed["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
+    groups = parameter_groups(model, weight_decay=0.1, optimizer="adamw")
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
-    assert {id(p) for p in decayed["params"]} == {id(p) for p in matrices}
-    everything = [id(p) for group in (decayed, rest) for p in group["params"]]
+    decayed = [id(p) for group in groups for p in group["params"] if group["weight_decay"] == 0.1]
+    assert set(decayed) == {id(p) for p in matrices}
+    assert [group["weight_decay"] for group in groups if group["name"] == "scales"] == [0.0]
+    everything = [id(p) for group in groups for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in model.parameters())
 
 
@@ -72,12 +73,15 @@ def trained(model: GPT, steps: int, *optimizers: torch.optim.Optimizer) -> list[
 
 def test_the_blocks_matrices_are_muons_and_nothing_else_is() -> None:
     model = small_gpt()
-    blocks, matrices, scales = parameter_groups(model, 0.1, "muon")
+    blocks, embeddings, head, scales = parameter_groups(model, 0.1, "muon")
     inner = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
     assert [id(p) for p in blocks["params"]] == [id(p) for p in inner]
-    assert {id(p) for p in matrices["params"]} == {id(model.embedding.weight), id(model.head.weight)}
-    assert [group["muon"] for group in (blocks, matrices, scales)] == [True, False, False]
-    assert [group["weight_decay"] for group in (blocks, matrices, scales)] == [0.1, 0.1, 0.0]
+    assert [id(p) for p in embeddings["params"]] == [id(model.embedding.weight)]
+    assert [id(p) for p in head["params"]] == [id(model.head.weight)]
+    groups = (blocks, embeddings, head, scales)
+    assert [group["name"] for group in groups] == ["blocks", "embeddings", "head", "scales"]
+    assert [group["muon"] for group in groups] == [True, False, False, False]
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.1, 0.0]
 
 
 def test_a_step_is_that_of_torchs_muon_and_adamw() -> None:
