@@ -25,7 +25,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import Profiler
 
 from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory
-from lit_gpt.cli import FitCLI, quiet_lightning
+from lit_gpt.cli import FitCLI, keep_freed_memory, quiet_lightning
 from lit_gpt.errors import UserError
 from lit_gpt.flags import Arguments
 from lit_gpt.generate import quicken
@@ -185,6 +185,7 @@ class TakeTurns(Callback):
 
 def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None:
     """Our training as fit.py runs it, logging included; without validations, texts and checkpoints."""
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         off = ("limit_val_batches=0", "enable_checkpointing=false", "enable_progress_bar=false", "max_steps=1000000000")
         flags = [f"--trainer.{flag}" for flag in (*off, f"default_root_dir={folder}")]
@@ -198,6 +199,8 @@ def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None
 
 
 def train_peer(pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None) -> None:
+    if name == "bare":
+        keep_freed_memory()
     task = Experiment([*words, "--trainer.logger=false"], default_config).task(nanogpt)
     task.data.setup("fit")
     turns, step = Turns(pipe, task.device), PEERS[name](task).trainer()

@@ -16,6 +16,7 @@ SMALLER = {
         *("--trainer.enable_checkpointing", "false"),  # 1.5 GB each
     ],
     "shakespeare_char": ["--data.files", str(ROOT / "LICENSE")],
+    "shakespeare_fast": ["--data.files", str(ROOT / "LICENSE")],
 }
 
 

@@ -133,8 +133,9 @@ def test_what_flags_say_of_the_optimizer_wins_over_the_checkpoint(fit: Fit) -> N
     flags = ["--model.learning_rate", 0.5, "--model.weight_decay", 0.25, "--model.betas", "[0.5, 0.75]"]
     result = fit("--model.schedule", "constant", *flags, "--ckpt_path", "last")
     assert [step for step, rate in points(RUN)["optim/lr"] if rate == 0.5] == [4, 5, 6]
-    matrices, scales = open_checkpoint(RUN / "last.ckpt")["optimizer_states"][0]["param_groups"]
-    assert (matrices["lr"], matrices["weight_decay"], matrices["betas"]) == (0.5, 0.25, (0.5, 0.75))
+    *matrices, scales = open_checkpoint(RUN / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    for group in matrices:
+        assert (group["lr"], group["weight_decay"], group["betas"]) == (0.5, 0.25, (0.5, 0.75))
     assert scales["weight_decay"] == 0.0
     assert "changed     model.learning_rate 0.001 -> 0.5\n" in result.out
     assert "changed     trainer.max_steps 3 -> 6\n" in result.out
