@@ -9,7 +9,10 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,17 +23,23 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import Profiler
+from torch.nn import functional as F
 
 from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory
 from lit_gpt.cli import FitCLI, keep_freed_memory, quiet_lightning
+from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.datamodule import EvaluationBatches, TextDataModule
+from lit_gpt.data.readers import find_files, read_documents, read_text
+from lit_gpt.data.windows import evaluation_starts
 from lit_gpt.errors import UserError
 from lit_gpt.flags import Arguments
 from lit_gpt.generate import quicken
 from lit_gpt.model import GPT
-from lit_gpt.peers import PEERS, Task
+from lit_gpt.peers import PEERS, Task, load_nanogpt
 from lit_gpt.saving import GracefulStop
 
 Row = dict[str, Any]
@@ -305,13 +314,152 @@ def generate(options: argparse.Namespace, words: list[str], default_config: Path
             }
 
 
+# --------------------------------------------------------------------------------------------- time to a loss
+
+# what nanoGPT's README runs on a CPU
+NANOGPT = [
+    *("config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1"),
+    *("--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
+    *("--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
+]
+
+
+def loss(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
+    """Seconds from the command's start until the loss over the whole validation split is at the target, seed by seed.
+
+    nanoGPT takes its README's 2,000 steps on characters of the same file; its loss is taken afterwards, off the clock.
+    """
+    run = Experiment(words, default_config)
+    per_step = run.datamodule.windows_per_step * run.model.gpt.config.context_length
+    fit = [sys.executable, str(default_config.parents[1] / "scripts" / "fit.py"), *words]
+    for seed in range(options.first_seed, options.first_seed + options.turns):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = (
+                "--trainer.default_root_dir",
+                folder,
+                "--data.eval_windows",
+                "null",
+                "--seed_everything",
+                str(seed),
+            )
+            yield {"who": "lit_gpt", "seed": seed, **_fit_to(options.target, [*fit, *flags], per_step)}
+    if options.nanogpt:
+        yield {"who": "nanogpt", "seed": 1337, **_nanogpt_to_its_end(options.nanogpt, run.datamodule)}
+
+
+def _fit_to(target: float, command: list[str], per_step: int) -> Row:
+    """Runs fit.py until a validation reaches `target`, or to its end."""
+    found: Row = {}
+    since = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if match := re.match(r"step +([\d,]+) .*loss/val ([\d.]+)", line):
+                steps, value = int(match[1].replace(",", "")), float(match[2])
+                found = {"loss": value, "seconds": time.perf_counter() - since, "steps": steps}
+                if value <= target:
+                    process.terminate()  # it saves, and leaves
+                    break
+        _, errors = process.communicate()
+    if not found:
+        raise UserError(f"fit.py did not come to a validation: {errors.strip()}")
+    return {**found, "tokens": found["steps"] * per_step, "reached": found["loss"] <= target}
+
+
+def _nanogpt_to_its_end(checkout: Path, data: TextDataModule) -> Row:
+    (text,) = find_files(data.files)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(checkout, Path(folder, "nanogpt"), ignore=shutil.ignore_patterns(".git", "*.bin")))
+        shutil.copy(text, copy / "data" / "shakespeare_char" / "input.txt")
+        quiet: dict[str, Any] = {"cwd": copy, "stdout": subprocess.DEVNULL, "check": True}
+        subprocess.run([sys.executable, "data/shakespeare_char/prepare.py"], **quiet)
+        since = time.perf_counter()
+        subprocess.run([sys.executable, "train.py", *NANOGPT], **quiet)
+        seconds = time.perf_counter() - since
+        saved = torch.load(copy / "out-shakespeare-char" / "ckpt.pt", map_location="cpu", weights_only=True)
+        module = load_nanogpt(checkout)
+        model = module.GPT(module.GPTConfig(**saved["model_args"]))
+        model.load_state_dict(saved["model"])
+        model.eval()
+        ids = np.fromfile(copy / "data" / "shakespeare_char" / "val.bin", dtype=np.uint16)
+        length = saved["model_args"]["block_size"]
+        windows = EvaluationBatches(ids, evaluation_starts(len(ids), length, None), length, batch_size=64)
+        nats = 0.0
+        with torch.no_grad():
+            for tokens, targets in (windows[i] for i in range(len(windows))):
+                logits, _ = model(tokens, targets.clamp(min=0))  # without targets it gives the last position only
+                nats += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+    steps = 2000
+    return {"loss": nats / (len(ids) - 1), "seconds": seconds, "steps": steps, "tokens": steps * 12 * length}
+
+
+# ------------------------------------------------------------------------------------------ preparing, starting
+
+
+def prepare(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
+    """Megabytes and rows a second from files to ids on the disk, beside the tokenizer alone on the same documents."""
+    data = Experiment(words, default_config).datamodule
+    corpus, files = data.corpus, find_files(data.files)
+    size = sum(path.stat().st_size for path in files) / 1e6
+    read = read_text if data.reading.mode == "raw" else read_documents
+    documents = [document for path in files for document in read(path, data.reading)]
+
+    def build() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            open_corpus(files, data.reading, data.tokenizer_name, data.vocab, Path(folder))
+
+    def encode() -> None:
+        for document in documents:
+            corpus.tokenizer.encode(document)
+
+    seconds: dict[str, list[float]] = {"lit_gpt": [], "tokenizer": []}
+    for _ in range(options.turns):
+        for name, work in (("lit_gpt", build), ("tokenizer", encode)):
+            since = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - since)
+    for name, turns in seconds.items():
+        median = statistics.median(turns)
+        row: Row = {"who": name, "processes": 1, "seconds": median, "mb_per_second": size / median}
+        yield row | {"rows_per_second": len(documents) / median, "tokens_per_second": len(corpus.ids) / median}
+
+
+def startup(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
+    """Seconds of whole commands: to the help, to a first step that is saved, to a first token; beside a bare import."""
+    scripts = default_config.parents[1] / "scripts"
+    with tempfile.TemporaryDirectory() as folder:
+        place = ["--name", "bench", "--trainer.default_root_dir", folder]
+        one = ["--trainer.max_steps", "1", "--trainer.limit_val_batches", "0", "--generate.prompts", "[]"]
+        saved = str(Path(folder, "bench", "version_0", "last.ckpt"))
+        commands = {
+            "import lightning.pytorch.cli": ["-c", "import lightning.pytorch.cli"],
+            "fit.py --version": [str(scripts / "fit.py"), "--version"],
+            "fit.py --help": [str(scripts / "fit.py"), "--help"],
+            "first step": [str(scripts / "fit.py"), *words, *place, *one],
+            "first token": [str(scripts / "generate.py"), "--ckpt_path", saved, "--max_new_tokens", "1"],
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        for turn in range(options.turns + 1):  # the first one fills caches
+            for name, command in commands.items():
+                since = time.perf_counter()
+                ran = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+                if ran.returncode:
+                    raise UserError(f"{name}: {ran.stderr.strip()}")
+                if turn:
+                    seconds[name].append(time.perf_counter() - since)
+    imports = statistics.median(seconds["import lightning.pytorch.cli"])
+    for name, turns in seconds.items():
+        median = statistics.median(turns)
+        yield {"who": "lit_gpt", "what": name, "seconds": median, "over_import": median / imports}
+
+
 # ------------------------------------------------------------------------------------------------ what is printed
 
 
 def print_table(rows: list[Row]) -> None:
     """Rows under the names of their values."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [keys] + [[_cell(row.get(key)) for key in keys] for row in rows]
+    cells = [keys] + [[f"{row[key]:.4f}" if key == "loss" else _cell(row.get(key)) for key in keys] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     for line in cells:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
@@ -325,7 +473,7 @@ def _cell(value: Any) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
-KINDS = {"train": train, "generate": generate}
+KINDS = {"train": train, "loss": loss, "generate": generate, "prepare": prepare, "startup": startup}
 
 
 class Parser(argparse.ArgumentParser):
@@ -347,7 +495,9 @@ def main(words: list[str], default_config: Path) -> int:
         "--vocab_size", type=int, help="of the untrained model that writes; the tokenizer's if left out"
     )
     parser.add_argument("--steps", type=int, default=20, help="in a turn; or tokens to write")
-    parser.add_argument("--turns", type=int, default=10, help="of each contender")
+    parser.add_argument("--turns", type=int, default=10, help="of each contender; or seeds")
+    parser.add_argument("--target", type=float, default=1.898, help="loss to reach, in nats per token")
+    parser.add_argument("--first_seed", type=int, default=1, help="of the runs to a loss")
     parser.add_argument("--warm_up", type=int, default=10, help="steps before the first turn")
     try:
         options, others = parser.parse_known_args(words)

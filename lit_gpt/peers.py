@@ -153,28 +153,32 @@ class Bare(Peer):
             pass
 
 
+def load_nanogpt(checkout: Path | None) -> ModuleType:
+    """The module `model` of a checkout of nanoGPT.
+
+    Raises:
+        UserError: it is none.
+    """
+    if checkout is None or not (checkout / "model.py").is_file():
+        raise UserError(f"--nanogpt {checkout}: give a checkout of nanoGPT, the folder its model.py is in")
+    spec = importlib.util.spec_from_file_location("nanogpt_model", checkout / "model.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 class NanoGPT(Peer):
     @cached_property
     def model(self) -> nn.Module:
         c = self.config
         shape = {"n_layer": c.num_blocks, "n_head": c.num_heads, "n_embd": c.d_model, "dropout": c.dropout}
-        module = self.module
+        module = load_nanogpt(self.task.nanogpt)
         return module.GPT(
             module.GPTConfig(block_size=c.context_length, vocab_size=c.vocab_size, bias=c.bias, **shape)
         ).to(self.device)
-
-    @cached_property
-    def module(self) -> ModuleType:
-        folder = self.task.nanogpt
-        if folder is None or not (folder / "model.py").is_file():
-            raise UserError(f"--nanogpt {folder}: give a checkout of nanoGPT, the folder its model.py is in")
-        spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        return module
 
     def optimizer(self) -> torch.optim.Optimizer:
         ours, model = self.task.module, self.model
