@@ -164,18 +164,21 @@ class Split(Profiler):
 
     def __init__(self) -> None:
         super().__init__()
+        self.part_of: dict[str, str | None] = {}  # by the Trainer's name
         self.begun: dict[str, float] = {}
         self.spent = dict.fromkeys(PARTS, 0.0)
 
     def start(self, action_name: str) -> None:
-        for part, action in PARTS.items():
-            if action_name.endswith(action):
-                self.begun[part] = time.perf_counter()
+        if action_name not in self.part_of:
+            self.part_of[action_name] = next((part for part, end in PARTS.items() if action_name.endswith(end)), None)
+        part = self.part_of[action_name]
+        if part is not None:
+            self.begun[part] = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
-        for part, action in PARTS.items():
-            if action_name.endswith(action):
-                self.spent[part] += time.perf_counter() - self.begun[part]
+        part = self.part_of[action_name]
+        if part is not None:
+            self.spent[part] += time.perf_counter() - self.begun[part]
 
     def take(self) -> dict[str, float]:
         """Seconds since it was last asked; forward and backward lie inside what the Trainer calls the optimizer's."""
@@ -501,6 +504,9 @@ def main(words: list[str], default_config: Path) -> int:
     parser.add_argument("--warm_up", type=int, default=10, help="steps before the first turn")
     try:
         options, others = parser.parse_known_args(words)
+        for name in ("steps", "turns", "warm_up"):
+            if getattr(options, name) < 1:
+                raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
         rows = []
         for row in KINDS[options.what](options, others, default_config):
             rows.append(row)

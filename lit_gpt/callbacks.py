@@ -14,7 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from torch.utils.tensorboard.summary import hparams
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.summary import hparams, scalar
 from tqdm import tqdm
 
 from lit_gpt.data.datamodule import TextDataModule
@@ -24,6 +25,8 @@ from lit_gpt.module import LitGPT, log_points, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+FLUSH_SECONDS = 2.0  # for those who watch; what a checkpoint counts on is flushed with it
 
 OVERLAY = {"loss": {"train and validation": ["Multiline", ["loss/train$", "loss/train_eval", "loss/val"]]}}
 
@@ -42,6 +45,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._earlier = {path.name for path in Path(self.log_dir).glob("events.*")}  # of a run that is resumed
+        self._flushed = 0.0  # when it last was
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -52,10 +56,13 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes step N at N, where Lightning counts N - 1, and leaves its `epoch` out."""
-        values = {tag: value for tag, value in metrics.items() if tag != "epoch"}
+        """Writes step N at N, where Lightning counts N - 1, and leaves its `epoch` out; all values in one event."""
+        event = Summary()
+        for tag, value in metrics.items():
+            if tag != "epoch":
+                event.MergeFrom(scalar(tag, float(value)))
         with self._writing():
-            super().log_metrics(values, None if step is None else step + 1)
+            self.experiment._get_file_writer().add_summary(event, None if step is None else step + 1)
 
     @rank_zero_only
     def start(self, settings: dict[str, Any]) -> None:
@@ -66,9 +73,15 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Flushes; config.yaml holds the settings already."""
+        """Flushes, once in a while; config.yaml holds the settings already."""
+        if time.perf_counter() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    @rank_zero_only
+    def flush(self) -> None:
         with self._writing():
             self.experiment.flush()
+        self._flushed = time.perf_counter()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -81,7 +94,7 @@ class RunLogger(TensorBoardLogger):
         Raises:
             UserError: they could not be written.
         """
-        self.save()
+        self.flush()
         sizes = {}
         for path in Path(self.log_dir).glob("events.*"):
             with open(path, "rb+") as file:

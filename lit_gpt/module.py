@@ -121,6 +121,12 @@ class LitGPT(LightningModule):
         self._evaluated = torch.zeros(0)  # (2, 3): for each split nats, tokens and bytes
         self._bytes_per_token = torch.zeros(0)  # (V,)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # which hook runs: set some fifty times a step, and never a parameter
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def data(self) -> TextDataModule:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -212,10 +218,18 @@ class LitGPT(LightningModule):
             "--model.learning_rate, or --trainer.gradient_clip_val 1"
         )
 
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        """Nothing is left to do: they were let go of when they had been used.
+
+        The Trainer would hold them until the next backward pass: as many bytes as the weights, where the peak is.
+        """
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.updating = False
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:  # the Trainer would hold them till the next
-            self.gpt.zero_grad(set_to_none=True)  # backward pass: as many bytes as the weights, where the peak is
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            for group in self.trainer.optimizers[0].param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
         if self._to_log:
             loss = self.trainer.strategy.reduce(self._to_log["loss/train"], reduce_op="mean")  # over the ranks
             log_points(self.trainer, {**self._to_log, "loss/train": loss})

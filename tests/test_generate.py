@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt.errors import UserError
-from lit_gpt.generate import next_token, prompt_tokens, shown, stream, stream_text
+from lit_gpt.generate import generate, has_bfloat16, next_token, prompt_tokens, quicken, shown, stream, stream_text
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -42,6 +42,54 @@ def test_streaming_draws_the_tokens_of_the_courses_loop(position: str, length: i
     expected = course_generate(model, prompt, 24, 0.9, torch.Generator().manual_seed(5))
     drawn = stream(model, prompt, 24, temperature=0.9, generator=torch.Generator().manual_seed(5))
     assert torch.equal(torch.stack(list(drawn), dim=1), expected[:, length:])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"position": "rope"}, {"position": "learned"}, {"position": "sinusoidal"}, {"previous_tokens": 3}],
+    ids=["rope", "learned", "sinusoidal", "previous tokens"],
+)
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+def test_prompts_of_unequal_length_are_written_on_as_each_alone(changes: dict[str, object], use_cache: bool) -> None:
+    model = gpt(**changes)
+    for parameter in model.previous.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    prompts = [[5], [7, 200, 31, 8], list(range(20)), [1, 2, 3, 4, 5, 6, 7]]  # one is longer than the context
+    for count in (6, 24):  # within the context, and past it
+        alone = [generate(model, [prompt], count, temperature=0)[0] for prompt in prompts]
+        assert generate(model, prompts, count, temperature=0, use_cache=use_cache) == alone
+        plain = course_greedy(model, torch.tensor([prompts[1]]), count)
+        assert alone[1] == plain[0, len(prompts[1]) :].tolist()
+
+
+def course_greedy(model: GPT, tokens: Tensor, count: int) -> Tensor:
+    for _ in range(count):
+        likeliest = model(tokens[:, -model.config.context_length :])[0][:, -1].argmax(dim=-1, keepdim=True)
+        tokens = torch.cat((tokens, likeliest), dim=1)
+    return tokens
+
+
+def test_a_text_ends_before_its_end_of_text() -> None:
+    model = gpt()
+    (free,) = generate(model, [[3]], 30, temperature=0)
+    end = free[9]
+    assert generate(model, [[3]], 30, end=end, temperature=0) == [free[: free.index(end)]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_quickened_model_writes_near_what_it_did(bias: bool) -> None:
+    model, prompts = gpt(bias=bias, position="sinusoidal", context_length=64), torch.arange(40).view(2, 20)
+    with torch.inference_mode():
+        before = model(prompts)[0].softmax(dim=-1)
+    quicken(model)
+    with torch.inference_mode():
+        after = model(prompts)[0]
+    assert after.dtype == (torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32)
+    torch.testing.assert_close(after.float().softmax(dim=-1), before, rtol=0, atol=0.03)
+    drawn = torch.stack(list(stream(model, prompts, 12, temperature=0)), dim=1)
+    with torch.inference_mode():
+        plain = course_greedy(model, prompts, 12)[:, 20:]
+    assert (drawn == plain).float().mean() > 0.9  # a tie may be decided by the last bit
 
 
 def test_temperature_zero_takes_the_likeliest() -> None:

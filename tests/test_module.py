@@ -11,8 +11,9 @@ from conftest import Fit, points, weights
 from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
-from lit_gpt.checkpoint import load_model
+from lit_gpt.checkpoint import load_model, open_checkpoint
 from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.datamodule import Batch
 from lit_gpt.data.readers import Reading
 from lit_gpt.data.windows import random_starts
 from lit_gpt.model import GPTConfig
@@ -173,6 +174,38 @@ def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: p
     assert fit(*deep, "--name", "plain").status == 0
     compiled, plain = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in ("compiled", "plain"))
     torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_embeddings_and_head_learn_at_rates_of_their_own(fit: Fit) -> None:
+    free = ["--model.config.tie_embeddings", "false", "--model.optimizer", "muon"]
+    assert fit(*free, "--model.embedding_rate", 5, "--model.head_rate", 2).status == 0
+    groups = open_checkpoint(RUN / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    rates = {group["name"]: group["lr"] for group in groups}
+    assert rates["embeddings"] == pytest.approx(5 * rates["blocks"])
+    assert rates["head"] == pytest.approx(2 * rates["blocks"])
+    assert rates["scales"] == rates["blocks"]
+
+
+def test_gradients_are_let_go_of_when_they_are_used(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+
+    def look(module: LitGPT, batch: Batch, batch_idx: int) -> None:
+        held.append(sum(p.grad is not None for p in module.gpt.parameters()))
+
+    monkeypatch.setattr(LitGPT, "on_train_batch_start", look)
+    assert fit("--data.global_batch_size", 8, "--trainer.max_steps", 2).status == 0
+    assert [count > 0 for count in held] == [False, True, False, True]  # they add up over two forwards
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_without_a_flag_the_processor_decides_the_precision(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
+) -> None:
+    monkeypatch.setattr("lit_gpt.cli.has_bfloat16", lambda device: native)
+    taken = []
+    monkeypatch.setattr(LitGPT, "on_train_start", lambda module: taken.append(module.trainer.precision))
+    assert fit("--trainer.precision", "null").status == 0
+    assert taken == [precision]
 
 
 def test_bfloat16_trains_near_float32(fit: Fit) -> None:

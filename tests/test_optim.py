@@ -34,6 +34,11 @@ def test_no_warm_up_starts_at_the_peak() -> None:
     assert learning_rate_factor(0, "linear", 0, 10, 0.1) == 1.0
 
 
+def test_the_rate_falls_in_the_last_share_of_all_steps() -> None:
+    rates = [learning_rate_factor(step, "linear", 2, 10, 0.0, decay_share=0.5) for step in range(11)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
+
+
 def test_weight_decay_falls_on_matrices_only() -> None:
     model = GPT(GPTConfig(vocab_size=10, d_model=16, num_heads=2, num_blocks=1, bias=True, norm="layernorm"))
     groups = parameter_groups(model, weight_decay=0.1, optimizer="adamw")
