@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -168,16 +168,20 @@ class Split(Profiler):
         self.begun: dict[str, float] = {}
         self.spent = dict.fromkeys(PARTS, 0.0)
 
-    def start(self, action_name: str) -> None:
+    def part(self, action_name: str) -> str | None:
         if action_name not in self.part_of:
             self.part_of[action_name] = next((part for part, end in PARTS.items() if action_name.endswith(end)), None)
-        part = self.part_of[action_name]
-        if part is not None:
+        return self.part_of[action_name]
+
+    def profile(self, action_name: str) -> AbstractContextManager[Any]:  # type: ignore[override]
+        return super().profile(action_name) if self.part(action_name) else nullcontext()
+
+    def start(self, action_name: str) -> None:
+        if part := self.part(action_name):
             self.begun[part] = time.perf_counter()
 
     def stop(self, action_name: str) -> None:
-        part = self.part_of[action_name]
-        if part is not None:
+        if part := self.part(action_name):
             self.spent[part] += time.perf_counter() - self.begun[part]
 
     def take(self) -> dict[str, float]:

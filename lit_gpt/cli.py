@@ -12,6 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.profilers import PassThroughProfiler
 
-from lit_gpt.callbacks import GenerateText, RunLogger, StepProgress, Throughput
+from lit_gpt.callbacks import GenerateText, RunLogger, StepProgress, Throughput, flops_per_token
 from lit_gpt.checkpoint import open_checkpoint, write_whole
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
@@ -147,12 +149,23 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def fastest_precision(accelerator: str) -> str:
-    """What `--trainer.precision` is where nobody says: bfloat16 on processors that multiply in it, else float32."""
+PAYS = 5e8  # operations in a forward and its backward, above which bfloat16 on a CPU is worth its casts
+
+
+def fastest_precision(accelerator: str, model: LitGPT, data: TextDataModule) -> str:
+    """What `--trainer.precision` is where nobody says: bfloat16 where the processor multiplies in it and it pays."""
     device = "cpu" if accelerator == "cpu" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and accelerator != "cpu" and torch.backends.mps.is_available():
         device = "mps"
-    return "bf16-mixed" if has_bfloat16(torch.device(device)) else "32-true"
+    pays = device != "cpu" or flops_per_token(model) * data.batch_size * data.context_length > PAYS
+    return "bf16-mixed" if has_bfloat16(torch.device(device)) and pays else "32-true"
+
+
+class Unwatched(PassThroughProfiler):
+    """Lightning's profiler for those who want none, without its fifty generators a step."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
 
 
 class SaveConfig(SaveConfigCallback):
@@ -256,7 +269,11 @@ class FitCLI(LightningCLI):
         checkpoint: StepCheckpoint = self._get(self.config_init, "checkpoint")
         generate: GenerateText = self._get(self.config_init, "generate")
         if config["precision"] is None and not as_list(config.get("plugins")):
-            config["precision"] = fastest_precision(config["accelerator"])
+            model, data = self._get(self.config_init, "model"), self._get(self.config_init, "data")
+            config["precision"] = fastest_precision(config["accelerator"], model, data)
+            settings.trainer.precision = config["precision"]  # so it is saved: another processor would choose anew
+        if config["profiler"] is None and not config["barebones"]:
+            config["profiler"] = Unwatched()
         config["plugins"] = [*as_list(config.get("plugins")), WholeFileIO()]
         if self.subcommand == "validate":
             config.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
@@ -504,6 +521,7 @@ def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Pat
         f"memory      {_bytes(16 * parameters)} for weights, gradients and AdamW; activations come on top",
         f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
         f"{data.steps_per_epoch:,} to an epoch" + ("" if steps is None else f", {epochs:,.1f} epochs"),
+        f"device      {data.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}",
         f"logs        {folder if folder else 'none'}",
     ]
     trained = len(data.train_ids)

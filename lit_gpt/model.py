@@ -13,7 +13,7 @@ Shape letters:
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -500,6 +500,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     CHUNK = 2**24  # logits held at once, 32 MiB in bfloat16: on a CPU fewer are slower, and more are no faster
+    MULTIPLE: ClassVar = {"cuda": 64}  # of columns, for which products have fast kernels; those added are impossible
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -508,11 +509,17 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         grad_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        kind, weight = weight.dtype, weight.type_as(hidden)
+        kind, vocabulary = weight.dtype, len(weight)
+        weight = weight.type_as(hidden)
+        more = -vocabulary % LinearCrossEntropy.MULTIPLE.get(weight.device.type, 1)
+        if more:
+            weight = F.pad(weight, (0, 0, 0, more))  # (V and more, D)
         rows = max(1, LinearCrossEntropy.CHUNK // weight.shape[0])
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             logits = hidden[chunk] @ weight.T  # (n, V)
+            if more:
+                logits[:, vocabulary:] = -torch.inf
             if not want_hidden and not want_weight:
                 total += F.cross_entropy(logits.float(), targets[chunk], ignore_index=IGNORE, reduction="sum")
                 continue
@@ -526,9 +533,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight * share  # (n, D)
             if want_weight:
-                more = grad.T @ (hidden[chunk] * share)  # (V, D)
-                grad_weight = more.float() if grad_weight is None else grad_weight.add_(more)
-        ctx.grads = grad_hidden, None if grad_weight is None else grad_weight.to(kind)
+                part = grad.T @ (hidden[chunk] * share)  # (V, D)
+                grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
+        ctx.grads = grad_hidden, None if grad_weight is None else grad_weight[:vocabulary].to(kind)
         return total if scale is None else total * scale
 
     @staticmethod

@@ -17,6 +17,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, learning_rate_factor, parameter_groups
 
+CHECKED_AT_ONCE = ("cpu",)  # devices that can be asked for a number without waiting
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
 # what a callback may watch: there at every validation
 METRICS = ("loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte")
@@ -117,6 +118,7 @@ class LitGPT(LightningModule):
                 block.compile()  # in place, so that names in a checkpoint stay as they are
         self._loss_sum: Tensor | float = 0.0  # over the forwards of the current optimizer step
         self._to_log: dict[str, Any] = {}  # of the current optimizer step, where it is one that logs
+        self.finite: Tensor | bool = True  # losses and gradients so far, where they were not checked at once
         self.updating = False  # from the check of the gradients until the weights have all been moved
         self._evaluated = torch.zeros(0)  # (2, 3): for each split nats, tokens and bytes
         self._bytes_per_token = torch.zeros(0)  # (V,)
@@ -181,10 +183,13 @@ class LitGPT(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as the Trainer's flags say, takes the norm from before, and lets no step follow one that is not finite.
+        """Clips as the Trainer's flags say, takes the norm from before, and looks whether it is finite.
+
+        On a CPU no step is taken where it is not. Elsewhere to ask would be to wait: it is asked where a step logs and
+        before anything is saved, so that nothing is kept of what came after.
 
         Raises:
-            UserError: the loss or a gradient is infinite or not a number; no weight has moved.
+            UserError: the loss or a gradient is infinite or not a number.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         if gradient_clip_val and gradient_clip_algorithm != "value":
@@ -196,25 +201,34 @@ class LitGPT(LightningModule):
             self.trainer.precision == "16-mixed"
         ):  # whose gradients overflow now and then; its scaler leaves out that step
             decides = self.trainer.strategy.reduce(torch.as_tensor(self._loss_sum), reduce_op="sum")
-        if not torch.isfinite(decides):
-            raise UserError(self._not_finite(optimizer))
+        finite = torch.isfinite(decides)
+        if finite.device.type not in CHECKED_AT_ONCE:
+            self.finite = finite & self.finite
+            if self._to_log:
+                self.check_finite(self.trainer.global_step + 1)
+        elif not finite:
+            raise UserError(self._not_finite(f"step {self.trainer.global_step + 1:,} was not taken, it is"))
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         if self._to_log:
             self._to_log["optim/grad_norm"] = norm
         self.updating = True
 
-    def _not_finite(self, optimizer: torch.optim.Optimizer) -> str:
+    def check_finite(self, step: int) -> None:
+        """Raises UserError where a loss or a gradient was not finite, up to that of `step`."""
+        if not self.finite:
+            raise UserError(self._not_finite(f"a step up to {step:,} is"))
+
+    def _not_finite(self, what: str) -> str:
         """What is to be said of a step whose loss or gradients are not finite."""
-        what = [] if torch.isfinite(torch.as_tensor(self._loss_sum)) else [f"loss {float(self._loss_sum)}"]
+        why = [] if torch.isfinite(torch.as_tensor(self._loss_sum)) else [f"loss {float(self._loss_sum)}"]
         names = {id(p): name for name, p in self.gpt.named_parameters()}
-        for group in optimizer.param_groups:
+        for group in self.trainer.optimizers[0].param_groups:
             bad = [names[id(p)] for p in group["params"] if p.grad is not None and not torch.isfinite(p.grad).all()]
             if bad:
-                what.append(f"gradient of {len(bad)} of {len(group['params'])} {group['name']}, as {bad[0]}")
+                why.append(f"gradient of {len(bad)} of {len(group['params'])} {group['name']}, as {bad[0]}")
         return (
-            f"step {self.trainer.global_step + 1:,} was not taken, it is not finite "
-            f"({'; '.join(what) or 'norm of the gradients'}): go on from a checkpoint with a smaller "
+            f"{what} not finite ({'; '.join(why) or 'norm of the gradients'}): go on from a checkpoint with a smaller "
             "--model.learning_rate, or --trainer.gradient_clip_val 1"
         )
 
@@ -258,7 +272,7 @@ class LitGPT(LightningModule):
         sums = self._evaluated[dataloader_idx]
         sums[0] += self.gpt.loss(tokens, targets, reduction="sum")
         sums[1] += counted.sum()
-        sums[2] += self._bytes_per_token[targets[counted]].sum()
+        sums[2] += (self._bytes_per_token[targets.clamp(min=0)] * counted).sum()
 
     def on_validation_epoch_end(self) -> None:
         total = self.trainer.strategy.reduce(self._evaluated, reduce_op="sum")

@@ -39,8 +39,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW for the others, in one optimizer.
 
     A step of Muon is `torch.optim.Muon`'s: momentum, made orthogonal by Newton-Schulz in bfloat16, but for all matrices
-    of one shape at once. It is scaled so that AdamW's learning rate and weight decay serve both (Liu et al. 2025,
-    "match_rms_adamw").
+    of one shorter side at once. It is scaled so that AdamW's learning rate and weight decay serve both (Liu et al.
+    2025, "match_rms_adamw").
 
     Args:
         groups: of `parameter_groups`.
@@ -61,24 +61,29 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if group["muon"]:
-                for shape in dict.fromkeys(p.shape for p in moved):  # in their order, not a set's
-                    self._muon([p for p in moved if p.shape == shape], group["lr"], group["weight_decay"])
+                for short in dict.fromkeys(min(p.shape) for p in moved):  # in their order, not a set's
+                    self._muon([p for p in moved if min(p.shape) == short], group["lr"], group["weight_decay"])
             else:
                 self._adamw(moved, group)
         return loss
 
     def _muon(self, parameters: list[Tensor], rate: float, weight_decay: float) -> None:
-        """One step for matrices of one shape (A, B)."""
+        """One step for matrices (A, B) of one shorter side; their gradients are used up."""
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
         buffers = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
-        updates = orthogonal(torch.stack(torch._foreach_lerp(gradients, buffers, MOMENTUM)))  # (n, A, B)
+        torch._foreach_lerp_(gradients, buffers, MOMENTUM)
+        shapes = dict.fromkeys(p.shape for p in parameters)
+        alike = [[i for i, p in enumerate(parameters) if p.shape == shape] for shape in shapes]
+        stacks = [torch.stack([gradients[i] for i in places]) for places in alike]  # (n, A, B) each
         torch._foreach_mul_(parameters, 1 - rate * weight_decay)
-        scale = 0.2 * math.sqrt(max(parameters[0].shape))
-        torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype)), alpha=-rate * scale)
+        for places, updates in zip(alike, orthogonal(stacks)):
+            moved = [parameters[i] for i in places]
+            scale = 0.2 * math.sqrt(max(moved[0].shape))
+            torch._foreach_add_(moved, list(updates.to(moved[0].dtype)), alpha=-rate * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -104,20 +109,25 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest matrices with all singular values near 1: (n, A, B) -> (n, A, B) bfloat16.
+def orthogonal(stacks: list[Tensor]) -> list[Tensor]:
+    """The nearest matrices with all singular values near 1: (n, A, B) each -> (n, A, B) bfloat16 each.
 
-    Newton-Schulz as in https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2.
+    Newton-Schulz as in https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2. All
+    matrices have one shorter side, S, on which the polynomial is taken for all of them at once; it multiplies a tall
+    one from the right, a wide one from the left, so that nothing is transposed.
     """
     a, b, c = NEWTON_SCHULZ
-    wide = matrices.bfloat16()
-    tall = wide.shape[-2] > wide.shape[-1]
-    wide = wide.mT if tall else wide
-    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    stacks = [stack.bfloat16() for stack in stacks]
+    stacks = [stack.div_(stack.norm(dim=(-2, -1), keepdim=True).clamp_(min=1e-7)) for stack in stacks]
+    tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
+    counts, short = [len(stack) for stack in stacks], min(stacks[0].shape[1:])
+    grams = stacks[0].new_empty(sum(counts), short, short)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = wide @ wide.mT  # (n, min, min)
-        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
-    return wide.mT if tall else wide
+        for x, high, gram in zip(stacks, tall, grams.split(counts)):
+            torch.bmm(*((x.mT, x) if high else (x, x.mT)), out=gram)  # (n, S, S)
+        factors = torch.baddbmm(grams, grams, grams, beta=b, alpha=c).split(counts)
+        stacks = [torch.baddbmm(x, *((x, f) if high else (f, x)), beta=a) for x, f, high in zip(stacks, factors, tall)]
+    return stacks
 
 
 def learning_rate_factor(

@@ -125,7 +125,7 @@ class StepCheckpoint(Checkpoint):
         whole = step == self._done_step and not module.updating and not self._failed
         if isinstance(exception, Stopped) or self._done_step < 0:
             return
-        if whole and step != self._saved_step and finite(module):
+        if whole and step != self._saved_step and module.finite and finite(module):
             path = self.folder / "last.ckpt"
             try:
                 # without trainer.save_checkpoint's barrier: the other ranks may never come
@@ -177,7 +177,9 @@ class StepCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:
             return
-        if not finite(parts(trainer)[0]):
+        module, _ = parts(trainer)
+        module.check_finite(step)
+        if not finite(module):
             raise UserError(
                 f"after step {step:,} the weights are not finite, and not saved: "
                 "go on from a checkpoint with a smaller --model.learning_rate"

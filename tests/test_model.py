@@ -70,8 +70,12 @@ def test_initial_loss_is_near_that_of_a_uniform_guess() -> None:
 
 @pytest.mark.parametrize("chunk", [1, 37 * 5, 2**25], ids=["a row", "five rows", "all rows"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "free head"])
-def test_chunked_loss_and_gradients_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch, chunk: int, tie: bool) -> None:
+@pytest.mark.parametrize("multiple", [1, 64], ids=["", "padded vocabulary"])
+def test_chunked_loss_and_gradients_are_the_plain_ones(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, tie: bool, multiple: int
+) -> None:
     monkeypatch.setattr(LinearCrossEntropy, "CHUNK", chunk)
+    monkeypatch.setattr(LinearCrossEntropy, "MULTIPLE", {"cpu": multiple})
     tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
     targets[0, 20:] = IGNORE
     model = gpt(tie_embeddings=tie)

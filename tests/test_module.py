@@ -197,15 +197,17 @@ def test_gradients_are_let_go_of_when_they_are_used(fit: Fit, monkeypatch: pytes
     assert [count > 0 for count in held] == [False, True, False, True]  # they add up over two forwards
 
 
-@pytest.mark.parametrize(("native", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_without_a_flag_the_processor_decides_the_precision(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch, native: bool, precision: str
+@pytest.mark.parametrize(
+    ("native", "pays", "precision"), [(True, 0, "bf16-mixed"), (True, 1e9, "32-true"), (False, 0, "32-true")]
+)
+def test_without_a_flag_the_processor_and_the_work_decide_the_precision(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, native: bool, pays: float, precision: str
 ) -> None:
     monkeypatch.setattr("lit_gpt.cli.has_bfloat16", lambda device: native)
-    taken = []
-    monkeypatch.setattr(LitGPT, "on_train_start", lambda module: taken.append(module.trainer.precision))
-    assert fit("--trainer.precision", "null").status == 0
-    assert taken == [precision]
+    monkeypatch.setattr("lit_gpt.cli.PAYS", pays)
+    result = fit("--trainer.precision", "null")
+    assert f"device      1 x cpu, {precision}\n" in result.out
+    assert f"precision: {precision}" in (RUN / "config.yaml").read_text()
 
 
 def test_bfloat16_trains_near_float32(fit: Fit) -> None:

@@ -124,7 +124,7 @@ def test_muon_learns_a_batch_by_heart() -> None:
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 48, 16), (2, 16, 64)])
 def test_newton_schulz_brings_all_singular_values_near_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    result = orthogonal(matrices).float()
+    result = orthogonal([matrices])[0].float()
     values = torch.linalg.svdvals(result)
     assert 0.5 < values.min() < values.max() < 1.3
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
@@ -133,8 +133,10 @@ def test_newton_schulz_brings_all_singular_values_near_one(shape: tuple[int, ...
     assert cosine.min() > 0.97
 
 
-def test_matrices_of_one_shape_do_not_touch_each_other() -> None:
-    matrices = torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(3))
-    matrices[1] *= 100
-    for one, alone in zip(orthogonal(matrices), matrices):
-        torch.testing.assert_close(one, orthogonal(alone[None])[0], rtol=0, atol=0.02)
+def test_matrices_do_not_touch_each_other() -> None:
+    generator = torch.Generator().manual_seed(3)
+    stacks = [torch.randn(shape, generator=generator) for shape in ((3, 8, 8), (2, 24, 8), (1, 8, 32))]
+    stacks[0][1] *= 100
+    for together, stack in zip(orthogonal(stacks), stacks, strict=True):
+        for one, alone in zip(together, stack, strict=True):
+            torch.testing.assert_close(one, orthogonal([alone[None]])[0][0], rtol=0, atol=0.02)

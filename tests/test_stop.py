@@ -284,6 +284,27 @@ def test_a_gradient_that_is_no_number_names_its_parameters(
     assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 3
 
 
+@pytest.mark.parametrize(("interval", "told"), [(2, 2), (50, 3)], ids=["where it logs", "before it saves"])
+def test_where_to_ask_is_to_wait_it_is_asked_later_and_nothing_after_it_is_kept(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, interval: int, told: int
+) -> None:
+    loss, calls = GPT.loss, []
+
+    def broken(self: GPT, *args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(self.training)
+        value = loss(self, *args, **kwargs)  # type: ignore[arg-type]
+        return value * float("nan") if sum(calls) == 2 and self.training else value
+
+    monkeypatch.setattr(GPT, "loss", broken)
+    monkeypatch.setattr("lit_gpt.module.CHECKED_AT_ONCE", ())
+    # weights that no step moves stay numbers: the gradients alone tell
+    monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure: closure())
+    result = fit("--trainer.log_every_n_steps", interval)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert f"a step up to {told} is not finite" in result.err
+    assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 0
+
+
 def test_a_model_that_has_blown_up_is_not_saved(fit: Fit) -> None:
     result = fit("--model.learning_rate", 3e38, "--trainer.val_check_interval", 1)
     assert (result.status, result.err.count("\n")) == (2, 1)
