@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_gpt.model import GPT, IGNORE, GPTConfig, KVCache, LinearCrossEntropy, attention_by_products
+from lit_gpt.model import GPT, IGNORE, Dropout, GPTConfig, KVCache, LinearCrossEntropy, attention_by_products
 
 SHAPES: dict[str, dict[str, Any]] = {
     "rope, grouped heads": {"position": "rope", "num_kv_heads": 2},
@@ -108,7 +108,7 @@ class LargestTensor(TorchDispatchMode):
 def test_attention_by_products_is_torchs(key_heads: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, heads, 10, 8, requires_grad=True) for heads in (4, key_heads, key_heads))
-    ours = attention_by_products(q, k, v, dropout=0.0)
+    ours = attention_by_products(q, k, v, Dropout(0.0))
     theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(torch.autograd.grad(ours.sum(), (q, k, v)), torch.autograd.grad(theirs.sum(), (q, k, v))):
@@ -174,6 +174,25 @@ def test_dropout_zeroes_in_training_only() -> None:
     torch.testing.assert_close(model(tokens)[0], model(tokens)[0], rtol=0, atol=0)
     model.train()
     assert (model(tokens)[0] - model(tokens)[0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_dropout_zeroes_a_share_and_scales_the_rest(share: float) -> None:
+    x = (torch.rand(1001, 997) + 1).requires_grad_()  # no multiple of four
+    dropout = Dropout(share)
+    torch.manual_seed(3)
+    y = dropout(x)
+    y.sum().backward()
+    torch.manual_seed(3)
+    torch.testing.assert_close(dropout(x), y, rtol=0, atol=0)
+    assert (dropout(x) != y).any()
+    zeroed = y == 0
+    assert abs(zeroed.double().mean() - share) < 4 * math.sqrt(share * (1 - share) / x.numel())
+    for half in (zeroed[:, ::2], zeroed[:, 1::2], zeroed[::2], zeroed[1::2]):
+        assert abs(half.double().mean() - share) < 6 * math.sqrt(share * (1 - share) / x.numel())
+    torch.testing.assert_close(y[~zeroed], (x / (1 - share))[~zeroed], rtol=1e-4, atol=0)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.where(zeroed, 0, 1 / (1 - share)), rtol=1e-4, atol=0)
 
 
 class CourseHead(nn.Module):
