@@ -131,6 +131,8 @@ def alternate(workers: dict[str, tuple[Any, ...]], messages: list[Any]) -> dict[
             pipe.send(0)
         return answers
     finally:
+        for pipe in pipes.values():
+            pipe.close()
         for process in processes.values():
             process.join(timeout=5)
             process.kill()
@@ -152,6 +154,8 @@ def _worker(pipe: Connection, function: Callable[..., None], *arguments: Any) ->
     try:
         with open(os.devnull, "w") as nothing, redirect_stdout(nothing):
             function(pipe, *arguments)
+    except EOFError:  # another contender could not do the work
+        return
     except (UserError, ImportError) as error:
         pipe.send({"error": str(error)})
 
@@ -511,6 +515,8 @@ def main(words: list[str], default_config: Path) -> int:
         for name in ("steps", "turns", "warm_up"):
             if getattr(options, name) < 1:
                 raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
+        if options.nanogpt is not None:
+            load_nanogpt(options.nanogpt)  # said now, not when its turn comes
         rows = []
         for row in KINDS[options.what](options, others, default_config):
             rows.append(row)
