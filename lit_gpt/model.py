@@ -532,7 +532,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     type and added up in float32. A target less likely than e^-87 counts as just that.
     """
 
-    CHUNK = 2**24  # logits held at once, 32 MiB in bfloat16: on a CPU fewer are slower, and more are no faster
+    CHUNK = 2**25  # bytes of logits held at once: fewer are slower, and more are fresh memory each time, far slower
     MULTIPLE: ClassVar = {"cuda": 64}  # of columns, for which products have fast kernels; those added are impossible
 
     @staticmethod
@@ -547,13 +547,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         more = -vocabulary % LinearCrossEntropy.MULTIPLE.get(weight.device.type, 1)
         if more:
             weight = F.pad(weight, (0, 0, 0, more))  # (V and more, D)
-        rows = max(1, LinearCrossEntropy.CHUNK // weight.shape[0])
+        evaluating = not want_hidden and not want_weight  # then in float32
+        rows = max(1, LinearCrossEntropy.CHUNK // (len(weight) * (4 if evaluating else hidden.element_size())))
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             logits = hidden[chunk] @ weight.T  # (n, V)
             if more:
                 logits[:, vocabulary:] = -torch.inf
-            if not want_hidden and not want_weight:
+            if evaluating:
                 total += F.cross_entropy(logits.float(), targets[chunk], ignore_index=IGNORE, reduction="sum")
                 continue
             counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)

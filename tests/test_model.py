@@ -68,7 +68,7 @@ def test_initial_loss_is_near_that_of_a_uniform_guess() -> None:
     assert abs(model.loss(tokens, tokens.roll(-1, 1)).item() - math.log(1000)) < 0.2
 
 
-@pytest.mark.parametrize("chunk", [1, 37 * 5, 2**25], ids=["a row", "five rows", "all rows"])
+@pytest.mark.parametrize("chunk", [1, 4 * 64 * 5, 2**25], ids=["a row", "five rows", "all rows"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "free head"])
 @pytest.mark.parametrize("multiple", [1, 64], ids=["", "padded vocabulary"])
 def test_chunked_loss_and_gradients_are_the_plain_ones(
@@ -141,7 +141,7 @@ def test_a_gradient_can_be_scaled_and_asked_for_once() -> None:
 
 
 def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 50 * 2000)
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 4 * 50 * 2000)
     model = gpt(vocab_size=2000)
     tokens = random_tokens(20, 24)
     with LargestTensor() as watched:
@@ -151,7 +151,7 @@ def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPa
 
 def test_an_evaluation_takes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = gpt(vocab_size=5000), random_tokens(20, 24)
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 10 * 5000)  # less than the head's matrix has
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 4 * 10 * 5000)  # less than the head's matrix has
     with torch.no_grad(), LargestTensor() as watched:
         model.loss(tokens, tokens)
     assert watched.elements < model.head.weight.numel()
