@@ -133,7 +133,7 @@ class Dropout(nn.Dropout):
             return x
         if x.device.type != "cpu":
             return F.dropout(x, self.p)
-        below = round(self.p * 2**16)
+        below = min(round(self.p * 2**16), 2**16 - 1)
         return x * torch.ops.lit_gpt.kept(x.detach(), below) * (2**16 / (2**16 - below))
 
 
