@@ -148,7 +148,10 @@ class LitGPT(LightningModule):
         if self.gpt.config.dropout > 0:
             # the same zeros for the same windows, whoever draws them and whatever ran before
             part = (self.trainer.global_step * accumulation + forward) * self.trainer.world_size + self.global_rank
-            torch.manual_seed(int(np.random.SeedSequence([self.data.seed, part]).generate_state(1, np.uint64)[0]))
+            seed = int(np.random.SeedSequence([self.data.seed, part]).generate_state(1, np.uint64)[0])
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed asks after every kind of device there is
+            if self.device.type != "cpu":
+                torch.get_device_module(self.device).manual_seed(seed)
         loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
         step = self.trainer.global_step + 1  # the one this forward belongs to
