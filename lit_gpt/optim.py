@@ -12,7 +12,7 @@ OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "linear"]
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at zero, so that few steps do
-NEWTON_SCHULZ_STEPS = 5
+NEWTON_SCHULZ_STEPS = (2, 2, 1)  # five, in two runs on a Gram matrix each
 MOMENTUM = 0.95  # Muon's
 
 
@@ -39,7 +39,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW for the others, in one optimizer.
 
     A step of Muon is `torch.optim.Muon`'s: momentum, made orthogonal by Newton-Schulz in bfloat16, but for all matrices
-    of one shorter side at once. It is scaled so that AdamW's learning rate and weight decay serve both (Liu et al.
+    of one shorter side at once, and rounded at most twice as much. It is scaled so that AdamW's learning rate and weight decay serve both (Liu et al.
     2025, "match_rms_adamw").
 
     Args:
@@ -68,22 +68,24 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _muon(self, parameters: list[Tensor], rate: float, weight_decay: float) -> None:
-        """One step for matrices (A, B) of one shorter side; their gradients are used up."""
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
-        torch._foreach_lerp_(buffers, gradients, 1 - MOMENTUM)
-        torch._foreach_lerp_(gradients, buffers, MOMENTUM)
-        shapes = dict.fromkeys(p.shape for p in parameters)
-        alike = [[i for i, p in enumerate(parameters) if p.shape == shape] for shape in shapes]
-        stacks = [torch.stack([gradients[i] for i in places]) for places in alike]  # (n, A, B) each
-        torch._foreach_mul_(parameters, 1 - rate * weight_decay)
-        for places, updates in zip(alike, orthogonal(stacks)):
-            moved = [parameters[i] for i in places]
-            scale = 0.2 * math.sqrt(max(moved[0].shape))
-            torch._foreach_add_(moved, list(updates.to(moved[0].dtype)), alpha=-rate * scale)
+        """One step for matrices (A, B) of one shorter side; those of one shape are stacked."""
+        stacks, shapes = [], list(dict.fromkeys(p.shape for p in parameters))
+        alike = [[p for p in parameters if p.shape == shape] for shape in shapes]
+        for matrices in alike:
+            stack = torch.empty(len(matrices), *matrices[0].shape, dtype=torch.bfloat16, device=matrices[0].device)
+            for p, row in zip(matrices, stack):  # one matrix after the other, while it is in the cache
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                assert p.grad is not None
+                momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
+                row.copy_(p.grad.lerp(momentum, MOMENTUM))
+            stacks.append(stack)
+        for matrices, updates in zip(alike, orthogonal(stacks)):
+            scale = 0.2 * math.sqrt(max(matrices[0].shape))
+            for p, update in zip(matrices, updates):
+                if weight_decay:
+                    p.mul_(1 - rate * weight_decay)
+                p.add_(update, alpha=-rate * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -113,20 +115,34 @@ def orthogonal(stacks: list[Tensor]) -> list[Tensor]:
     """The nearest matrices with all singular values near 1: (n, A, B) each -> (n, A, B) bfloat16 each.
 
     Newton-Schulz as in https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2. All
-    matrices have one shorter side, S, on which the polynomial is taken for all of them at once; it multiplies a tall
-    one from the right, a wide one from the left, so that nothing is transposed.
+    matrices have one shorter side, S, on which the polynomials are taken for all of them at once. Some steps in a row
+    need their Gram matrix alone: X meets the product of their polynomials, and then a Gram matrix is taken anew, before
+    what rounding did to the small singular values has grown. A tall X is multiplied from the right, a wide one from the
+    left, so that nothing is transposed.
     """
     a, b, c = NEWTON_SCHULZ
     stacks = [stack.bfloat16() for stack in stacks]
     stacks = [stack.div_(stack.norm(dim=(-2, -1), keepdim=True).clamp_(min=1e-7)) for stack in stacks]
     tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
     counts, short = [len(stack) for stack in stacks], min(stacks[0].shape[1:])
-    grams = stacks[0].new_empty(sum(counts), short, short)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        for x, high, gram in zip(stacks, tall, grams.split(counts)):
-            torch.bmm(*((x.mT, x) if high else (x, x.mT)), out=gram)  # (n, S, S)
-        factors = torch.baddbmm(grams, grams, grams, beta=b, alpha=c).split(counts)
-        stacks = [torch.baddbmm(x, *((x, f) if high else (f, x)), beta=a) for x, f, high in zip(stacks, factors, tall)]
+    start = a * torch.eye(short, dtype=torch.bfloat16, device=stacks[0].device)  # (S, S)
+    for steps in NEWTON_SCHULZ_STEPS:
+        gram = stacks[0].new_empty(sum(counts), short, short)
+        for x, high, out in zip(stacks, tall, gram.split(counts)):
+            torch.bmm(*((x.mT, x) if high else (x, x.mT)), out=out)  # (n, S, S)
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # the polynomial is a + p
+        if steps == 1:  # added up in float32
+            pairs = zip(stacks, tall, p.split(counts))
+            stacks = [torch.baddbmm(x, *((x, f) if high else (f, x)), beta=a) for x, high, f in pairs]
+            continue
+        product = p + start
+        for _ in range(steps - 1):
+            gram = torch.baddbmm(gram, gram, p, beta=a)
+            gram = torch.baddbmm(gram, gram, p, beta=a)  # (a + p) gram (a + p)
+            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            product = torch.baddbmm(product, product, p, beta=a)
+        pairs = zip(stacks, tall, product.split(counts))
+        stacks = [torch.bmm(*((x, f) if high else (f, x))) for x, high, f in pairs]
     return stacks
 
 

@@ -203,11 +203,17 @@ class Transformers(Peer):
         from transformers import GPT2Config, GPT2LMHeadModel
 
         c = self.config
-        rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-        shape = {"n_positions": c.context_length, "n_embd": c.d_model, "n_layer": c.num_blocks, "n_head": c.num_heads}
+        rates: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
+        shape: dict[str, Any] = {
+            "n_positions": c.context_length,
+            "n_embd": c.d_model,
+            "n_layer": c.num_blocks,
+            "n_head": c.num_heads,
+        }
         # no token ends a text: all write equally many
         config = GPT2Config(vocab_size=c.vocab_size, bos_token_id=None, eos_token_id=None, **shape, **rates)
-        return GPT2LMHeadModel(config).to(self.device)
+        model: nn.Module = GPT2LMHeadModel(config)
+        return model.to(self.device)
 
     def loss(self) -> Loss:
         return lambda tokens, targets: self.model(input_ids=tokens, labels=tokens).loss  # it shifts them itself

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim._muon import _zeropower_via_newtonschulz
 
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import MuonAdamW, learning_rate_factor, orthogonal, parameter_groups
@@ -99,7 +100,7 @@ def test_a_step_is_that_of_torchs_muon_and_adamw() -> None:
     )
     assert trained(ours, 1, muon(ours)) == trained(theirs, 1, *reference)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=4e-5)  # two in a hundred of a step, for bfloat16
+        torch.testing.assert_close(one, other, rtol=0, atol=5e-4)  # of a step of 8e-3, for bfloat16
 
 
 def test_muon_does_the_same_twice_and_goes_on_from_its_state() -> None:
@@ -131,6 +132,23 @@ def test_newton_schulz_brings_all_singular_values_near_one(shape: tuple[int, ...
     nearest = left @ right  # the orthogonal factor of the polar decomposition
     cosine = (result * nearest).sum((-2, -1)) / result.norm(dim=(-2, -1)) / nearest.norm(dim=(-2, -1))
     assert cosine.min() > 0.97
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(64, 64), (192, 64), (64, 256)])
+def test_newton_schulz_rounds_at_most_twice_as_much_as_torchs(shape: tuple[int, int], decay: float) -> None:
+    torch.manual_seed(4)
+    left, _, right = torch.linalg.svd(torch.randn(4, *shape, dtype=torch.float64), full_matrices=False)
+    matrices = left * torch.arange(1, 65) ** -decay @ right  # of singular values that fall
+    exact = matrices / matrices.norm(dim=(-2, -1), keepdim=True)
+    wide = shape[0] <= shape[1]
+    for _ in range(5):
+        gram = exact @ exact.mT if wide else exact.mT @ exact
+        polynomial = -4.7750 * gram + 2.0315 * gram @ gram
+        exact = 3.4445 * exact + (polynomial @ exact if wide else exact @ polynomial)
+    matrices = matrices.float()
+    theirs = [_zeropower_via_newtonschulz(one, (3.4445, -4.7750, 2.0315), 5, 1e-7) for one in matrices]
+    assert (orthogonal([matrices])[0] - exact).norm() < 2 * (torch.stack(theirs) - exact).norm()
 
 
 def test_matrices_do_not_touch_each_other() -> None:
