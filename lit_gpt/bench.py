@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,11 +30,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import Profiler
 from torch.nn import functional as F
 
-from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory
+from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory, synchronize
 from lit_gpt.cli import FitCLI, keep_freed_memory, quiet_lightning
-from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.corpus import cores, open_corpus, read_texts
 from lit_gpt.data.datamodule import EvaluationBatches, TextDataModule
-from lit_gpt.data.readers import find_files, read_documents, read_text
 from lit_gpt.data.windows import evaluation_starts
 from lit_gpt.errors import UserError
 from lit_gpt.flags import Arguments
@@ -97,11 +97,6 @@ class Turns:
                 sys.exit(0)
             self.since = time.perf_counter()
         self.left -= 1
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def alternate(workers: dict[str, tuple[Any, ...]], messages: list[Any]) -> dict[str, list[Row]]:
@@ -378,10 +373,10 @@ def _fit_to(target: float, command: list[str], per_step: int) -> Row:
 
 
 def _nanogpt_to_its_end(checkout: Path, data: TextDataModule) -> Row:
-    (text,) = find_files(data.files)
+    (text,) = data.sources()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(checkout, Path(folder, "nanogpt"), ignore=shutil.ignore_patterns(".git", "*.bin")))
-        shutil.copy(text, copy / "data" / "shakespeare_char" / "input.txt")
+        shutil.copy(text.name, copy / "data" / "shakespeare_char" / "input.txt")
         quiet: dict[str, Any] = {"cwd": copy, "stdout": subprocess.DEVNULL, "check": True}
         subprocess.run([sys.executable, "data/shakespeare_char/prepare.py"], **quiet)
         since = time.perf_counter()
@@ -410,28 +405,30 @@ def _nanogpt_to_its_end(checkout: Path, data: TextDataModule) -> Row:
 def prepare(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
     """Megabytes and rows a second from files to ids on the disk, beside the tokenizer alone on the same documents."""
     data = Experiment(words, default_config).datamodule
-    corpus, files = data.corpus, find_files(data.files)
-    size = sum(path.stat().st_size for path in files) / 1e6
-    read = read_text if data.reading.mode == "raw" else read_documents
-    documents = [document for path in files for document in read(path, data.reading)]
+    corpus, files = data.corpus, data.sources()
+    size = sum(source.size() for source in files) / 1e6
+    documents = list(read_texts(files, data.recipe.reading))
 
-    def build() -> None:
+    def build(processes: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            open_corpus(files, data.reading, data.tokenizer_name, data.vocab, Path(folder))
+            open_corpus(files, data.recipe, Path(folder), processes)
 
     def encode() -> None:
         for document in documents:
             corpus.tokenizer.encode(document)
 
-    seconds: dict[str, list[float]] = {"lit_gpt": [], "tokenizer": []}
+    works: dict[tuple[str, int], Callable[[], None]] = {("tokenizer", 1): encode}
+    for processes in sorted({1, cores()}):
+        works["lit_gpt", processes] = partial(build, processes)
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in works}
     for _ in range(options.turns):
-        for name, work in (("lit_gpt", build), ("tokenizer", encode)):
+        for key, work in works.items():
             since = time.perf_counter()
             work()
-            seconds[name].append(time.perf_counter() - since)
-    for name, turns in seconds.items():
+            seconds[key].append(time.perf_counter() - since)
+    for (name, processes), turns in seconds.items():
         median = statistics.median(turns)
-        row: Row = {"who": name, "processes": 1, "seconds": median, "mb_per_second": size / median}
+        row: Row = {"who": name, "processes": processes, "seconds": median, "mb_per_second": size / median}
         yield row | {"rows_per_second": len(documents) / median, "tokens_per_second": len(corpus.ids) / median}
 
 

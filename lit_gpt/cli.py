@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ActionYesNo, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Timer
@@ -34,6 +34,7 @@ from lit_gpt.generate import has_bfloat16, prompt_tokens
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
+from lit_gpt.preflight import Measure, preflight
 from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, own_rank
 from lit_gpt.tokenizer import from_state
 
@@ -175,7 +176,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
         self.folder = Path()  # of the run; the command line sets it
         config = self.config.clone()
-        for once in ("ckpt_path", "allow_data_change"):  # said for one command
+        for once in ("ckpt_path", "allow_data_change", "preflight"):  # said for one command
             config.pop(once, None)
         self.text: str = self.parser.dump(config, skip_unset=False)
 
@@ -187,12 +188,14 @@ class SaveConfig(SaveConfigCallback):
 
 
 class FitCLI(LightningCLI):
-    """`fit` and `validate` of LitGPT on TextDataModule."""
+    """`fit`, `validate` and `test` of LitGPT on TextDataModule."""
 
     def __init__(self, arguments: Arguments, stop: GracefulStop) -> None:
         self.arguments, self.stop = arguments, stop
         self.folder = Path()
         self.resumes_here = False  # in the folder its checkpoint lies in
+        self.saves: StepCheckpoint | None = None  # what saves the run
+        self.measure: Measure | None = None  # the run that is only tried
         super().__init__(
             LitGPT,
             TextDataModule,
@@ -208,7 +211,7 @@ class FitCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         dataloaders = {"model", "datamodule", "weights_only", "train_dataloaders", "val_dataloaders", "dataloaders"}
-        return {"fit": dataloaders, "validate": dataloaders | {"verbose"}}
+        return {"fit": dataloaders, "validate": dataloaders | {"verbose"}, "test": dataloaders | {"verbose"}}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -217,12 +220,19 @@ class FitCLI(LightningCLI):
         parser.add_argument(
             "--allow_data_change", type=bool, default=False, help="Resume on another text or split than before."
         )
+        parser.add_argument(
+            "--preflight",
+            action=ActionYesNo,
+            nargs="?",
+            default=False,
+            help="Measure a few steps, say what the run will need, and leave nothing behind.",
+        )
         parser.add_lightning_class_args(StopEarly, "early_stopping")
         parser.add_lightning_class_args(GenerateText, "generate")
         parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
         parser.link_arguments("model.config.context_length", "data.context_length")
         parser.link_arguments("seed_everything", "data.seed")
-        parser.link_arguments("data.vocab_size", "model.config.vocab_size", apply_on="instantiate")
+        parser.link_arguments("data.model_vocab_size", "model.config.vocab_size", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -275,7 +285,7 @@ class FitCLI(LightningCLI):
         if config["profiler"] is None and not config["barebones"]:
             config["profiler"] = Unwatched()
         config["plugins"] = [*as_list(config.get("plugins")), WholeFileIO()]
-        if self.subcommand == "validate":
+        if self.subcommand != "fit":
             config.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
             self.save_config_callback = None
             self.stop.trainer = self._instantiate_trainer(config, [self.stop])
@@ -293,7 +303,14 @@ class FitCLI(LightningCLI):
                 raise UserError(f"--trainer.max_time {time}: give DD:HH:MM:SS, as 00:01:30:00")
         logger = self._run_logger(settings, config)
         self.folder = checkpoint.folder = Path(logger.log_dir)
-        if config["barebones"] or config["fast_dev_run"]:  # a run that leaves nothing behind
+        leaves_nothing = config["barebones"] or config["fast_dev_run"]
+        self.saves = None if leaves_nothing or config["enable_checkpointing"] is False else checkpoint
+        if settings.preflight:
+            config.update(logger=False, callbacks=None, enable_checkpointing=False, enable_progress_bar=False)
+            self.save_config_callback, self.stop.timer = None, None
+            self.measure = Measure(generate)
+            callbacks += [self.measure]
+        elif leaves_nothing:
             config["logger"] = False
             self.save_config_callback = None
         else:
@@ -304,7 +321,7 @@ class FitCLI(LightningCLI):
             callbacks += [generate]
             stop_early: StopEarly = self._get(self.config_init, "early_stopping")
             callbacks += [stop_early] if settings.early_stopping.patience is not None else []
-            if config["enable_checkpointing"] is not False:
+            if self.saves is not None:
                 callbacks += [checkpoint]
                 self.stop.checkpoint = checkpoint
         callbacks += [self.stop]  # after what saves
@@ -399,6 +416,22 @@ class FitCLI(LightningCLI):
         assert self.resumed is not None
         self.refuse_another_model(open_checkpoint(Path(self.resumed), mmap=True))
 
+    def before_test(self) -> None:
+        assert self.resumed is not None
+        if len(self.datamodule.test_ids) < 2:
+            raise UserError(
+                f"the test split has {len(self.datamodule.test_ids)} tokens, of which none can be predicted: give more "
+                "with --data.test_fraction, --data.test_files or --data.split_column"
+            )
+        checkpoint = open_checkpoint(Path(self.resumed), mmap=True)
+        self.refuse_another_model(checkpoint)
+        there, here = (split["train tokens"] for split in (checkpoint["data"], fingerprint(self.datamodule)))
+        if there != here and self.trainer.is_global_zero:
+            print(
+                f"warning     it was trained on {there:,} tokens, and this split has {here:,} to train on: it may have "
+                "seen what is tested; give the split it had"
+            )
+
     def before_fit(self) -> None:
         checkpoint = open_checkpoint(Path(self.resumed), mmap=True) if self.resumed else None
         if checkpoint is not None:
@@ -415,18 +448,18 @@ class FitCLI(LightningCLI):
             )
         generate: GenerateText = self._get(self.config_init, "generate")
         for prompt in generate.prompts:  # one that has no ids is said now, not in mid-run
-            prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.reading.mode == "rows")
+            prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.recipe.reading.mode == "rows")
         if self.datamodule.max_steps == 0:
             raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
         if self.trainer.is_global_zero:
-            folder = self.folder if self.save_config_callback else None
-            if folder is not None:
+            folder = self.folder if self.save_config_callback or self.measure else None
+            if folder is not None and self.measure is None:
                 self.stop.take(folder, fresh=not self.resumes_here)
                 if self.stop.checkpoint is not None and self.resumes_here and checkpoint and self.resumed:
                     self.stop.checkpoint.mend(Path(self.resumed), checkpoint)
             if self.arguments.notice:
                 print(self.arguments.notice)
-            print(preflight(self.trainer, self.model, self.datamodule, folder))
+            print(preflight(self.trainer, self.model, self.datamodule, folder, self.saves))
             if checkpoint is not None:
                 print("\n".join(self._resuming(checkpoint)))
         if isinstance(logger, RunLogger) and self.trainer.is_global_zero and not self.resumes_here:
@@ -453,8 +486,26 @@ class FitCLI(LightningCLI):
             lines += [f"already complete at step {step:,}: raise --trainer.max_steps to go on"]
         return lines
 
+    def fit(self, **kwargs: Any) -> None:
+        """Trains; or, where that is all a person asks for, takes the steps that are measured."""
+        if self.measure is None:
+            self.trainer.fit(**kwargs)
+            return
+        if self.resumed:
+            self.measure.step = open_checkpoint(Path(self.resumed), mmap=True)["global_step"]
+        kwargs["ckpt_path"] = None  # from where it starts is all the same
+        try:
+            self.trainer.fit(**kwargs)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            self.measure.ran_out()
+
     def after_fit(self) -> None:
         if not self.trainer.is_global_zero:
+            return
+        if self.measure is not None:
+            print(self.measure.told(self.datamodule))
             return
         lines = [
             f"stopped     at step {self.trainer.global_step:,}, {callback.reason(callback.wait_count)}"
@@ -475,13 +526,15 @@ class FitCLI(LightningCLI):
         print("\n".join(lines))
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        quiet = {"verbose": False} if subcommand == "validate" else {}
+        quiet = {"verbose": False} if subcommand != "fit" else {}
         return {**super()._prepare_subcommand_kwargs(subcommand), **quiet}
 
     def after_validate(self) -> None:
         if self.trainer.is_global_zero:
             for tag, value in sorted(self.trainer.callback_metrics.items()):
                 print(f"{tag:20} {value:.4f}")
+
+    after_test = after_validate
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -493,46 +546,3 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             found[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
     return found
-
-
-TOKENS_A_PARAMETER = 20  # where more data and more parameters are worth the same
-PASSES = 4  # over the same text that teach about as much as so much new text
-
-
-def preflight(trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path | None) -> str:
-    """What is about to be trained, on what, for how long, and where it is written."""
-    config, counts = model.gpt.config, data.corpus.counts
-    parameters = sum(p.numel() for p in model.gpt.parameters())
-    tokens = len(data.corpus.ids)
-    per_step = data.windows_per_step * data.context_length
-    steps = data.max_steps
-    skipped = f", {counts['empty_rows']:,} empty rows left out" if counts["empty_rows"] else ""
-    vocabulary = (
-        f"{data.tokenizer_name}{' pruned' if data.tokenizer_name == 'cl100k_base' and data.vocab == 'pruned' else ''}"
-    )
-    epochs = steps / data.steps_per_epoch if steps is not None else float("inf")
-    lines = [
-        f"text        {counts['documents']:,} document{'s'[: counts['documents'] != 1]}, "
-        f"{counts['characters']:,} characters{skipped}",
-        f"tokens      {tokens:,} ({len(data.train_ids):,} to train on, {len(data.val_ids):,} to validate), "
-        f"{data.vocab_size:,} different ({vocabulary})",
-        f"model       {parameters:,} parameters, {tokens / parameters:.2g} tokens a parameter; "
-        f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
-        f"memory      {_bytes(16 * parameters)} for weights, gradients and AdamW; activations come on top",
-        f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
-        f"{data.steps_per_epoch:,} to an epoch" + ("" if steps is None else f", {epochs:,.1f} epochs"),
-        f"device      {data.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}",
-        f"logs        {folder if folder else 'none'}",
-    ]
-    trained = len(data.train_ids)
-    if epochs > PASSES and parameters > trained / TOKENS_A_PARAMETER:
-        lines.append(
-            f"warning     {parameters:,} parameters may learn {trained:,} tokens by heart: a model wants "
-            f"{TOKENS_A_PARAMETER} tokens a parameter (Hoffmann et al. 2022), and after {PASSES} epochs text loses its "
-            "worth (Muennighoff et al. 2023); give --early_stopping.patience 5, a smaller model or more text"
-        )
-    return "\n".join(lines)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

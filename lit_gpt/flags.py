@@ -37,6 +37,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,  # the preflight says it shorter
 }
 
+COMMANDS = ("fit", "validate", "test")
+
 SECTIONS = ("data", "model", "trainer", "generate", "checkpoint", "early_stopping")
 
 # what would go behind the back of our counting, and why
@@ -75,7 +77,7 @@ class Arguments:
     """
 
     def __init__(self, words: list[str], default_config: Path) -> None:
-        command, words = (words[0], words[1:]) if words[:1] and words[0] in ("fit", "validate") else ("fit", words)
+        command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("fit", words)
         configs, flags = _split_configs(words)
         helped = bool({"-h", "--help"} & set(flags))
         self.name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(configs[0]).stem if configs else default_config.stem)
@@ -109,7 +111,7 @@ class Arguments:
             name = config.get("name", name)
         name, logs = check_name(_value_of("--name", flags) or name), Path(str(self.root or LOGS))
         path = newest_checkpoint(logs, name)
-        if path is None and command == "validate":
+        if path is None and command != "fit":
             raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
         if path is None:
             self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"
@@ -239,11 +241,14 @@ def plain(message: str, keys: list[str]) -> str:
         dashes, word = match.groups()
         if dashes:
             return f"unknown flag {dashes}{word}{did_you_mean(word, keys)}: see --help"
-        return f"unexpected word {word!r}: commands are fit and validate; a glob or a text with spaces goes in quotes"
+        commands = ", ".join(COMMANDS)
+        return f"unexpected word {word!r}: commands are {commands}; a glob or a text with spaces goes in quotes"
     if match := re.match(r"Subcommand '\w+' does not accept option '(.+)'", message):
         return f"unknown key {match[1]}{did_you_mean(match[1], keys)}: see --help"
     if match := re.match(r'Linked "(.+?)" must be given', message):
         return f"--{match[1]} follows from {LINKED[match[1]]}: leave it out"
+    if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: '(.*)'", message):
+        return f"{match[1]} {match[2]}: it stands alone, or give true or false"
     if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): ?(.*)', message):
         key, expected, got = match.groups()
         key = "seed_everything" if key == "data.seed" else key
@@ -304,8 +309,14 @@ def mistakes(settings: Namespace, command: str) -> Iterator[str]:
     """What cannot be meant by flags that each are of the right kind, the first first."""
     trainer, data, early = settings.trainer, settings.data, settings.early_stopping
     cores = os.cpu_count() or 1
-    if command == "validate" and not settings.ckpt_path:
-        yield "validate needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt"
+    if command != "fit" and not settings.ckpt_path:
+        yield f"{command} needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt"
+    if command == "test" and not (data.test_fraction or data.test_files or data.split_column):
+        yield "there is no test split: give --data.test_fraction, --data.test_files or --data.split_column"
+    if settings.preflight and command != "fit":
+        yield f"--preflight is of a run that trains: leave it out, or {command}"
+    if settings.preflight and trainer.fast_dev_run:
+        yield "--preflight with --trainer.fast_dev_run measures another run: leave one out"
     if settings.ckpt_path and trainer.overfit_batches:
         yield "--ckpt_path with --trainer.overfit_batches: its few batches are not counted on, start anew"
     if trainer.accumulate_grad_batches < 1:

@@ -1,8 +1,9 @@
 """A GPT, top to bottom.
 
 What it can do: rotary, learned or sinusoidal positions; RMSNorm or LayerNorm; SwiGLU, GELU, ReLU or ReLU² in the
-feed-forward; grouped key/value heads; normalised queries and keys; a tied or free output head; a key/value cache for
-generation; a training loss that never holds the logits of a whole batch.
+feed-forward; grouped key/value heads; normalised queries and keys; a tied or free output head; documents in one window
+that do not see each other; a key/value cache for generation; a training loss that never holds the logits of a whole
+batch.
 
 Shape letters:
     B  windows in a batch               D  width, d_model
@@ -278,8 +279,10 @@ class KVCache:
         return self.keys[block][:, :, :end], self.values[block][:, :, :end]
 
 
-def attention_by_products(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> Tensor:
-    """Causal attention of q (B, H, T, E) on k and v (B, K, T, E), holding (B, H, T, T): -> (B, H, T, E).
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, mask: Tensor | None = None) -> Tensor:
+    """Attention of q (B, H, T, E) on k and v (B, K, T, E), holding (B, H, T, T): -> (B, H, T, E).
+
+    Without a mask (B, 1, T, T) of what is seen it is causal.
 
     In bfloat16 on a CPU, torch's own takes three to four times as long at a T of 64 and 256, there and back; with
     dropout it holds as much.
@@ -289,6 +292,8 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout) -> 
         k, v = (part.repeat_interleave(H // k.shape[1], dim=1) for part in (k, v))  # (B, H, T, E)
     q, k, v = (part.reshape(B * H, T, E) for part in (q, k, v))
     hidden = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
+    if mask is not None:
+        hidden = torch.zeros(B, H, T, T, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf).flatten(0, 1)
     scores = torch.baddbmm(hidden, q, k.mT, alpha=1 / math.sqrt(E))  # (B * H, T, T)
     shares = dropout(scores.softmax(dim=-1))
     return (shares @ v).view(B, H, T, E)
@@ -324,7 +329,7 @@ class Attention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         shortest = 1 if dropout else 32 if x.dtype == torch.bfloat16 else math.inf
         if x.device.type == "cpu" and cache is None and shortest <= T <= 512:
-            y = attention_by_products(q, k, v, self.dropout)  # (B, H, T, E)
+            y = attention_by_products(q, k, v, self.dropout, mask)  # (B, H, T, E)
         else:
             causal = mask is None and T > 1  # without a mask, one token sees everything, and many start from nothing
             y = F.scaled_dot_product_attention(
@@ -437,7 +442,7 @@ class GPT(nn.Module):
             for parameter in self.previous.parameters():
                 nn.init.zeros_(parameter)
 
-    def embed(self, tokens: Tensor, cache: KVCache | None) -> Tensor:
+    def embed(self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None) -> Tensor:
         """Tokens (B, T) -> (B, T, D), with what the tokens before each add to it; before the first there are none."""
         x = self.embedding(tokens)  # (B, T, D)
         if not self.previous:
@@ -449,12 +454,14 @@ class GPT(nn.Module):
             if cache is not None and cache.padding is not None:
                 columns = first + torch.arange(more.shape[1], device=tokens.device)
                 more = more * (columns >= cache.padding[:, None]).unsqueeze(-1)
+            if documents is not None:
+                more = more * (documents[:, distance:] == documents[:, :-distance]).unsqueeze(-1)
             x = x + F.pad(more, (0, 0, distance, 0))[:, -tokens.shape[1] :]  # (B, T, D)
         if cache is not None:
             cache.latest = seen[:, -len(self.previous) :]
         return x
 
-    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """The normalised residual stream the head reads: tokens (B, T) -> (B, T, D).
 
         Under autocast the whole stream is of its type, so that nothing is cast back and forth: weights are cast once
@@ -467,11 +474,11 @@ class GPT(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens, but context_length is {self.config.context_length}: crop them")
-        places, mask = self._seen(start, end, cache, tokens.device)
+        places, mask = self._seen(start, end, cache, documents, tokens.device)
         device, kind = tokens.device.type, self.embedding.weight.dtype
         if torch.is_autocast_enabled(device):
             kind = torch.get_autocast_dtype(device)
-        x = self.dropout(self.position.add(self.embed(tokens, cache), places)).to(kind)  # (B, T, D)
+        x = self.dropout(self.position.add(self.embed(tokens, cache, documents), places)).to(kind)  # (B, T, D)
         with torch.autocast(device, enabled=False):
             for block in self.blocks:
                 x = block(x, self.position, places, cache, mask)  # (B, T, D)
@@ -479,11 +486,20 @@ class GPT(nn.Module):
                 cache.length = end
             return self.norm(x)  # (B, T, D)
 
-    def _seen(self, start: int, end: int, cache: KVCache | None, device: torch.device) -> tuple[Places, Tensor | None]:
+    def _seen(
+        self, start: int, end: int, cache: KVCache | None, documents: Tensor | None, device: torch.device
+    ) -> tuple[Places, Tensor | None]:
         """The places of tokens `start` to `end`, and what each may see, where that is neither all nor a triangle.
 
-        Row t of a mask sees the S - T tokens before and itself: (T, S), or with padding (B, 1, T, S).
+        Row t of a mask sees the S - T tokens before and itself: (T, S), or with padding or documents (B, 1, T, S).
         """
+        if documents is not None:
+            assert cache is None  # a text that is being written is one document
+            columns = torch.arange(end, device=device)  # (T,)
+            begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))  # (B, T)
+            places = columns - (columns * begins).cummax(dim=1).values  # (B, T), from 0 in each document
+            same = documents[:, None, :, None] == documents[:, None, None, :]  # (B, 1, T, T)
+            return places, same & torch.ones(end, end, dtype=torch.bool, device=device).tril()
         padding = cache.padding if cache is not None else None
         if padding is None and (start == 0 or end - start == 1):
             return slice(start, end), None
@@ -496,7 +512,11 @@ class GPT(nn.Module):
         return places, visible | torch.eye(end, dtype=torch.bool, device=device)[start:]  # padding sees itself: no NaN
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: KVCache | None = None
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: KVCache | None = None,
+        documents: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Logits of every position, and with targets the loss.
 
@@ -504,18 +524,26 @@ class GPT(nn.Module):
             tokens: (B, T) ids.
             targets: (B, T) ids, each the token after; `IGNORE` counts in no loss.
             cache: what came before `tokens`; filled on the way.
+            documents: (B, T) which document each token is of; it sees, and counts its place in, its own alone. None:
+                all are one.
 
         Returns:
             Logits (B, T, V) and the mean loss in nats per token, or None without targets.
         """
-        logits = self.head(self.hidden(tokens, cache))  # (B, T, V)
+        logits = self.head(self.hidden(tokens, cache, documents))  # (B, T, V)
         if targets is None:
             return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
 
-    def loss(self, tokens: Tensor, targets: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        reduction: Literal["mean", "sum"] = "mean",
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """The loss `forward` gives, in nats, without ever holding (B, T, V): the mean over tokens, or their sum."""
-        hidden = self.hidden(tokens).flatten(0, 1)  # (N, D)
+        hidden = self.hidden(tokens, documents=documents).flatten(0, 1)  # (N, D)
         targets = targets.flatten()  # (N,)
         # inside an autograd function no one can see that gradients are off: then the head must not ask for one
         weight = self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()  # (V, D)

@@ -152,7 +152,7 @@ class LitGPT(LightningModule):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed asks after every kind of device there is
             if self.device.type != "cpu":
                 torch.get_device_module(self.device).manual_seed(seed)
-        loss = self.gpt.loss(*batch)
+        loss = self.gpt.loss(*batch, documents=self.data.documents(batch[0]))
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
         step = self.trainer.global_step + 1  # the one this forward belongs to
         if forward == accumulation - 1 and logs_at(self.trainer, step):
@@ -268,20 +268,33 @@ class LitGPT(LightningModule):
         self._evaluated = torch.zeros(len(SPLITS), 3, dtype=precise, device=self.device)
         self._bytes_per_token = torch.from_numpy(self.data.tokenizer.bytes_per_token()).to(self.device)
 
+    on_test_epoch_start = on_validation_epoch_start
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds up nats, tokens and bytes; they are divided once, at the end."""
         tokens, targets = batch
         counted = targets != IGNORE
         sums = self._evaluated[dataloader_idx]
-        sums[0] += self.gpt.loss(tokens, targets, reduction="sum")
+        sums[0] += self.gpt.loss(tokens, targets, reduction="sum", documents=self.data.documents(tokens))
         sums[1] += counted.sum()
         sums[2] += (self._bytes_per_token[targets.clamp(min=0)] * counted).sum()
 
-    def on_validation_epoch_end(self) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def _scored(self) -> tuple[Tensor, Tensor]:
+        """Nats per token, and bits per byte, over all ranks: (2,) each, of which a test fills the first."""
         total = self.trainer.strategy.reduce(self._evaluated, reduce_op="sum")
         assert isinstance(total, Tensor)
         nats, tokens, size = total.unbind(dim=1)  # (2,) each
-        losses = (nats / tokens).float()
+        return (nats / tokens).float(), (nats / size / np.log(2)).float()
+
+    def on_test_epoch_end(self) -> None:
+        (loss, _), (bits, _) = self._scored()
+        self.log_dict({"loss/test": loss, "test/perplexity": loss.exp(), "test/bits_per_byte": bits})
+
+    def on_validation_epoch_end(self) -> None:
+        losses, bits = self._scored()
         if self.trainer.state.fn == "fit" and not torch.isfinite(losses).all():
             values = ", ".join(f"loss/{split} {float(loss)}" for split, loss in zip(SPLITS, losses))
             raise UserError(
@@ -289,8 +302,7 @@ class LitGPT(LightningModule):
                 "go on from a checkpoint with a smaller --model.learning_rate"
             )
         self.log_dict({f"loss/{split}": loss for split, loss in zip(SPLITS, losses)}, add_dataloader_idx=False)
-        bits = (nats[1] / size[1] / np.log(2)).float()
-        self.log_dict({"val/perplexity": losses[1].exp(), "val/bits_per_byte": bits})
+        self.log_dict({"val/perplexity": losses[1].exp(), "val/bits_per_byte": bits[1]})
 
     # ----------------------------------------------------------------------------------------------- checkpoint
 

@@ -135,8 +135,9 @@ class Bare(Peer):
         return self.task.module.configure_optimizers()
 
     def loss(self) -> Loss:
-        assert isinstance(self.model, GPT)
-        return self.model.loss
+        model, data = self.model, self.task.data
+        assert isinstance(model, GPT)
+        return lambda tokens, targets: model.loss(tokens, targets, documents=data.documents(tokens))
 
     def batches(self) -> Callable[[], tuple[Tensor, Tensor]]:
         batches, count = TrainBatches(self.task.data), iter(range(sys.maxsize))

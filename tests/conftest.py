@@ -60,7 +60,7 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
     def run(*flags: object, config: str | None = "small.yaml") -> Result:
         words = [str(flag) for flag in flags]
-        command = [words.pop(0)] if words[:1] in (["fit"], ["validate"]) else []
+        command = [words.pop(0)] if words[:1] in (["fit"], ["validate"], ["test"]) else []
         configs = ["--config", config] if config else []
         monkeypatch.setattr(sys, "argv", ["fit.py", *command, *configs, *words])
         capsys.readouterr()

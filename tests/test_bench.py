@@ -9,6 +9,7 @@ import pytest
 from conftest import DEFAULT, ROOT
 
 from lit_gpt.bench import main
+from lit_gpt.data.corpus import cores
 
 
 def measured(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, float | str]]:
@@ -36,9 +37,11 @@ def test_writing_is_measured_with_and_without_a_cache(folder: Path, capsys: pyte
 
 
 def test_preparing_is_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours, tokenizer = measured(capsys, "prepare", "--config", "small.yaml", "--turns=1")
-    assert float(ours["rows_per_second"]) * float(ours["seconds"]) == pytest.approx(120)
+    tokenizer, *ours = measured(capsys, "prepare", "--config", "small.yaml", "--turns=1")
     assert tokenizer["who"] == "tokenizer"
+    assert [row["processes"] for row in ours] == sorted({1, cores()})
+    for row in ours:
+        assert float(row["rows_per_second"]) * float(row["seconds"]) == pytest.approx(120)
 
 
 def test_a_loss_is_reached_or_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,22 +1,40 @@
 """A corpus is found again by its content, never by its name, and never half."""
 
+import csv
+import json
 import multiprocessing
 import os
+import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lit_gpt.data import corpus
-from lit_gpt.data.corpus import Corpus, corpus_key, open_corpus
+from lit_gpt.data.corpus import Corpus, Recipe, Split, corpus_key, open_corpus
 from lit_gpt.data.readers import Reading
 from lit_gpt.data.sample import write_sample
+from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import BytePairTokenizer, TokenizerName, Vocab
+from lit_gpt.tokenizer import BytePairTokenizer, Vocab
 
 
-def build(path: Path, name: TokenizerName = "byte", vocab: Vocab = "pruned", **reading: object) -> Corpus:
-    return open_corpus([path], Reading(**reading), name, vocab, path.parent / "cache")  # type: ignore[arg-type]
+def recipe(name: str = "byte", vocab: Vocab = "pruned", split: Split = Split(), **reading: object) -> Recipe:  # noqa: B008
+    return Recipe(Reading(**reading), split, name, vocab)  # type: ignore[arg-type]
+
+
+def build(path: Path, name: str = "byte", vocab: Vocab = "pruned", **reading: object) -> Corpus:
+    return open_corpus([Source(str(path))], recipe(name, vocab, **reading), path.parent / "cache")
+
+
+def documents(corpus: Corpus, ids: np.ndarray | None = None) -> list[str]:
+    """The texts of all rows, or of those in `ids`."""
+    ids = corpus.ids if ids is None else ids
+    end = corpus.tokenizer.end_of_text
+    *texts, rest = np.split(ids, np.flatnonzero(ids == end) + 1)
+    assert len(rest) == 0
+    return [corpus.tokenizer.decode(text[:-1]) for text in texts]
 
 
 @pytest.fixture
@@ -27,28 +45,26 @@ def names(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["cl100k_base", "byte", "char"])
-def test_ids_are_the_documents_one_after_another(names: Path, name: TokenizerName) -> None:
+def test_ids_are_the_documents_one_after_another(names: Path, name: str) -> None:
     found = build(names, name)
-    tokenizer = found.tokenizer
     expected = ["静夜思", "second <|endoftext|>", "third"]
-    assert found.counts == {"files": 1, "documents": 3, "empty_rows": 2, "characters": sum(map(len, expected))}
-    pieces = np.split(found.ids, found.ends)
-    assert [tokenizer.decode(piece[:-1]) for piece in pieces[:-1]] == expected
-    assert all(piece[-1] == tokenizer.end_of_text for piece in pieces[:-1])
-    assert len(pieces[-1]) == 0
+    assert documents(found) == expected
+    report = found.report
+    assert (report["rows"], report["documents"], report["empty_rows"], report["rejected"]) == (5, 3, 2, 0)
+    assert report["characters"] == sum(map(len, expected))
+    assert report["bytes"] == sum(len(text.encode()) for text in expected)
+    assert report["tokens"] == len(found.ids)
 
 
 def test_a_raw_file_gives_its_own_ids_and_no_more(names: Path) -> None:
     found = build(names, "byte", mode="raw")
     assert bytes(found.ids.astype(np.uint8)) == names.read_bytes()
-    assert list(found.ends) == [len(names.read_bytes())]
 
 
 def test_between_raw_files_a_text_ends(names: Path) -> None:
-    found = open_corpus([names, names], Reading(mode="raw"), "byte", "pruned", names.parent / "cache")
-    size = len(names.read_bytes())
-    assert list(found.ends) == [size, 2 * size + 1]
-    assert found.ids[size] == found.tokenizer.end_of_text
+    found = open_corpus([Source(str(names))] * 2, recipe(mode="raw"), names.parent / "cache")
+    text = names.read_bytes()
+    assert found.ids.tolist() == [*text, found.tokenizer.end_of_text, *text]
 
 
 def test_pruned_ids_are_the_full_ids_renamed(tmp_path: Path) -> None:
@@ -67,7 +83,7 @@ def test_pruned_ids_are_the_full_ids_renamed(tmp_path: Path) -> None:
 
 def test_large_files_are_rewritten_block_by_block(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build(names, "cl100k_base")
-    monkeypatch.setattr(corpus, "BLOCK", 3)
+    monkeypatch.setattr(corpus, "IDS", 3)
     monkeypatch.setattr(corpus, "FORMAT", 99)  # another key: built anew
     again = build(names, "cl100k_base")
     assert again.key != whole.key
@@ -86,8 +102,8 @@ def test_what_is_built_is_found_again(names: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_everything_that_decides_the_ids_is_in_the_key(names: Path) -> None:
-    def key(name: TokenizerName = "cl100k_base", vocab: Vocab = "pruned", **reading: object) -> str:
-        return corpus_key([names], Reading(**reading), name, vocab)  # type: ignore[arg-type]
+    def key(name: str = "cl100k_base", vocab: Vocab = "pruned", **reading: object) -> str:
+        return corpus_key([Source(str(names))], recipe(name, vocab, **reading))
 
     keys = [key(), key("byte"), key(vocab="full"), key(mode="raw"), key(template="{text}!"), key(encoding="latin-1")]
     names.write_text("changed", encoding="utf-8")
@@ -99,7 +115,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 3"):
         build(tmp_path / "t.csv", columns=("a",))
-    assert [path.name for path in (tmp_path / "cache").iterdir()] in ([], ["lock"])
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] in ([], [".lock"])
 
 
 def test_rows_without_text_are_said(tmp_path: Path) -> None:
@@ -112,12 +128,199 @@ def test_rows_without_text_are_said(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_build_left_does_no_harm(names: Path) -> None:
-    key = corpus_key([names], Reading(), "byte", "pruned")
+    key = corpus_key([Source(str(names))], recipe())
     left = names.parent / "cache" / f"{key}.unfinished"
     left.mkdir(parents=True)
     (left / "ids.bin").write_bytes(b"half")
     assert len(build(names).ids) > 4
     assert not left.exists()
+
+
+def contents(corpus: Corpus) -> dict[str, bytes]:
+    """Every file of a corpus."""
+    return {path.name: path.read_bytes() for path in sorted(corpus.folder.iterdir())}
+
+
+def _killed(path: Path, note: int, tokenizer: str) -> None:
+    """Builds until `note` notes have been made of how far it is, and dies there as it would of SIGKILL."""
+    original, made = corpus._note, iter(range(note))
+
+    def counted(*args: object) -> None:
+        original(*args)  # type: ignore[arg-type]
+        if next(made, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    corpus._note, corpus.NOTED, corpus.BLOCK, corpus.RECORDS = counted, 0.0, 20_000, 1000
+    build(path, tokenizer, columns=("name",))
+
+
+@pytest.mark.parametrize("tokenizer", ["cl100k_base", "char", "bpe"])
+def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    path = tmp_path / "t.csv"
+    write_sample(path)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write("a,b\n\n ,\n")
+    monkeypatch.setattr(corpus, "BLOCK", 20_000)
+    monkeypatch.setattr(corpus, "RECORDS", 1000)
+    straight = contents(build(path, tokenizer, columns=("name",)))
+    shutil.rmtree(tmp_path / "cache")
+    for note in (2, 7):
+        # what learns has threads of its own, which a fork would be without
+        context = multiprocessing.get_context("spawn" if tokenizer == "bpe" else "fork")
+        process = context.Process(target=_killed, args=(path, note, tokenizer))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+    (left,) = (tmp_path / "cache").glob("*.unfinished")
+    done = json.loads((left / "progress.json").read_text())
+    assert done["blocks"] == 3 + 8
+    with open(left / "raw.bin", "ab") as ids, open(left / "records.bin", "ab") as records:
+        ids.write(b"half of what")  # a kill between two notes leaves more than was noted
+        records.write(b"was done")
+    encoded: list[int] = []
+    original = corpus.encode
+    monkeypatch.setattr(corpus, "encode", lambda *args: encoded.append(1) or original(*args))
+    assert contents(build(path, tokenizer, columns=("name",))) == straight
+    assert 0 < len(encoded) < 30 - done["blocks"]
+
+
+def test_processes_that_tokenize_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_sample(tmp_path / "t.csv")
+    monkeypatch.setattr(corpus, "BLOCK", 20_000)
+    for mode in ("rows", "raw"):
+        made = recipe("cl100k_base", mode=mode, columns=("name",))
+        alone, helped = (
+            open_corpus([Source(str(tmp_path / "t.csv"))], made, tmp_path / str(processes), processes)
+            for processes in (1, 2)
+        )
+        assert contents(alone) == contents(helped)
+
+
+def table(path: Path, rows: list[tuple[str, str, str]]) -> Path:
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "part", "writer"), *rows])
+    return path
+
+
+ROWS = [(f"poem {i % 90}", ["train", "Validation", "test"][i % 3], f"writer {i % 17}") for i in range(1000)]
+
+
+def split(path: Path, **how: object) -> tuple[list[list[str]], dict]:
+    """The documents of each part, and the report."""
+    mark = how.get("column", how.get("group"))
+    made = recipe("byte", split=Split(**how), columns=("text",), mark=mark)  # type: ignore[arg-type]
+    found = open_corpus([Source(str(path))], made, path.parent / "cache")
+    return [documents(found, found.part(part)) for part in ("train", "val", "test")], found.report
+
+
+def test_in_order_the_last_rows_validate_and_test(tmp_path: Path) -> None:
+    parts, _ = split(table(tmp_path / "t.csv", ROWS), val_fraction=0.2, test_fraction=0.05)
+    texts = [text for text, _, _ in ROWS]
+    assert parts == [texts[:750], texts[750:950], texts[950:]]
+
+
+def test_a_column_names_the_part(tmp_path: Path) -> None:
+    parts, report = split(table(tmp_path / "t.csv", [*ROWS, ("odd", "other", "x")]), column="part")
+    for number, part in enumerate(("train", "Validation", "test")):
+        assert parts[number] == [text for text, name, _ in ROWS if name == part]
+    assert report["rejected_first"] == [[str(tmp_path / "t.csv"), 1002, "'other' is no part: write train, val or test"]]
+
+
+def test_dealt_by_seed_equal_texts_share_a_part_and_a_new_row_moves_none(tmp_path: Path) -> None:
+    rows = [(f"{i % 4000} poem", "", "") for i in range(5000)]
+    parts, report = split(table(tmp_path / "t.csv", rows), seed=1, val_fraction=0.2, test_fraction=0.1)
+    assert [round(len(part) / 5000, 1) for part in parts] == [0.7, 0.2, 0.1]
+    assert not set(parts[0]) & (set(parts[1]) | set(parts[2]))
+    assert (report["duplicates"], report["duplicates_across"]) == (1000, 0)
+    more, _ = split(table(tmp_path / "more.csv", [("new", "", ""), *rows]), seed=1, val_fraction=0.2, test_fraction=0.1)
+    assert [[text for text in part if text != "new"] for part in more] == parts
+    other, _ = split(table(tmp_path / "t.csv", rows), seed=2, val_fraction=0.2, test_fraction=0.1)
+    assert other != parts
+
+
+def test_rows_of_a_group_share_a_part(tmp_path: Path) -> None:
+    rows = [(f"poem {i}", "", f"writer {i % 200}") for i in range(2000)]
+    parts, _ = split(table(tmp_path / "t.csv", rows), group="writer", val_fraction=0.3)
+    writer = {text: name for text, _, name in rows}
+    groups = [{writer[text] for text in part} for part in parts]
+    assert sum(map(len, parts)) == 2000
+    assert len(parts[1]) > 300
+    assert not groups[0] & groups[1]
+
+
+def test_files_of_their_own_validate_and_test(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(f"of {name}\n" * 3, encoding="utf-8")
+    files = [Source(str(tmp_path / f"{name}.txt"), part) for name, part in (("a", ""), ("b", "val"), ("c", "test"))]
+    for mode in ("rows", "raw"):
+        found = open_corpus(files, recipe("byte", mode=mode), tmp_path / "cache")
+        for part, name in (("train", "a"), ("val", "b"), ("test", "c")):
+            text = found.tokenizer.decode(found.part(part))
+            assert text.replace("\n", "") == f"of {name}" * 3
+
+
+def test_duplicates_are_counted_and_left_out_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "SORTED", 300)  # several shares
+    monkeypatch.setattr(corpus, "RECORDS", 128)
+    path, texts = table(tmp_path / "t.csv", ROWS), [text for text, _, _ in ROWS]
+    _, report = split(path)
+    assert report["duplicates"] == 1000 - 90
+    assert report["duplicates_across"] == 100  # every one of the validation's
+    assert report["duplicates_first"][0] == [[str(path), 92], [str(path), 2]]
+    assert len(report["duplicates_first"]) == 20
+    parts, report = split(path, dedupe=True)
+    assert parts == [texts[:81], texts[81:90], []]
+    assert (report["documents"], report["duplicates_left_out"], report["duplicates_across"]) == (90, 910, 0)
+
+
+def test_broken_rows_are_reported_each_with_its_line_and_the_rest_is_there(tmp_path: Path) -> None:
+    lines, broken, good = [b"id,text"], {}, []
+    for i in range(3000):
+        text = f"{i},第{i}行 🙂".encode()
+        if i % 100 == 37:
+            kinds = {
+                "3 fields where there are 2 columns": text + b",more",
+                "1 fields where there are 2 columns": b"nothing else",
+                "bytes ff are not utf-8": text + b"\xff",
+                "',' expected after '\"'": b'7,"open' + text,
+            }
+            reason, text = list(kinds.items())[i // 100 % 4]
+            broken[len(lines) + 1] = reason
+        else:
+            good.append(f"第{i}行 🙂")
+        lines.append(text)
+        if i % 3 == 0:
+            lines.append(f'{i},"two\nlines, of {i}"'.encode())
+            good.append(f"two\nlines, of {i}")
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\n".join(lines))
+    numbers, line = {}, 1
+    for number, text in enumerate(lines, start=1):
+        numbers[number] = line
+        line += 1 + text.count(b"\n")
+    found = build(path, columns=("text",))
+    assert documents(found) == good
+    rejected = [json.loads(note) for note in (found.folder / "rejected.jsonl").read_text("utf-8").splitlines()]
+    assert [note["line"] for note in rejected] == [numbers[number] for number in broken]
+    assert all(note["reason"].startswith(reason) for note, reason in zip(rejected, broken.values()))
+    assert found.report["rejected"] == 30
+    assert len(found.report["rejected_first"]) == 20
+
+
+def test_the_report_counts_what_is_there(tmp_path: Path) -> None:
+    texts = ["床前明月光", "🙂🙂 smile", "שלום עולם", "e\u0301te\u0301", "家" * 50]
+    (tmp_path / "t.txt").write_text("\n".join(texts), encoding="utf-8")
+    found = build(tmp_path / "t.txt", "cl100k_base")
+    report = found.report
+    counts = np.bincount(found.ids, minlength=found.tokenizer.vocab_size)
+    assert report["vocabulary_in_use"] == (counts > 0).sum()
+    assert report["tokens_per_character"] == len(found.ids) / sum(map(len, texts))
+    assert report["longest"][0] == [str(tmp_path / "t.txt"), 5, 50]
+    for token, _, count in report["least_frequent"]:
+        assert counts[token] == count == 1
+    assert documents(found) == texts
 
 
 def _build_in_process(path: Path, builds: object) -> None:

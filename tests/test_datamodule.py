@@ -126,7 +126,7 @@ def test_settings_that_cannot_be_are_said(numbers: str, settings: dict[str, obje
     def use() -> int:
         data = module(numbers, **settings)
         data.check_batches()
-        return data.vocab_size
+        return data.model_vocab_size
 
     with pytest.raises(UserError, match=message):
         use()

@@ -121,17 +121,21 @@ FILES: dict[str, Case] = {
 ENCODINGS: dict[str, Case] = {
     "gb18030": (
         rows("text\n中文\n".encode("gb18030")),
-        TABLE,
-        "line 2, bytes d6 d0 ce c4: not utf-8; give its encoding, as",
+        [*TABLE, "--data.encoding", "utf-8"],
+        "line 2: bytes d6 d0 ce c4 are not utf-8: mend that row, or give the file's own encoding",
     ),
-    "utf-16": (rows("text\nx\n".encode("utf-16")), TABLE, "not utf-8 but utf-16: give --data.encoding utf-16"),
+    "utf-16": (
+        rows("text\nx\n".encode("utf-16")),
+        [*TABLE, "--data.encoding", "utf-8"],
+        "t.csv line 1: bytes ff fe are not utf-8",
+    ),
     "not that": (
         rows("text\nx\n"),
         [*TABLE, "--data.encoding", "utf-16"],
-        "not utf-16; give its encoding, as --data.encoding utf-8",
+        "UTF-16 stream does not start with BOM: give its encoding, as --data.encoding utf-8",
     ),
     "unknown": (nothing, ["--data.encoding", "utf-9"], "--data.encoding utf-9 is unknown"),
-    "no text": (rows(bytes(range(256))), TABLE, "not utf-8"),
+    "no text": (rows(bytes(range(256))), TABLE, "its encoding is none that is known: give it"),
 }
 COLUMNS: dict[str, Case] = {
     "unknown": (
@@ -338,7 +342,7 @@ CHECKPOINTS: dict[str, Case] = {
         ["--ckpt_path", LAST, "--data.files", "other.txt"],
         "other data",
     ),
-    "another split": (nothing, ["--ckpt_path", LAST, "--data.val_fraction", "0.3"], "val_fraction 0.1 there, 0.3 here"),
+    "another split": (nothing, ["--ckpt_path", LAST, "--data.val_fraction", "0.3"], "val tokens 279 there, 793 here"),
     "another optimizer": (nothing, ["--ckpt_path", LAST, "--model.optimizer", "muon"], "was trained with adamw"),
     "no weights": (lambda: changed(state_dict={}), ["--ckpt_path", "changed.ckpt"], "gpt.blocks.0.attention.k_norm"),
     "other weights": (

@@ -55,6 +55,36 @@ def test_cached_logits_are_the_uncached_ones(shape: dict[str, Any], cuts: list[i
     assert cache.length == 24
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_documents_in_one_window_are_as_in_rows_of_their_own(shape: dict[str, Any], dtype: torch.dtype) -> None:
+    model, lengths = gpt(**shape, context_length=40), [[11, 1, 28], [40, 0, 0], [3, 30, 7]]
+    tokens = random_tokens(3, 40)
+    documents = torch.stack([torch.arange(3).repeat_interleave(torch.tensor(row)) for row in lengths])
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        together = model(tokens, documents=documents)[0]
+        for row, cuts in enumerate(lengths):
+            for alone, part in zip(tokens[row].split(cuts), together[row].split(cuts)):
+                if len(alone):
+                    expected = model(alone[None])[0][0]
+                    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+                    torch.testing.assert_close(part, expected, rtol=0, atol=tolerance)
+        other = model(tokens)[0]
+    assert (other - together)[0, 11:].abs().amax(dim=-1).min() > 1e-3  # it is the mask that does it
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_gradients_of_documents_in_one_window_are_as_in_rows_of_their_own(shape: dict[str, Any]) -> None:
+    model, tokens = gpt(**shape), random_tokens(1, 24)
+    targets = tokens.roll(-1, 1)
+    documents = (torch.arange(24) >= 9).long()[None]
+    together = torch.autograd.grad(model.loss(tokens, targets, "sum", documents), list(model.parameters()))
+    rows = [model.loss(tokens[:, part], targets[:, part], "sum") for part in (slice(9), slice(9, None))]
+    apart = torch.autograd.grad(sum(rows, torch.zeros(())), list(model.parameters()))
+    for one, other in zip(together, apart):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_place_matters(shape: dict[str, Any]) -> None:
     logits = gpt(**shape)(torch.tensor([[5, 9, 5, 9, 3]]))[0]

@@ -12,9 +12,10 @@ from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
 from lit_gpt.checkpoint import load_model, open_checkpoint
-from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.corpus import Recipe, open_corpus
 from lit_gpt.data.datamodule import Batch
 from lit_gpt.data.readers import Reading
+from lit_gpt.data.sources import Source
 from lit_gpt.data.windows import random_starts
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
@@ -25,8 +26,8 @@ TRAINED = 16  # context_length of small.yaml
 
 def plain_training(steps: int, batch: int, clip: float = 1.0) -> tuple[list[float], dict[str, torch.Tensor]]:
     """What small.yaml trains, written out by hand: losses and weights."""
-    corpus = open_corpus([Path("rows.txt")], Reading(), "byte", "pruned", Path("data/cache"))
-    ids = torch.from_numpy(corpus.ids[: corpus.ends[107]].astype("int64"))  # 108 of 120 rows
+    corpus = open_corpus([Source("rows.txt")], Recipe(Reading(), tokenizer="byte"), Path("data/cache"))
+    ids = torch.from_numpy(corpus.part("train").astype("int64"))  # 108 of 120 rows
     model = LitGPT.load_from_checkpoint("start.ckpt", weights_only=True).gpt
     decay, rest = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
     optimizer = torch.optim.AdamW(
@@ -98,8 +99,8 @@ def test_the_estimate_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch_s
     assert fit("--data.batch_size", batch_size, "--data.eval_windows", "null").status == 0
     logged = points(RUN)
     model, tokenizer, _ = load_model(RUN / "last.ckpt")
-    corpus = open_corpus([Path("rows.txt")], Reading(), "byte", "pruned", Path("data/cache"))
-    ids = torch.from_numpy(corpus.ids[corpus.ends[107] :].astype("int64"))
+    corpus = open_corpus([Source("rows.txt")], Recipe(Reading(), tokenizer="byte"), Path("data/cache"))
+    ids = torch.from_numpy(corpus.part("val").astype("int64"))
     nats = 0.0
     for start in range(0, len(ids) - 1, TRAINED):
         x, y = ids[start : start + TRAINED], ids[start + 1 : start + TRAINED + 1]
@@ -216,3 +217,20 @@ def test_bfloat16_trains_near_float32(fit: Fit) -> None:
     exact, half = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in ("exact", "bf16"))
     assert exact != half
     torch.testing.assert_close(half, exact, rtol=1e-2, atol=1e-2)
+
+
+def test_with_a_document_mask_no_token_sees_another_document(fit: Fit) -> None:
+    assert fit("--data.document_mask", "true", "--trainer.max_steps", 1, "--trainer.val_check_interval", 1).status == 0
+    (step, logged), *_ = points(RUN)["loss/train"]
+    assert step == 1
+    corpus = open_corpus([Source("rows.txt")], Recipe(Reading(), tokenizer="byte"), Path("data/cache"))
+    ids = torch.from_numpy(corpus.part("train").astype("int64"))
+    assert fit("--name", "start", "--trainer.max_steps", 1, "--model.learning_rate", 1e-30).status == 0
+    model, tokenizer, _ = load_model("logs/start/version_0/last.ckpt")
+    nats = 0.0
+    for start in random_starts(1337, 0, 4, len(ids), TRAINED):
+        x, y = ids[start : start + TRAINED], ids[start + 1 : start + TRAINED + 1]
+        begins = [0, *(i for i in range(1, TRAINED) if x[i] == tokenizer.end_of_text), TRAINED]
+        for first, end in zip(begins, begins[1:]):  # each document a row of its own
+            nats += F.cross_entropy(model(x[None, first:end])[0][0], y[first:end], reduction="sum").item()
+    assert logged == pytest.approx(nats / (4 * TRAINED), abs=1e-5)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.data import readers
-from lit_gpt.data.readers import Reading, find_files, read_documents, read_text
+from lit_gpt.data.readers import Reading, Rejected, Row, open_pieces, open_rows, resolved
+from lit_gpt.data.sources import Source, find_sources
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer
 
@@ -37,8 +38,27 @@ def write_table(path: Path, encoding: str = "utf-8", newline: str = "\n", delimi
     return path
 
 
+def rows(path: Path, **reading: object) -> list[Row | Rejected]:
+    source = Source(str(path))
+    known, _ = resolved(source, Reading(**{"encoding": "utf-8", **reading}))  # type: ignore[arg-type]
+    with open_rows(source, known) as (found, _):
+        return list(found)
+
+
 def documents(path: Path, **reading: object) -> list[str]:
-    return list(read_documents(path, Reading(**reading)))  # type: ignore[arg-type]
+    """The texts of all rows, if all can be read."""
+    found = rows(path, **reading)
+    for row in found:
+        if isinstance(row, Rejected):
+            raise UserError(f"{path} line {row.line}: {row.reason}")
+    return [row.text for row in found if isinstance(row, Row)]
+
+
+def pieces(path: Path, **reading: object) -> list[str]:
+    source = Source(str(path))
+    known, _ = resolved(source, Reading(mode="raw", **reading))  # type: ignore[arg-type]
+    with open_pieces(source, known) as (found, _):
+        return list(found)
 
 
 def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
@@ -92,7 +112,7 @@ def test_every_kind_of_parquet_value_becomes_text_or_is_said(tmp_path: Path) -> 
     expected = ['bytes|2024-02-29|1.50|{"x": "2024-02-29", "y": ["z", null]}|True']
     assert documents(tmp_path / "t.parquet", template="{a}|{b}|{c}|{d}|{e}") == expected
     pyarrow.parquet.write_table(pyarrow.table({"a": [b"\xff\xfe"]}), tmp_path / "binary.parquet")
-    with pytest.raises(UserError, match="cannot be read as a Parquet table of text"):
+    with pytest.raises(UserError, match="line 1: bytes that are not text in UTF-8"):
         documents(tmp_path / "binary.parquet")
 
 
@@ -162,10 +182,13 @@ def test_any_bytes_give_the_rows_python_gives_or_are_reported(
     path.write_bytes(content)
     rows = pythons_rows(content)
     expected = None if rows is None else [re.sub("\r\n?", "\n", "\x1f".join(row)) for row in rows]
-    template = "\x1f".join(f"{{c{number}}}" for number in range(1, len(rows[0]) + 1)) if rows else "{c1}"
+    first = next(
+        (row for row in csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline="")) if row), "1"
+    )
+    template = "\x1f".join(f"{{c{number}}}" for number in range(1, len(first) + 1))
     got: list[str] | None = None
     with contextlib.suppress(UserError):
-        got = documents(path, header=False, delimiter=",", template=template)
+        got = documents(path, header=False, delimiter=",", template=template, encoding="utf-8")
     assert got == expected
 
 
@@ -176,7 +199,7 @@ def test_raw_text_in_blocks_encodes_as_the_whole_does(tmp_path: Path, monkeypatc
     for size in (1, 7, 64):
         monkeypatch.setattr(readers, "RAW_BLOCK", size)
         monkeypatch.setattr(readers, "LONGEST_BLOCK", 1000)
-        blocks = list(read_text(tmp_path / "t.txt", Reading(mode="raw")))
+        blocks = pieces(tmp_path / "t.txt")
         assert len(blocks) > 10
         assert "".join(blocks) == text
         assert [token for block in blocks for token in tokenizer.encode(block)] == tokenizer.encode(text)
@@ -186,7 +209,7 @@ def test_raw_text_without_lines_comes_in_bounded_blocks(tmp_path: Path, monkeypa
     monkeypatch.setattr(readers, "RAW_BLOCK", 10)
     monkeypatch.setattr(readers, "LONGEST_BLOCK", 50)
     (tmp_path / "t.txt").write_text("字" * 1000, encoding="utf-8")
-    blocks = list(read_text(tmp_path / "t.txt", Reading(mode="raw")))
+    blocks = pieces(tmp_path / "t.txt")
     assert "".join(blocks) == "字" * 1000
     assert max(map(len, blocks)) <= 60
 
@@ -196,9 +219,13 @@ def test_globs_and_lists_name_files_in_order(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "d.csv").write_text("x")
-    assert [path.name for path in find_files(f"{tmp_path}/*.csv")] == ["a.csv", "b.csv"]
-    assert [path.name for path in find_files([f"{tmp_path}/c.txt", f"{tmp_path}/*.csv"])] == ["c.txt", "a.csv", "b.csv"]
-    assert [path.name for path in find_files(f"{tmp_path}/**/*.csv")] == ["a.csv", "b.csv", "d.csv"]
+    assert [Path(source.name).name for source in find_sources(f"{tmp_path}/*.csv")] == ["a.csv", "b.csv"]
+    assert [Path(source.name).name for source in find_sources([f"{tmp_path}/c.txt", f"{tmp_path}/*.csv"])] == [
+        "c.txt",
+        "a.csv",
+        "b.csv",
+    ]
+    assert [Path(source.name).name for source in find_sources(f"{tmp_path}/**/*.csv")] == ["a.csv", "b.csv", "d.csv"]
 
 
 BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
@@ -232,14 +259,19 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
     "not utf-8": (
         "t.csv",
         "name\nfirst\n中文\n".encode("gb18030"),
-        {},
-        r"line 3, bytes d6 d0 ce c4: not utf-8; give its encoding, as --data.encoding gb18030",
+        {"encoding": "utf-8"},
+        "line 3: bytes d6 d0 ce c4 are not utf-8: mend that row, or give the file's own encoding, as --data.encoding",
     ),
-    "utf-16 unsaid": ("t.csv", "name\nx\n".encode("utf-16"), {}, "not utf-8 but utf-16: give --data.encoding utf-16"),
+    "not utf-16 but said so": ("t.csv", "name\nx\n".encode("utf-16"), {"encoding": "utf-8"}, "line 1: bytes ff fe are"),
     "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),
     "deep json": ("t.jsonl", b'{"a": ' + b"[" * 100_000, {}, r"line 1: not JSON \(maximum recursion depth"),
     "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list; one JSON object a line is needed"),
-    "missing field": ("t.jsonl", b'{"a": 1}\n{"b": 2}\n', {"columns": ("a",)}, "line 2 has no column 'a'; it has b"),
+    "missing field": (
+        "t.jsonl",
+        b'{"a": 1}\n{"b": 2}\n',
+        {"columns": ("a",)},
+        "line 2: it has no column 'a'; it has b",
+    ),
     "a name twice": ("t.csv", b"a,a\n1,2\n", {"columns": ("a",)}, "has 2 columns called 'a'"),
     "a format": ("t.csv", b"a,b\n1,2\n", {"template": "{a:.2f}"}, "no column 'a:.2f'; it has a, b"),
     "half a character": ("t.jsonl", rb'{"a": "\ud83d"}', {}, "line 1: half a character"),
@@ -247,7 +279,7 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         "t.csv",
         b"name\nabcd\n",
         {"encoding": "utf-16"},
-        r"t\.csv: not utf-16; give its encoding, as --data.encoding utf-8",
+        r"t\.csv: UTF-16 stream does not start with BOM: give its encoding, as --data.encoding utf-8",
     ),
     "not parquet": ("t.parquet", b"PAR1 but not", {}, "cannot be read as a Parquet table of text"),
 }
@@ -280,10 +312,10 @@ def test_a_reading_that_cannot_be_is_said(reading: dict[str, str], message: str)
 def test_files_that_are_not_there_are_said(tmp_path: Path) -> None:
     (tmp_path / "poems.csv").write_text("x")
     with pytest.raises(UserError, match=r"poem\.csv: no such file \(did you mean 'poems\.csv'\?\)"):
-        find_files(f"{tmp_path}/poem.csv")
+        find_sources(f"{tmp_path}/poem.csv")
     with pytest.raises(UserError, match=r"is a folder: give its files, as --data\.files '.*/\*\.csv'"):
-        find_files(str(tmp_path))
+        find_sources(str(tmp_path))
     with pytest.raises(UserError, match="no file to read"):
-        find_files([])
+        find_sources([])
     with pytest.raises(UserError, match=r"--data\.files is empty"):
-        find_files("")
+        find_sources("")

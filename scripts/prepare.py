@@ -1,0 +1,9 @@
+"""Tokenizes a table ahead of training, and reports on it: `python scripts/prepare.py --help`."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    from lit_gpt.prepare import main
+
+    sys.exit(main(sys.argv[1:], default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))
