@@ -137,7 +137,7 @@ def _ask(name: str, pipe: Connection, message: Any) -> Row:
     try:
         pipe.send(message)
         answer: Row = pipe.recv()
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         raise UserError(f"{name} ended without a result: run it alone to see why") from None
     if "error" in answer:
         raise UserError(f"{name}: {answer['error']}")

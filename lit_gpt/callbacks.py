@@ -175,7 +175,7 @@ class StepProgress(ProgressBar):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if self.bar is not None and logs_at(trainer, trainer.global_step):
             self.bar.update(trainer.global_step - self.bar.n)
-        if self._timed_from is not None:
+        if self._timed_from is not None and (args[-1] + 1) % trainer.accumulate_grad_batches == 0:
             self._time(trainer, trainer.global_step - self._timed_from)
 
     def _time(self, trainer: Trainer, steps: int) -> None:

@@ -34,7 +34,7 @@ from lit_gpt.generate import has_bfloat16, prompt_tokens
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
-from lit_gpt.preflight import Measure, preflight
+from lit_gpt.preflight import Measure, free_memory, more_bytes, preflight
 from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, own_rank
 from lit_gpt.tokenizer import from_state
 
@@ -491,6 +491,10 @@ class FitCLI(LightningCLI):
         if self.measure is None:
             self.trainer.fit(**kwargs)
             return
+        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
+        free = free_memory(device)
+        if free is not None and more_bytes(self.model, 1, precision, device) > free:
+            return
         if self.resumed:
             self.measure.step = open_checkpoint(Path(self.resumed), mmap=True)["global_step"]
         kwargs["ckpt_path"] = None  # from where it starts is all the same
@@ -505,7 +509,7 @@ class FitCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         if self.measure is not None:
-            print(self.measure.told(self.datamodule))
+            print(self.measure.told())
             return
         lines = [
             f"stopped     at step {self.trainer.global_step:,}, {callback.reason(callback.wait_count)}"

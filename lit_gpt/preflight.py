@@ -2,10 +2,12 @@
 
 import contextlib
 import copy
+import ctypes
 import os
 import pickle
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +29,8 @@ PASSES = 4  # over the same text that teach about as much as so much new text
 USABLE = 0.95  # of the memory that is free; the rest is for what the allocator cannot put together
 
 # of --preflight, in seconds: what it may take, where steps are slow, and what of it each figure may
-SECONDS, STEP_SECONDS, VALIDATION_SECONDS, SLOPE_SECONDS = 20.0, 8.0, 2.0, 1.5
-WARM_UP, FEWEST, MOST = 3, 2, 200  # steps, before the clock runs and while it does
+SECONDS, STEP_SECONDS, VALIDATION_SECONDS, TEXT_SECONDS, SLOPE_SECONDS = 20.0, 8.0, 2.0, 1.0, 1.5
+WARM_UP, FEWEST = 3, 2  # steps, before the clock runs and while it does
 WRITTEN = 16  # tokens, by which the time of texts is known
 
 
@@ -42,14 +44,11 @@ def preflight(
     per_step = data.windows_per_step * data.context_length
     steps = data.max_steps
     skipped = f", {counts['empty_rows']:,} empty rows left out" if counts["empty_rows"] else ""
+    if counts["rejected"]:
+        skipped += f", {counts['rejected']:,} rows that cannot be read: see {data.corpus.folder / 'rejected.jsonl'}"
     tested = f", {len(data.test_ids):,} to test" if len(data.test_ids) else ""
     epochs = steps / data.steps_per_epoch if steps is not None else float("inf")
-    device, precision = trainer.strategy.root_device, str(trainer.precision)
-    state = state_bytes(model, precision)
-    activations = activation_bytes(model.gpt, data.batch_size, precision, device.type)
-    free = free_memory(device)
-    beside = "" if free is None else f"; {as_bytes(free)} free"
-    optimizer = "Muon" if model.optimizer == "muon" else "AdamW"
+    memory, warnings = _memory(trainer, model, data)
     lines = [
         f"text        {counts['documents']:,} document{'s'[: counts['documents'] != 1]}, "
         f"{counts['characters']:,} characters{skipped}",
@@ -57,32 +56,16 @@ def preflight(
         f"{data.model_vocab_size:,} different ({data.recipe.tokenizer_name})",
         f"model       {parameters:,} parameters, {tokens / parameters:.2g} tokens a parameter; "
         f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
-        f"memory      {as_bytes(state)} for weights, gradients and {optimizer}, {as_bytes(activations)} and more for "
-        f"activations{beside}",
+        f"memory      {memory}",
         f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
         f"{data.steps_per_epoch:,} to an epoch" + ("" if steps is None else f", {epochs:,.1f} epochs"),
-        f"device      {data.world_size} x {device.type}, {precision}",
+        f"device      {data.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}",
         f"logs        {folder if folder else 'none'}",
     ]
-    warnings = []
-    here = trainer.num_devices if device.type != "cuda" else 1  # processes that share the memory
-    needed = here * (state + activations) - (sum(p.nbytes for p in model.parameters()) if device.type != "cuda" else 0)
-    if free is not None and needed > free:
-        warnings.append(
-            f"{as_bytes(needed)} of memory are needed and {as_bytes(free)} are free: give a smaller --data.batch_size, "
-            "or a smaller --model.config"
-        )
     if saves is not None and folder is not None:
-        size, kept = checkpoint_bytes(model, data), kept_checkpoints(saves, trainer, steps)
-        room = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
-        lines.append(
-            f"disk        {as_bytes(kept * size)} for {kept} checkpoints of {as_bytes(size)}; {as_bytes(room)} free"
-        )
-        if (kept + 1) * size > room:  # one more while it is written
-            warnings.append(
-                f"{as_bytes((kept + 1) * size)} of disk are needed and {as_bytes(room)} are free at {folder}: make "
-                "room, write elsewhere with --trainer.default_root_dir, or give a smaller --checkpoint.keep"
-            )
+        disk, more = _disk(trainer, model, data, folder, saves)
+        lines.append(f"disk        {disk}")
+        warnings += more
     trained = len(data.train_ids)
     if epochs > PASSES and parameters > trained / TOKENS_A_PARAMETER:
         warnings.append(
@@ -90,7 +73,55 @@ def preflight(
             f"{TOKENS_A_PARAMETER} tokens a parameter (Hoffmann et al. 2022), and after {PASSES} epochs text loses its "
             "worth (Muennighoff et al. 2023); give --early_stopping.patience 5, a smaller model or more text"
         )
+    if unused := _unused(model, data):
+        warnings.append(unused)
     return "\n".join([*lines, *(f"warning     {warning}" for warning in warnings)])
+
+
+def _unused(model: LitGPT, data: TextDataModule) -> str | None:
+    """What is to be said of a vocabulary of which little is used and which costs much."""
+    config, used, size = model.gpt.config, data.corpus.report["vocabulary_in_use"], data.model_vocab_size
+    tables = 1 + (not config.tie_embeddings) + config.previous_tokens
+    spent, whole = tables * size * config.d_model, sum(p.numel() for p in model.gpt.parameters())
+    if size < 1000 or used > size / 2 or spent < whole / 4:
+        return None
+    full = data.recipe.tokenizer_name.endswith(" full")
+    return (
+        f"of {size:,} different tokens {used:,} occur, and {spent:,} of {whole:,} parameters stand for them all: give "
+        f"{'--data.vocab pruned' if full else 'a smaller --data.vocab_size'}; scripts/prepare.py --compare shows more"
+    )
+
+
+def _memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> tuple[str, list[str]]:
+    """What a run takes and there is, and what is wrong with it."""
+    device, precision = trainer.strategy.root_device, str(trainer.precision)
+    state = state_bytes(model, precision)
+    kept = activation_bytes(model.gpt, data.batch_size, precision, device.type)
+    optimizer = "Muon" if model.optimizer == "muon" else "AdamW"
+    told = f"{as_bytes(state)} for weights, gradients and {optimizer}, {as_bytes(kept)} and more for activations"
+    needed, free = more_bytes(model, data.batch_size, precision, device), free_memory(device)
+    if free is None:
+        return told, []
+    told += f"; {as_bytes(free)} free"
+    needed *= processes(trainer)
+    if needed <= free:
+        return told, []
+    remedy = "give a smaller --data.batch_size, or a smaller --model.config"
+    return told, [f"the run needs {as_bytes(needed)} of memory, and {as_bytes(free)} are free: {remedy}"]
+
+
+def _disk(
+    trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path, saves: StepCheckpoint
+) -> tuple[str, list[str]]:
+    """What a run's checkpoints take and there is, and what is wrong with it."""
+    size, kept = checkpoint_bytes(model, data), kept_checkpoints(saves, trainer, data.max_steps)
+    free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
+    told = f"{as_bytes(kept * size)} for {kept} checkpoints of {as_bytes(size)}; {as_bytes(free)} free"
+    needed = (kept + 1) * size  # one more while it is written
+    if needed <= free:
+        return told, []
+    remedy = "make room there, or write elsewhere with --trainer.default_root_dir"
+    return told, [f"the run needs {as_bytes(needed)} of disk, and {as_bytes(free)} are free at {folder}: {remedy}"]
 
 
 def as_bytes(count: float) -> str:
@@ -109,6 +140,12 @@ def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
     """Bytes of weights, gradients and the optimizer's state: four numbers a parameter, three for Muon's matrices."""
     groups = parameter_groups(model.gpt, model.weight_decay, model.optimizer)
     return element_bytes(precision) * sum((3 if g["muon"] else 4) * p.numel() for g in groups for p in g["params"])
+
+
+def more_bytes(model: LitGPT, windows: int, precision: str, device: torch.device) -> int:
+    """What training will take on `device` beyond what is there: on a CPU, the weights are."""
+    there = 0 if device.type == "cuda" else sum(p.nbytes for p in model.gpt.parameters())
+    return state_bytes(model, precision) + activation_bytes(model.gpt, windows, precision, device.type) - there
 
 
 def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu") -> int:
@@ -160,6 +197,11 @@ def kept_checkpoints(saves: StepCheckpoint, trainer: Trainer, steps: int | None)
 # ----------------------------------------------------------------------------------------------- what there is
 
 
+def processes(trainer: Trainer) -> int:
+    """How many of the run's share one memory: on a CPU, all on this machine."""
+    return 1 if trainer.strategy.root_device.type == "cuda" else trainer.num_devices
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes this process can still take on `device`: of the CPU's, what the system and a container's limit leave.
 
@@ -177,10 +219,10 @@ def free_memory(device: torch.device) -> int | None:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):  # Windows
             return None
-    return min([free, *_left_to_groups()])
+    return min([free, *left_to_groups()])
 
 
-def _left_to_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+def left_to_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
     """What each control group around this process leaves of its limit, where it has one (Linux, cgroups(7))."""
     names = "memory.max memory.current inactive_file", "memory.limit_in_bytes memory.usage_in_bytes total_inactive_file"
     try:
@@ -218,15 +260,23 @@ def own_memory(device: torch.device, peak: bool = False) -> int:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Counts the peak of `own_memory` anew, where the system lets us."""
+    """Counts the peak of `own_memory` anew, where the system lets us, without what is free and only kept."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)
     with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
         file.write("5")  # proc(5)
 
 
 # ---------------------------------------------------------------------------------------------- what is measured
+
+
+def usual(values: list[float]) -> float:
+    """The mean of the middle nine tenths: a machine that is now faster and now slower is told by it, a stall is not."""
+    few = len(values) // 20
+    return statistics.mean(sorted(values)[few : len(values) - few])
 
 
 class Measure(Callback):
@@ -258,6 +308,7 @@ class Measure(Callback):
         self.allowed: int | None = None
         self.refused: int | None = None
         self.step_seconds = self.start_seconds = self.validation_seconds = self.text_seconds = 0.0
+        self.windows = self._kept = 0  # in a forward of the run, and bytes kept of each by the formula
         self._windows = 1  # in a forward of this step
         self._seconds: list[float] = []  # of each forward of this step, the last with the update
         self._since = 0.0
@@ -266,6 +317,7 @@ class Measure(Callback):
         _, data = parts(trainer)
         data.on_before_batch_transfer = self._cut  # type: ignore[method-assign]
         self._steps, self._interval = data.max_steps, data.validation_interval
+        self._tokens = data.windows_per_step * data.context_length  # of an optimizer step
 
     def _cut(self, batch: Batch, dataloader_idx: int) -> Batch:
         tokens, targets = batch
@@ -285,8 +337,7 @@ class Measure(Callback):
         self._validates, trainer.limit_val_batches = trainer.limit_val_batches != 0, 0
         free = free_memory(self._device)
         if free is not None:
-            here = trainer.num_devices if self._device.type != "cuda" else 1
-            self.allowed = own_memory(self._device) + int(USABLE * free / here)
+            self.allowed = own_memory(self._device) + int(USABLE * free / processes(trainer))
         self._plan = self._stages(trainer, module, data)
         self._windows = next(self._plan)
         self._since = time.perf_counter()
@@ -305,15 +356,16 @@ class Measure(Callback):
     def _stages(self, trainer: Trainer, module: LitGPT, data: TextDataModule) -> Iterator[int]:
         """Before each step, how many windows its forwards take; what the step showed is kept when it is done."""
         agreed, begun, whole = trainer.strategy.broadcast, time.perf_counter(), data.batch_size
-        windows, compiles = 1, bool(module.arguments["compile"])
-        self._slope = activation_bytes(module.gpt, 2, str(trainer.precision), self._device.type)
-        self._slope -= activation_bytes(module.gpt, 1, str(trainer.precision), self._device.type)
+        self.windows, windows, compiles = whole, 1, bool(module.arguments["compile"])
+        one, two = (activation_bytes(module.gpt, n, str(trainer.precision), self._device.type) for n in (1, 2))
+        self._kept = two - one
         if compiles:  # which every other shape would need anew
             torch.compiler.set_stance("force_eager")
         while windows < whole:
             yield from self._try(windows)
-            slow = agreed(time.perf_counter() - begun > SECONDS / 4)
-            windows = whole if slow else min(2 * windows, whole)
+            ample = self.allowed is None or self.expected(whole) < self.allowed / 2
+            slow = time.perf_counter() - begun > SECONDS / 4
+            windows = whole if agreed(ample or slow) else min(2 * windows, whole)
             if agreed(self.allowed is not None and self.expected(windows) > self.allowed):
                 self.refused = windows
                 return
@@ -328,12 +380,10 @@ class Measure(Callback):
                 break
         taken: list[list[float]] = []
         since = time.perf_counter()
-        while len(taken) < FEWEST or agreed(
-            len(taken) < MOST and time.perf_counter() < min(since + STEP_SECONDS, begun + SECONDS)
-        ):
+        while len(taken) < FEWEST or agreed(time.perf_counter() < min(since + STEP_SECONDS, begun + SECONDS)):
             yield whole
             taken.append(self._seconds)
-        before, last = (statistics.median(seconds[place] for seconds in taken) for place in (0, -1))
+        before, last = (usual([seconds[place] for seconds in taken]) for place in (0, -1))
         self.step_seconds = (self._forwards - 1) * before + last
         if compiles:
             self.start_seconds = max(0.0, sum(first) - len(first) * last)
@@ -362,80 +412,84 @@ class Measure(Callback):
         self.peaks[windows] = own_memory(self._device, peak=True)
 
     def _evaluate(self, trainer: Trainer, module: LitGPT, data: TextDataModule) -> float:
-        """Seconds a validation takes, known by some of its batches."""
-        seconds, known, all_windows = 0.0, 0, 0
+        """Seconds a validation takes, known by some batches of the second split; those of the first are like them."""
+        splits: list[EvaluationBatches] = [loader.dataset for loader in data.val_dataloader()]  # type: ignore[misc]
+        batches, seconds, known = splits[-1], 0.0, 0
         module.eval()
         module.on_validation_epoch_start()
-        for number, loader in enumerate(data.val_dataloader()):
-            batches = loader.dataset
-            assert isinstance(batches, EvaluationBatches)
-            all_windows += len(batches.starts)
-            for index in range(-1, len(batches)):  # the first one twice, to get ready
-                since = time.perf_counter()
-                batch = trainer.strategy.batch_to_device(batches[max(0, index)], dataloader_idx=number)
-                with torch.no_grad():
-                    trainer.strategy.validation_step(batch, index, number)
-                synchronize(self._device)
-                if index >= 0:
-                    seconds, known = seconds + time.perf_counter() - since, known + len(batch[0])
-                    if trainer.strategy.broadcast(seconds > VALIDATION_SECONDS / 2 * (number + 1)):
-                        break
+        for turn, index in enumerate((0, *range(len(batches)))):  # the first one twice, to get ready
+            since = time.perf_counter()
+            batch = trainer.strategy.batch_to_device(batches[index])
+            with torch.no_grad():
+                trainer.strategy.validation_step(batch, index, len(splits) - 1)
+            synchronize(self._device)
+            if turn:
+                seconds, known = seconds + time.perf_counter() - since, known + len(batch[0])
+            if trainer.strategy.broadcast(seconds > VALIDATION_SECONDS):
+                break
         module.train()
-        return seconds / known * all_windows
+        return seconds / known * sum(len(split.starts) for split in splits)
 
     def _write(self, trainer: Trainer) -> float:
-        """Seconds the texts of one time take, known by the first tokens of one prompt."""
+        """Seconds the texts of one time take, known by those of one prompt, or by their first tokens."""
         seconds, some = 0.0, copy.copy(self.generate)
         whole = self.generate.sampling["max_new_tokens"]
-        some.sampling = {**self.generate.sampling, "max_new_tokens": min(WRITTEN, whole)}
-        for prompt in self.generate.prompts[:1] * 2:  # once to get ready
+        length = min(WRITTEN, whole)
+        for prompt in self.generate.prompts[:1] * 3:  # once to get ready
+            some.sampling = {**self.generate.sampling, "max_new_tokens": length}
             since = time.perf_counter()
             some.texts(trainer, prompt)
-            seconds = time.perf_counter() - since
-        return seconds * len(self.generate.prompts) * whole / min(WRITTEN, whole)
+            seconds = (time.perf_counter() - since) * whole / length
+            if trainer.strategy.broadcast(seconds < TEXT_SECONDS):
+                length = whole  # those beyond the context take longer
+        return seconds * len(self.generate.prompts)
 
     def ran_out(self) -> None:
-        """There was no memory for the batches that were just tried."""
-        self.refused = self._windows
+        """There was no memory for the batches that were just tried: what is held now is all there is."""
+        if not self.peak:
+            self.refused, self.allowed = self._windows, own_memory(self._device, peak=True)
 
     def slope(self) -> float:
-        """Bytes a window more takes, by the two largest batches tried; where they show none, by what it keeps."""
-        sizes = sorted(self.peaks)[-2:]
-        if len(sizes) < 2:
-            return self._slope
-        measured = (self.peaks[sizes[1]] - self.peaks[sizes[0]]) / (sizes[1] - sizes[0])
-        return measured if measured > 0 else self._slope
+        """Bytes a window more takes, by the two largest batches tried.
+
+        Until there are two: what the forward pass keeps of it, three times, since a CPU's memory is handed out in
+        pieces that do not fit together.
+        """
+        *_, smaller, larger = 0, 0, *sorted(self.peaks)
+        if smaller == 0 or self.peaks[larger] <= self.peaks[smaller]:
+            return 3 * self._kept
+        return (self.peaks[larger] - self.peaks[smaller]) / (larger - smaller)
 
     def expected(self, windows: int) -> float:
         """Bytes the process would hold with batches of more windows than were tried."""
         largest = max(self.peaks)
-        return self.peaks[largest] + (windows - largest) * max(self.slope(), self._slope)
+        return self.peaks[largest] + (windows - largest) * self.slope()
 
-    def told(self, data: TextDataModule) -> str:
+    def told(self) -> str:
         """What was found."""
-        tried = ", ".join(f"{windows:,}: {as_bytes(peak)}" for windows, peak in self.peaks.items())
-        lines = [f"measured    peak of memory by windows in a batch: {tried}"]
-        largest = max(self.peaks)
-        peak = self.expected(self.refused) if self.refused else self.peak
-        most = f", of {as_bytes(self.allowed)}" if self.allowed is not None else ""
-        fits = ""
+        if not self.peaks:
+            return "measured    nothing, since not even one window fits"
+        each = [f"{as_bytes(peak)} with {windows:,}" for windows, peak in self.peaks.items()]
+        lines = [f"measured    {', '.join(each)} window{'s'[: max(self.peaks) != 1]} in a batch"]
+        needed, place = self.expected(self.refused) if self.refused else self.peak, ""
         if self.allowed is not None:
-            windows = int(largest + (self.allowed - max(self.peak, self.peaks[largest])) / self.slope())
-            verdict = "fits" if not self.refused and peak <= self.allowed else "does not fit"
-            fits = f": {verdict}; the largest batch that fits is of about {max(0, windows):,} windows"
-        lines.append(f"needed      {as_bytes(peak)} with {self.refused or largest:,} windows{most}{fits}")
+            largest = max(self.peaks)
+            held = max(self.peaks[largest], self.peak)
+            most = max(1, int(largest + (self.allowed - held) / self.slope()))
+            verdict = "does not fit" if self.refused or needed > self.allowed else "fits"
+            place = f" of {as_bytes(self.allowed)}: {verdict}; the largest batch that fits is of about {most:,} windows"
+        lines.append(f"needed      {as_bytes(needed)} with {self.refused or self.windows:,}{place}")
         if self.refused:
             lines.append("time        not measured, since the batch does not fit")
             return "\n".join(lines)
-        tokens = data.windows_per_step * data.context_length / self.step_seconds
-        pace = f"{told_seconds(self.step_seconds)} a step, {tokens:,.0f} tokens/s"
+        pace = f"{self._tokens / self.step_seconds:,.0f} tokens/s"
         if self._steps is None:
-            lines.append(f"time        {pace}; no end is set")
+            lines.append(f"time        {told_seconds(self.step_seconds)} a step, {pace}; no end is set")
             return "\n".join(lines)
-        steps = max(0, self._steps - self.step)
-        assert self._interval is not None
-        times = validations_left(self.step, self._steps, self._interval) if self._validates else 0
-        written = self.text_seconds * (1 + times)
-        told = told_time(steps, self.step_seconds, times, self.validation_seconds, self.start_seconds + written)
-        lines.append(f"time        {told}; {tokens:,.0f} tokens/s")
+        steps, times = max(0, self._steps - self.step), 0
+        if self._validates and self._interval is not None:
+            times = validations_left(self.step, self._steps, self._interval)
+        more = self.start_seconds + self.text_seconds * (1 + times)
+        told = told_time(steps, self.step_seconds, times, self.validation_seconds, more)
+        lines.append(f"time        {told}; {pace}")
         return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Which config is read, who wins, what is refused and how it is said."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, Fit, points, tags, weights
+from torch.nn import functional as F
+
+from lit_gpt import load_model
 
 RUN = Path("logs/small/version_0")
 
@@ -106,6 +110,45 @@ def test_validate_scores_a_checkpoint_and_makes_no_run(fit: Fit) -> None:
     assert sorted(Path("logs").rglob("*")) == before
     expected = points(RUN)["loss/val"][-1][1]
     assert f"loss/val             {expected:.4f}" in result.out.splitlines()
+
+
+def test_test_scores_the_test_split(fit: Fit) -> None:
+    trained = fit("--data.test_fraction", 0.2)
+    assert trained.status == 0
+    result = fit("test", "--ckpt_path", RUN / "last.ckpt", "--data.eval_windows", "null", config=None)
+    assert (result.status, result.err) == (0, "")
+    assert [path.name for path in Path("logs").rglob("version_*")] == ["version_0"]
+    model, tokenizer, _ = load_model(RUN / "last.ckpt")
+    rows = Path("rows.txt").read_text(encoding="utf-8").splitlines()[-24:]
+    ids = torch.tensor([i for row in rows for i in (*row.encode(), tokenizer.end_of_text)])
+    assert f"{len(ids):,} to test" in trained.out
+    nats = 0.0
+    for start in range(0, len(ids) - 1, 16):
+        window = ids[start : start + 17]
+        logits, _ = model(window[None, :-1])
+        nats += F.cross_entropy(logits[0], window[1:], reduction="sum").item()
+    loss, size = nats / (len(ids) - 1), sum(len(row.encode()) for row in rows) - 1
+    got = {tag: float(value) for tag, value in (row.split() for row in result.out.splitlines())}
+    expected = {"loss/test": loss, "test/bits_per_byte": nats / size / math.log(2), "test/perplexity": math.exp(loss)}
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+def test_test_says_where_there_is_nothing_to_test_on_or_it_may_have_been_seen(fit: Fit) -> None:
+    assert fit().status == 0
+    Path("t.csv").write_text("text,part\n" + "a row to train on,train\na row to validate,val\n" * 20)
+    test = ["test", "--ckpt_path", RUN / "last.ckpt"]
+    table = ["--data.files", "t.csv", "--data.columns", "text", "--data.split_column", "part"]
+    for flags, message in (
+        (test[:1], "test needs a checkpoint: give --ckpt_path"),
+        (test, "there is no test split: give --data.test_fraction, --data.test_files or --data.split_column"),
+        ([*test, *table], "the test split has 0 tokens, of which none can be predicted"),
+    ):
+        result = fit(*flags)
+        assert (result.status, result.out, result.err.count("\n")) == (2, "", 1)
+        assert message in result.err
+    result = fit(*test, "--data.test_fraction", 0.1)
+    assert result.status == 0
+    assert "to train on: it may have seen what is tested" in result.out
 
 
 def test_the_preflight_says_what_is_about_to_be_trained(fit: Fit) -> None:

@@ -1,5 +1,6 @@
 """What is trained, logged and estimated is what the names say."""
 
+import itertools
 import math
 from collections.abc import Callable
 from functools import partialmethod
@@ -231,6 +232,6 @@ def test_with_a_document_mask_no_token_sees_another_document(fit: Fit) -> None:
     for start in random_starts(1337, 0, 4, len(ids), TRAINED):
         x, y = ids[start : start + TRAINED], ids[start + 1 : start + TRAINED + 1]
         begins = [0, *(i for i in range(1, TRAINED) if x[i] == tokenizer.end_of_text), TRAINED]
-        for first, end in zip(begins, begins[1:]):  # each document a row of its own
+        for first, end in itertools.pairwise(begins):  # each document a row of its own
             nats += F.cross_entropy(model(x[None, first:end])[0][0], y[first:end], reduction="sum").item()
     assert logged == pytest.approx(nats / (4 * TRAINED), abs=1e-5)
