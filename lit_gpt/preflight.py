@@ -380,7 +380,10 @@ class Measure(Callback):
                 break
         taken: list[list[float]] = []
         since = time.perf_counter()
-        while len(taken) < FEWEST or agreed(time.perf_counter() < min(since + STEP_SECONDS, begun + SECONDS)):
+        most = sys.maxsize if self._steps is None else self._steps - self.step  # no more than the run takes
+        while len(taken) < FEWEST or agreed(
+            len(taken) < most and time.perf_counter() < min(since + STEP_SECONDS, begun + SECONDS)
+        ):
             yield whole
             taken.append(self._seconds)
         before, last = (usual([seconds[place] for seconds in taken]) for place in (0, -1))
@@ -477,7 +480,7 @@ class Measure(Callback):
             held = max(self.peaks[largest], self.peak)
             most = max(1, int(largest + (self.allowed - held) / self.slope()))
             verdict = "does not fit" if self.refused or needed > self.allowed else "fits"
-            place = f" of {as_bytes(self.allowed)}: {verdict}; the largest batch that fits is of about {most:,} windows"
+            place = f" of {as_bytes(self.allowed)}: {verdict}; the largest batch that fits is of about {most:,}"
         lines.append(f"needed      {as_bytes(needed)} with {self.refused or self.windows:,}{place}")
         if self.refused:
             lines.append("time        not measured, since the batch does not fit")

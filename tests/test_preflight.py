@@ -104,7 +104,7 @@ def test_a_preflight_alone_measures_and_leaves_nothing(fit: Fit, quick: None, fl
     assert {path.name for path in Path().iterdir()} == {"rows.txt", "small.yaml", "data"}  # the cache of the text
     assert re.fullmatch(r"[\d.]+ .B with 1, [\d.]+ .B with 4 windows in a batch", line(result.out, "measured"))
     needed = re.fullmatch(
-        r"(\S+ .B) with 4 of (\S+ .B): fits; the largest batch that fits is of about ([\d,]+) windows",
+        r"(\S+ .B) with 4 of (\S+ .B): fits; the largest batch that fits is of about ([\d,]+)",
         line(result.out, "needed"),
     )
     assert needed
@@ -166,7 +166,7 @@ def test_batches_grow_no_further_than_what_fits(
         "110.0 MB with 1, 120.0 MB with 2, 140.0 MB with 4, 180.0 MB with 8 windows in a batch"
     )
     assert line(result.out, "needed") == (
-        "260.0 MB with 16 of 195.0 MB: does not fit; the largest batch that fits is of about 9 windows"
+        "260.0 MB with 16 of 195.0 MB: does not fit; the largest batch that fits is of about 9"
     )
     assert line(result.out, "time") == "not measured, since the batch does not fit"
 
@@ -185,9 +185,7 @@ def test_a_batch_that_runs_out_of_memory_is_told_of(
     result = fit("--preflight")
     assert (result.status, result.err) == (0, "")
     assert line(result.out, "measured") == "110.0 MB with 1 window in a batch"
-    assert line(result.out, "needed").endswith(
-        "of 110.0 MB: does not fit; the largest batch that fits is of about 1 windows"
-    )
+    assert line(result.out, "needed").endswith("of 110.0 MB: does not fit; the largest batch that fits is of about 1")
 
 
 def test_what_does_not_fit_at_all_is_not_tried(fit: Fit, memory: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

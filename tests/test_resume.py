@@ -296,10 +296,11 @@ def test_other_data_is_refused_unless_it_is_meant(fit: Fit) -> None:
     Path("rows.txt").write_text(text + "\none more row", encoding="utf-8")
     result = fit("--ckpt_path", "last")
     assert (result.status, result.err.count("\n")) == (2, 1)
-    assert "was trained on other data (documents 120 there, 121 here; characters 1937 there, 1949 here)" in result.err
+    documents = "documents 120 there, 121 here; characters 1937 there, 1949 here; val tokens 279 there, 292 here"
+    assert f"was trained on other data ({documents})" in result.err
     Path("rows.txt").write_text(text.replace("row 7", "row 8"), encoding="utf-8")
     assert "other data (the text itself)" in fit("--ckpt_path", "last").err
-    assert "val_fraction 0.1 there, 0.2 here" in fit("--ckpt_path", "last", "--data.val_fraction", 0.2).err
+    assert "val tokens 279 there, 546 here" in fit("--ckpt_path", "last", "--data.val_fraction", 0.2).err
     assert sorted(RUN.rglob("*")) == before
     meant = fit("--ckpt_path", "last", "--allow_data_change", "true")
     assert meant.status == 0

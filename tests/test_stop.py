@@ -380,7 +380,7 @@ def test_a_disk_that_is_full_is_a_disk_that_is_full(folder: Path) -> None:
 set -e
 mount -t tmpfs -o size=300k tmpfs "{folder}"
 cd "{folder}"
-head -c 50000 /dev/zero | tr '\\\\0' 'a' | fold -w 40 > rows.txt
+head -c 50000 /dev/zero | tr '\\0' 'a' | fold -w 40 > rows.txt
 exec {sys.executable} -c "
 import sys, pathlib
 sys.argv = ['fit.py', '--data.files', 'rows.txt', '--data.tokenizer', 'byte', '--config', 'c.yaml']
