@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, forked
+from conftest import DEFAULT, ROOT, forked
+
+import lit_gpt.preflight
+import lit_gpt.prepare
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = [
@@ -26,7 +29,13 @@ def commands() -> list[str]:
     return [line.partition(" #")[0].strip() for line in lines if "scripts/" in line]
 
 
-def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
+def hurry() -> None:
+    """A preflight measures for a moment."""
+    for name in ("STEP_SECONDS", "VALIDATION_SECONDS", "TEXT_SECONDS", "SLOPE_SECONDS"):
+        setattr(lit_gpt.preflight, name, 0.0)
+
+
+def test_the_commands_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "poems.csv").write_text(
         "title,author,text\n" + "".join(f'题{i},李白,"床前明月光，\n疑是地上霜。"\n' for i in range(200)),
         encoding="utf-8",
@@ -38,8 +47,11 @@ def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
         assert program in ("python", ".venv/bin/python")
         short = SHORT if script == "scripts/fit.py" and "validate" not in words else []
         if script == "scripts/fit.py" and number > 0:  # the first one starts as a person starts it
-            result = forked(tmp_path, *words, *short)
+            result = forked(tmp_path, *words, *short, prepare=hurry)
             assert result.status == 0, f"{command}\n{result.err}"
+        elif script == "scripts/prepare.py":
+            monkeypatch.chdir(tmp_path)
+            assert lit_gpt.prepare.main(words, DEFAULT) == 0, command
         else:
             line = [sys.executable, str(ROOT / script), *words, *short]
             ran = subprocess.run(line, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
