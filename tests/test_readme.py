@@ -46,6 +46,8 @@ def test_the_commands_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
         program, script, *words = shlex.split(command)
         assert program in ("python", ".venv/bin/python")
         short = SHORT if script == "scripts/fit.py" and "validate" not in words else []
+        if script == "scripts/generate.py":
+            short = ["--max_new_tokens", "8"]
         if script == "scripts/fit.py" and number > 0:  # the first one starts as a person starts it
             result = forked(tmp_path, *words, *short, prepare=hurry)
             assert result.status == 0, f"{command}\n{result.err}"
