@@ -443,9 +443,5 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=_text) if isinstance(value, dict | list) else str(value)
 
 
-def _unix_lines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
-
-
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
