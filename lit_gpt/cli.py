@@ -68,13 +68,13 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
             sys.argv[1:] = arguments.words  # what processes for other devices are started with
             FitCLI(arguments, stop)
     except Stopped as stopped:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # whose threads may abort a process that just ends
-        return _leave(stopped.status, str(stopped))
+        return _stop(stopped)
     except BrokenPipeError:  # whoever was reading has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     except Exception as error:
+        if stop.stopped is not None:  # what it interrupted fell over it
+            return _stop(stop.stopped)
         if stop.started and not isinstance(error, UserError):
             raise
         if own_rank() != 0 and not isinstance(error, UserError):  # which the others may not know
@@ -83,6 +83,12 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
         return _leave(2, f"error: {_said(error)}{notes}")
     return 0
+
+
+def _stop(stopped: Stopped) -> int:
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # whose threads may abort a process that just ends
+    return _leave(stopped.status, str(stopped))
 
 
 def _said(error: BaseException) -> str:

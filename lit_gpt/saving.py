@@ -282,6 +282,7 @@ class GracefulStop(Callback):
         checkpoint: what saves the last step; None: nothing does.
         timer: how long a command may train; None: as long as it takes.
         go_on: the command that resumes.
+        stopped: what a signal before the first step has raised, which may have been lost on its way.
     """
 
     def __init__(self) -> None:
@@ -290,7 +291,8 @@ class GracefulStop(Callback):
         self.timer: Timer | None = None
         self.go_on = ""
         self.trainer: Trainer | None = None
-        self._training = self._stopping = self._leaving = False
+        self.stopped: Stopped | None = None
+        self._training = self._leaving = False
         self._asked: tuple[int, float] | None = None  # which signal came, and when
         self._helps = own_rank() != 0  # whether this process was started by the one a person started
         self._made: Path | None = None  # the folder of a new run
@@ -360,7 +362,7 @@ class GracefulStop(Callback):
                 first = first or now
                 if again or (not self._training and not self._helps):
                     time.sleep(0.5)  # the handler's turn
-                    if again or not self._stopping:
+                    if again or self.stopped is None:
                         self._leave_at_once(signum[0])
 
     def _leave_at_once(self, signum: int) -> NoReturn:
@@ -382,8 +384,8 @@ class GracefulStop(Callback):
         if self._leaving:  # the thread was quicker
             return
         if not self._training and not self._helps:
-            self._stopping = True
-            raise Stopped(128 + signum, f"stopped by {signal.Signals(signum).name}")
+            self.stopped = Stopped(128 + signum, f"stopped by {signal.Signals(signum).name}")
+            raise self.stopped
         if self._asked is None:  # one that helps waits: the first process ends it, or agrees with it at the next step
             self._asked = (signum, now)
             if not self._helps:  # not by print, which this may have interrupted
@@ -396,8 +398,14 @@ class GracefulStop(Callback):
         if self.trainer is not None and (launcher := self.trainer.strategy.launcher) is not None:
             launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.stopped is not None:  # the handler had its turn where exceptions are only reported, as in a __del__
+            raise self.stopped
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = self._training = True
+        if self.stopped is not None:
+            self._asked = self.stopped.status - 128, time.monotonic()
         self._listen()  # in place of the Trainer's handler, which would end with status 0, or hang
         if self.timer is not None:
             self.timer.on_train_start(trainer, pl_module)

@@ -15,9 +15,12 @@ import torch
 from conftest import Fit, forked, points, powerless, texts
 
 import lit_gpt.checkpoint
+import lit_gpt.data.datamodule
 from lit_gpt.callbacks import GenerateText
 from lit_gpt.checkpoint import open_checkpoint
 from lit_gpt.cli import FitCLI
+from lit_gpt.data.corpus import Corpus
+from lit_gpt.data.datamodule import RunSampler
 from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
 
@@ -110,6 +113,40 @@ def test_a_signal_before_the_first_step_is_told_in_a_line(folder: Path) -> None:
     assert not (folder / "logs").exists()
 
 
+class Last:
+    """Sends the signal when it is let go of, where an exception is only reported."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_where_exceptions_are_lost_ends_the_command(folder: Path) -> None:
+    def prepare() -> None:
+        sys.unraisablehook = lambda what: None
+        original = lit_gpt.data.datamodule.open_corpus
+
+        def instead(*args: object) -> Corpus:
+            Last()
+            return original(*args)  # type: ignore[arg-type]
+
+        lit_gpt.data.datamodule.open_corpus = instead  # type: ignore[attr-defined]
+
+    ended = forked(folder, "--config", "small.yaml", prepare=prepare)
+    assert (ended.status, ended.err) == (143, "stopped by SIGTERM\n")
+    assert not (folder / "logs").exists()
+
+
+def test_a_signal_while_batches_are_made_ready_ends_the_command(folder: Path) -> None:
+    """Lightning's cleaning up fails there, since it asks for the length of what is not there yet."""
+
+    def prepare() -> None:
+        RunSampler.__iter__ = lambda sampler: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
+
+    ended = forked(folder, "--config", "small.yaml", prepare=prepare)
+    assert (ended.status, ended.err) == (143, "stopped by SIGTERM\n")
+    assert not (folder / "logs").exists()
+
+
 def test_a_signal_while_another_rank_is_awaited_ends_both(folder: Path) -> None:
     """The other one still imports what it needs; this one waits for it inside torch, where no handler has its turn."""
 
@@ -118,7 +155,7 @@ def test_a_signal_while_another_rank_is_awaited_ends_both(folder: Path) -> None:
 
     pair = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.global_batch_size", 8]
     ended = forked(folder, "--config", "small.yaml", *pair, prepare=prepare)
-    assert (ended.status, ended.err) == (143, "stopped by SIGTERM\n")
+    assert (ended.status, ended.err) == (143, "stopped by SIGTERM\n"), ended.out
     assert not (folder / "logs").exists()
 
 
