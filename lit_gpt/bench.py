@@ -16,13 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from lit_gpt.cli import FitCLI, keep_freed_memory, quiet_lightning
 from lit_gpt.data.corpus import cores, open_corpus, read_texts
 from lit_gpt.data.datamodule import EvaluationBatches, TextDataModule
 from lit_gpt.data.windows import evaluation_starts
-from lit_gpt.errors import UserError
+from lit_gpt.errors import LineParser, UserError, exit_status
 from lit_gpt.flags import Arguments
 from lit_gpt.generate import quicken
 from lit_gpt.model import GPT
@@ -464,8 +464,13 @@ def startup(options: argparse.Namespace, words: list[str], default_config: Path)
 # ------------------------------------------------------------------------------------------------ what is printed
 
 
-def print_table(rows: list[Row]) -> None:
-    """Rows under the names of their values."""
+def print_rows(rows: Iterable[Row], as_json: bool) -> None:
+    """Prints rows under the names of their values; or each as JSON, as soon as it is there."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        return
+    rows = list(rows)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     cells = [keys] + [[f"{row[key]:.4f}" if key == "loss" else _cell(row.get(key)) for key in keys] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
@@ -484,17 +489,14 @@ def _cell(value: Any) -> str:
 KINDS = {"train": train, "loss": loss, "generate": generate, "prepare": prepare, "startup": startup}
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: list[str], default_config: Path) -> int:
-    """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
+    """Runs the command line; returns the exit status of `exit_status`."""
     quiet_lightning()
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    return exit_status(lambda: measure(words, default_config))
+
+
+def measure(words: list[str], default_config: Path) -> None:
+    parser = LineParser(__doc__)
     parser.add_argument("what", choices=list(KINDS), help="what is measured")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of a table")
     parser.add_argument("--peers", action="store_true", help="beside what is installed of transformers and litgpt")
@@ -507,23 +509,10 @@ def main(words: list[str], default_config: Path) -> int:
     parser.add_argument("--target", type=float, default=1.898, help="loss to reach, in nats per token")
     parser.add_argument("--first_seed", type=int, default=1, help="of the runs to a loss")
     parser.add_argument("--warm_up", type=int, default=10, help="steps before the first turn")
-    try:
-        options, others = parser.parse_known_args(words)
-        for name in ("steps", "turns", "warm_up"):
-            if getattr(options, name) < 1:
-                raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
-        if options.nanogpt is not None:
-            load_nanogpt(options.nanogpt)  # said now, not when its turn comes
-        rows = []
-        for row in KINDS[options.what](options, others, default_config):
-            rows.append(row)
-            if options.json:
-                print(json.dumps(row), flush=True)
-        if not options.json:
-            print_table(rows)
-    except KeyboardInterrupt:
-        return 130
-    except (UserError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    options, others = parser.parse_known_args(words)
+    for name in ("steps", "turns", "warm_up"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
+    if options.nanogpt is not None:
+        load_nanogpt(options.nanogpt)  # said now, not when its turn comes
+    print_rows(KINDS[options.what](options, others, default_config), options.json)

@@ -85,10 +85,13 @@ def _unused(model: LitGPT, data: TextDataModule) -> str | None:
     spent, whole = tables * size * config.d_model, sum(p.numel() for p in model.gpt.parameters())
     if size < 1000 or used > size / 2 or spent < whole / 4:
         return None
-    full = data.recipe.tokenizer_name.endswith(" full")
+    if data.recipe.tokenizer == "bpe":
+        remedy = "a smaller --data.vocab_size"
+    else:
+        remedy = "--data.vocab pruned" if data.recipe.tokenizer_name.endswith(" full") else "--data.tokenizer bpe"
     return (
         f"of {size:,} different tokens {used:,} occur, and {spent:,} of {whole:,} parameters stand for them all: give "
-        f"{'--data.vocab pruned' if full else 'a smaller --data.vocab_size'}; scripts/prepare.py --compare shows more"
+        f"{remedy}; scripts/prepare.py --compare shows more"
     )
 
 

@@ -1,6 +1,5 @@
 """Tokenizes files ahead of training, and says what is in them."""
 
-import argparse
 import contextlib
 import json
 import sys
@@ -8,16 +7,16 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from lit_gpt.bench import print_table
+from lit_gpt.bench import print_rows
 from lit_gpt.cli import FitCLI, quiet_lightning
 from lit_gpt.data.corpus import PARTS, Corpus, learned_tokenizer, open_corpus, read_texts
 from lit_gpt.data.datamodule import CACHE, TextDataModule
-from lit_gpt.errors import UserError
+from lit_gpt.errors import LineParser, UserError, exit_status
 from lit_gpt.flags import Arguments
 from lit_gpt.saving import GracefulStop
 from lit_gpt.tokenizer import BytePairTokenizer, open_tokenizer, prune
@@ -122,47 +121,27 @@ def compare(data: TextDataModule, shape: dict[str, Any]) -> Iterator[dict[str, A
         }
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def main(words: list[str], default_config: Path) -> int:
-    """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
+    """Runs the command line; returns the exit status of `exit_status`."""
     quiet_lightning()
-    parser = Parser(
-        description=__doc__ + " Takes --config and the data flags of fit.py besides.",
-        allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    return exit_status(lambda: report(words, default_config))
+
+
+def report(words: list[str], default_config: Path) -> None:
+    parser = LineParser(f"{__doc__} Takes --config and the data flags of fit.py besides.")
     parser.add_argument("--processes", type=int, help="that tokenize; all cores if left out and the text is long")
     parser.add_argument("--dry_run", action="store_true", help="report, and leave nothing behind")
     parser.add_argument("--compare", action="store_true", help="tokenizers on this text, and what each would cost")
     parser.add_argument("--json", action="store_true", help="the report, or every tokenizer, as JSON")
-    try:
-        options, others = parser.parse_known_args(words)
-        if options.processes is not None and options.processes < 1:
-            raise UserError(f"--processes is {options.processes}: give 1 or more")
-        run = Data(others, default_config)
-        if options.compare:
-            rows = []
-            for row in compare(run.data, run.shape):
-                rows.append(row)
-                if options.json:
-                    print(json.dumps(row), flush=True)
-            if not options.json:
-                print_table(rows)
-            return 0
-        with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
-            corpus = open_corpus(run.data.sources(), run.data.recipe, Path(folder), options.processes)
-            print(json.dumps(corpus.report, ensure_ascii=False) if options.json else shown(corpus))
-            if not options.dry_run and not options.json:
-                print(f"cache       {corpus.folder}")
-    except KeyboardInterrupt:
-        return 130
-    except (UserError, ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    options, others = parser.parse_known_args(words)
+    if options.processes is not None and options.processes < 1:
+        raise UserError(f"--processes is {options.processes}: give 1 or more")
+    run = Data(others, default_config)
+    if options.compare:
+        print_rows(compare(run.data, run.shape), options.json)
+        return
+    with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
+        corpus = open_corpus(run.data.sources(), run.data.recipe, Path(folder), options.processes)
+        print(json.dumps(corpus.report, ensure_ascii=False) if options.json else shown(corpus))
+        if not options.dry_run and not options.json:
+            print(f"cache       {corpus.folder}")

@@ -5,7 +5,6 @@ Every tokenizer has one id more than its text needs, `end_of_text`, which no tex
 """
 
 import base64
-import difflib
 import functools
 import hashlib
 import importlib.metadata
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import tiktoken
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, did_you_mean
 
 Vocab = Literal["pruned", "full"]
 
@@ -230,10 +229,9 @@ def check_tokenizer(name: str) -> None:
         if not os.path.isfile(os.path.expanduser(name)):
             raise UserError(f"--data.tokenizer {name}: no such file: give a .tiktoken file, or {', '.join(NAMES)}")
     elif name not in NAMES:
-        close = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise UserError(
-            f"--data.tokenizer {name} is unknown{hint}: choose one of {', '.join(NAMES)}, or give a .tiktoken file"
+            f"--data.tokenizer {name} is unknown{did_you_mean(name, NAMES)}: choose one of "
+            f"{', '.join(NAMES)}, or give a .tiktoken file"
         )
 
 

@@ -1,40 +1,17 @@
 """Writes text with a trained model: `python scripts/generate.py --prompt "..."`."""
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
 from lit_gpt.checkpoint import load_model, newest_checkpoint
-from lit_gpt.errors import UserError
+from lit_gpt.errors import LineParser, UserError, exit_status
 from lit_gpt.generate import check_sampling, prompt_tokens, quicken, shown, stream_text
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
-def main(words: list[str]) -> int:
-    """Runs the command line; returns the exit status: 2 for what a person can mend, said in one line."""
-    try:
-        write(words)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever was reading has had enough
-        sys.stderr.close()
-    except (UserError, OSError, MemoryError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def write(words: list[str]) -> None:
-    parser = Parser(description=__doc__, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = LineParser(__doc__)
     parser.add_argument("--ckpt_path", type=Path, help="checkpoint; last, or left out: the newest under logs/")
     parser.add_argument("--name", help="run whose newest checkpoint is taken")
     parser.add_argument("--prompt", default="", help="text to go on from")
@@ -83,4 +60,4 @@ def write(words: list[str]) -> None:
 if __name__ == "__main__":
     if sys.stdout is not None:  # it may be closed
         sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_status(lambda: write(sys.argv[1:])))

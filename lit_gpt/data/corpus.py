@@ -586,9 +586,12 @@ def _lay_out(tally: Tally, tokenizer: Tokenizer, recipe: Recipe, unfinished: Pat
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     sizes = dict.fromkeys(PARTS, 0)
-    with open(unfinished / "ids.bin", "wb") as out:
-        for number, part in enumerate(PARTS):
+    filled = [number for number in range(len(PARTS)) if (parts == number).any()]
+    shown = {"desc": "writing", "unit": "token", "unit_scale": True, "delay": 2, "mininterval": 0.5, "leave": False}
+    with open(unfinished / "ids.bin", "wb") as out, tqdm(total=len(filled) * done["ids"], **shown) as bar:
+        for number in filled:
             for documents, counts, ids in _chunks(unfinished):
+                bar.update(len(ids))
                 here = parts[documents] == number
                 if not here.any():
                     continue
@@ -596,7 +599,7 @@ def _lay_out(tally: Tally, tokenizer: Tokenizer, recipe: Recipe, unfinished: Pat
                 ids = (ids if new_id is None else new_id[ids]).astype(dtype)
                 frequencies += np.bincount(ids, minlength=len(frequencies))
                 out.write(ids.tobytes())
-                sizes[part] += len(ids)
+                sizes[PARTS[number]] += len(ids)
         out.flush()
         os.fsync(out.fileno())
     if recipe.reading.mode == "raw" and not any(source.part for source in tally.files):  # one text, cut by tokens
