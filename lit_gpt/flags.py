@@ -345,7 +345,7 @@ def mistakes(settings: Namespace, command: str) -> Iterator[str]:
     if trainer.limit_val_batches == 0 and early.patience is not None:
         yield "--early_stopping.patience waits for validations, --trainer.limit_val_batches 0 has none"
     if trainer.gradient_clip_val is not None and not 0 <= trainer.gradient_clip_val < math.inf:
-        yield f"--trainer.gradient_clip_val is {trainer.gradient_clip_val}: give 0 (off) or more"
+        yield f"--trainer.gradient_clip_val is {trainer.gradient_clip_val:g}: give 0 (off) or more"
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
         yield f"--trainer.log_every_n_steps is {trainer.log_every_n_steps}: give 0 (never) or more"
     if trainer.min_steps is not None and 0 <= trainer.max_steps < trainer.min_steps:

@@ -15,6 +15,7 @@ from filelock import FileLock
 
 import lit_gpt.saving
 from lit_gpt import LitGPT, UserError
+from lit_gpt.errors import exit_status
 
 RUN = Path("logs/small/version_0")
 LAST = str(RUN / "last.ckpt")
@@ -260,7 +261,7 @@ FLAGS: dict[str, Case] = {
         ["--model.min_learning_rate", "1"],
         "--model.min_learning_rate 1.0 is above --model.learning_rate 0.001",
     ),
-    "clip": (nothing, ["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1.0: give 0"),
+    "clip": (nothing, ["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1: give 0"),
     "logging": (nothing, ["--trainer.log_every_n_steps", "-1"], "--trainer.log_every_n_steps is -1: give 0"),
     "no accumulation": (
         nothing,
@@ -533,7 +534,7 @@ def test_a_mistake_with_generate_gets_one_line(folder: Path, capsys: pytest.Capt
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    status = script.main(words)
+    status = exit_status(lambda: script.write(words))
     printed = capsys.readouterr()
     is_one_line(Result(status, printed.out, printed.err), message)
     assert not Path("harmed").exists()
