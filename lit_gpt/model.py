@@ -13,7 +13,9 @@ Shape letters:
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from itertools import repeat
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import torch
@@ -109,33 +111,41 @@ class Linear(nn.Linear):
 
 # ------------------------------------------------------------------------------------------------------- dropout
 
-# an operation of torch's own kind, which torch.compile calls and does not look into: what it makes of it is slow
-_library = torch.library.Library("lit_gpt", "DEF")
-_library.define("kept(Tensor x, int below) -> Tensor", tags=torch.Tag.nondeterministic_seeded)
 
+def kept(count: int, probability: float, kind: torch.dtype) -> Tensor:
+    """What `count` numbers on a CPU are multiplied by: 0 with `probability`, else what keeps the mean: (count,).
 
-@torch.library.impl(_library, "kept", "CPU")
-def _kept(x: Tensor, below: int) -> Tensor:
-    """Which elements of x stay where of 2**16 cases `below` are zeroed: four share a random number of 64 bits."""
-    numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    return (numbers.view(torch.int16)[: x.numel()] >= below - 2**15).view(x.shape)
-
-
-@torch.library.register_fake("lit_gpt::kept", lib=_library)
-def _(x: Tensor, below: int) -> Tensor:
-    return torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    Four share a random number of 64 bits, in 2**16 cases of whose 16 each some are zeroed: a third of what torch's own
+    takes. As there, what keeps the mean is rounded to `kind`, in bfloat16 by up to 0.2%.
+    """
+    below = min(round(probability * 2**16), 2**16 - 1)
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
+    return (numbers >= below - 2**15).view(torch.uint8).to(kind).mul_(2**16 / (2**16 - below))
 
 
 class Dropout(nn.Dropout):
-    """Zeroes at random (Srivastava et al. 2014), on a CPU in a half to a third of the time torch's own takes."""
+    """Zeroes at random (Srivastava et al. 2014), by a mask that was drawn before or, without one, by its own."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        below = min(round(self.p * 2**16), 2**16 - 1)
-        return x * torch.ops.lit_gpt.kept(x.detach(), below) * (2**16 / (2**16 - below))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.dropout(x, self.p, self.training) if mask is None else x * mask
+
+
+# of a block: for shares (B * H, T, T), for what attention and feed-forward add to the stream (B, T, D) each
+Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def draw_masks(
+    config: GPTConfig, batch_size: int, length: int, kind: torch.dtype, shares: bool
+) -> Iterator[Tensor | None]:
+    """All masks of a forward pass on a CPU, drawn at once, in the order they are used.
+
+    One for the embeddings (B, T, D), then a block's three after the other, of which the first is None without `shares`.
+    """
+    B, T = batch_size, length
+    stream, scores = (B, T, config.d_model), (B * config.num_heads, T, T) if shares else (0,)
+    shapes = [stream] + [scores, stream, stream] * config.num_blocks
+    drawn = kept(sum(map(math.prod, shapes)), config.dropout, kind).split([math.prod(shape) for shape in shapes])
+    return (part.view(shape) if len(part) else None for part, shape in zip(drawn, shapes))
 
 
 # ---------------------------------------------------------------------------------------------------------- norm
@@ -279,23 +289,26 @@ class KVCache:
         return self.keys[block][:, :, :end], self.values[block][:, :, :end]
 
 
-def attention_by_products(q: Tensor, k: Tensor, v: Tensor, dropout: Dropout, mask: Tensor | None = None) -> Tensor:
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: Tensor | None = None) -> Tensor:
     """Attention of q (B, H, T, E) on k and v (B, K, T, E), holding (B, H, T, T): -> (B, H, T, E).
-
-    Without a mask (B, 1, T, T) of what is seen it is causal.
 
     In bfloat16 on a CPU, torch's own takes three to four times as long at a T of 64 and 256, there and back; with
     dropout it holds as much.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        bias: added to the scores, (T, T) or (B * H, T, T): -inf where a token does not see another.
+        dropout: (B * H, T, T) that the shares are multiplied by.
     """
     B, H, T, E = q.shape
     if k.shape[1] < H:
         k, v = (part.repeat_interleave(H // k.shape[1], dim=1) for part in (k, v))  # (B, H, T, E)
     q, k, v = (part.reshape(B * H, T, E) for part in (q, k, v))
-    hidden = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-    if mask is not None:
-        hidden = torch.zeros(B, H, T, T, dtype=q.dtype, device=q.device).masked_fill(~mask, -torch.inf).flatten(0, 1)
-    scores = torch.baddbmm(hidden, q, k.mT, alpha=1 / math.sqrt(E))  # (B * H, T, T)
-    shares = dropout(scores.softmax(dim=-1))
+    shares = torch.baddbmm(bias, q, k.mT, alpha=1 / math.sqrt(E)).softmax(dim=-1)  # (B * H, T, T)
+    if dropout is not None:
+        shares = shares * dropout
     return (shares @ v).view(B, H, T, E)
 
 
@@ -306,7 +319,7 @@ class Attention(nn.Module):
         super().__init__()
         self.block = block
         self.head_size = config.head_size
-        self.dropout = Dropout(config.dropout)
+        self.dropout = config.dropout
         self.grouped = config.kv_heads < config.num_heads
         self.widths = [config.d_model, config.kv_heads * config.head_size, config.kv_heads * config.head_size]
         self.qkv = Linear(config.d_model, sum(self.widths), bias=config.bias)
@@ -315,7 +328,13 @@ class Attention(nn.Module):
         self.project = Linear(config.d_model, config.d_model, bias=config.bias)
 
     def forward(
-        self, x: Tensor, position: Position, places: Places, cache: KVCache | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        position: Position,
+        places: Places,
+        cache: KVCache | None,
+        seen: Tensor | None,
+        dropout: Tensor | None,
     ) -> Tensor:
         B, T, D = x.shape
         q, k, v = (
@@ -326,14 +345,13 @@ class Attention(nn.Module):
         k = position.turn(self.k_norm(k), places)  # (B, K, T, E)
         if cache is not None:
             k, v = cache.append(self.block, k, v)  # (B, K, S, E)
-        dropout = self.dropout.p if self.training else 0.0
-        shortest = 1 if dropout else 32 if x.dtype == torch.bfloat16 else math.inf
-        if x.device.type == "cpu" and cache is None and shortest <= T <= 512:
-            y = attention_by_products(q, k, v, self.dropout, mask)  # (B, H, T, E)
+        if seen is not None and seen.is_floating_point():
+            y = attention_by_products(q, k, v, seen, dropout)  # (B, H, T, E)
         else:
-            causal = mask is None and T > 1  # without a mask, one token sees everything, and many start from nothing
+            causal = seen is None and T > 1  # without a mask, one token sees everything, and many start from nothing
+            share = self.dropout if self.training else 0.0
             y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=self.grouped
+                q, k, v, attn_mask=seen, dropout_p=share, is_causal=causal, enable_gqa=self.grouped
             )  # (B, H, T, E)
         return self.project(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
 
@@ -405,10 +423,17 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, position: Position, places: Places, cache: KVCache | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        position: Position,
+        places: Places,
+        cache: KVCache | None,
+        seen: Tensor | None,
+        masks: Masks,
     ) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), position, places, cache, mask))  # (B, T, D)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # (B, T, D)
+        shares, first, second = masks
+        x = x + self.dropout(self.attention(self.attention_norm(x), position, places, cache, seen, shares), first)
+        return x + self.dropout(self.mlp(self.mlp_norm(x)), second)  # (B, T, D)
 
 
 class GPT(nn.Module):
@@ -474,14 +499,24 @@ class GPT(nn.Module):
         end = start + tokens.shape[1]
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens, but context_length is {self.config.context_length}: crop them")
-        places, mask = self._seen(start, end, cache, documents, tokens.device)
+        places, seen = self._seen(start, end, cache, documents, tokens.device)
         device, kind = tokens.device.type, self.embedding.weight.dtype
         if torch.is_autocast_enabled(device):
             kind = torch.get_autocast_dtype(device)
-        x = self.dropout(self.position.add(self.embed(tokens, cache, documents), places)).to(kind)  # (B, T, D)
+        drops = self.training and self.config.dropout > 0
+        shortest = 1 if drops else 32 if kind == torch.bfloat16 else math.inf
+        by_products = device == "cpu" and cache is None and shortest <= end <= 512
+        if by_products:
+            seen = self._bias(seen, len(tokens), end, kind)
+        masks: Iterator[Tensor | None] = repeat(None)
+        if drops and device == "cpu":
+            masks = draw_masks(self.config, len(tokens), end, kind, by_products)
+        x = self.position.add(self.embed(tokens, cache, documents), places)  # (B, T, D)
+        x = self.dropout(x, next(masks)).to(kind)  # (B, T, D)
         with torch.autocast(device, enabled=False):
             for block in self.blocks:
-                x = block(x, self.position, places, cache, mask)  # (B, T, D)
+                its_masks = next(masks), next(masks), next(masks)
+                x = block(x, self.position, places, cache, seen, its_masks)  # (B, T, D)
             if cache is not None:
                 cache.length = end
             return self.norm(x)  # (B, T, D)
@@ -510,6 +545,13 @@ class GPT(nn.Module):
         places = (columns[start:] - padding[:, None]).clamp(min=0)  # (B, T)
         visible = mask & (columns >= padding[:, None])[:, None, None]  # (B, 1, T, S)
         return places, visible | torch.eye(end, dtype=torch.bool, device=device)[start:]  # padding sees itself: no NaN
+
+    def _bias(self, seen: Tensor | None, batch_size: int, length: int, kind: torch.dtype) -> Tensor:
+        """What added to scores leaves those of tokens that are seen: (T, T), or with a mask (B * H, T, T)."""
+        if seen is None:
+            return torch.full((length, length), -torch.inf, dtype=kind).triu(1)
+        shape = (batch_size, self.config.num_heads, length, length)
+        return torch.zeros(shape, dtype=kind).masked_fill(~seen, -torch.inf).flatten(0, 1)
 
     def forward(
         self,

@@ -172,13 +172,13 @@ def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu"
     turned = config.qk_norm or config.position == "rope"
     if cpu and T <= 512 and (config.dropout or (size == 2 and T >= 32)):  # attention_by_products
         attention = size * (3 * D + H * T) + (2 * 4 * (D + KE) if config.qk_norm else 0)
-        attention += (1 + size) * H * T if config.dropout else 0
+        attention += 2 * size * H * T if config.dropout else 0
     else:
         attention = size * (2 * D + 2 * KE) + 4 * H  # what qkv gave, what came of it, sums of shares
         attention += size * (D + KE) if turned else 0
         attention += (2 * 4 if size == 2 else 4) * (D + KE) if config.qk_norm and cpu else 0
     mlp = {"swiglu": 4, "gelu": 2, "relu": 1, "relu2": 2}[config.mlp] * size * hidden
-    masks = 2 * D if config.dropout else 0
+    masks = 2 * size * D if config.dropout else 0
     token = config.num_blocks * (2 * norm + attention + size * D + mlp + masks) + norm + 2 * 8
     cast = size * sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2) if mixed else 0
     return windows * T * token + cast

@@ -1,6 +1,7 @@
 """The GPT computes what it says, each time beside another computation of the same."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_gpt.model import GPT, IGNORE, Dropout, GPTConfig, KVCache, LinearCrossEntropy, attention_by_products
+import lit_gpt.model
+from lit_gpt.model import GPT, IGNORE, GPTConfig, KVCache, LinearCrossEntropy, attention_by_products, draw_masks, kept
 
 SHAPES: dict[str, dict[str, Any]] = {
     "rope, grouped heads": {"position": "rope", "num_kv_heads": 2},
@@ -138,7 +140,7 @@ class LargestTensor(TorchDispatchMode):
 def test_attention_by_products_is_torchs(key_heads: int) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, heads, 10, 8, requires_grad=True) for heads in (4, key_heads, key_heads))
-    ours = attention_by_products(q, k, v, Dropout(0.0))
+    ours = attention_by_products(q, k, v, torch.full((10, 10), -torch.inf).triu(1))
     theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(torch.autograd.grad(ours.sum(), (q, k, v)), torch.autograd.grad(theirs.sum(), (q, k, v))):
@@ -208,21 +210,40 @@ def test_dropout_zeroes_in_training_only() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_dropout_zeroes_a_share_and_scales_the_rest(share: float) -> None:
-    x = (torch.rand(1001, 997) + 1).requires_grad_()  # no multiple of four
-    dropout = Dropout(share)
+    count = 1001 * 997  # no multiple of four
     torch.manual_seed(3)
-    y = dropout(x)
-    y.sum().backward()
+    y = kept(count, share, torch.float32).view(1001, 997)
     torch.manual_seed(3)
-    torch.testing.assert_close(dropout(x), y, rtol=0, atol=0)
-    assert (dropout(x) != y).any()
+    torch.testing.assert_close(kept(count, share, torch.float32), y.flatten(), rtol=0, atol=0)
+    assert (kept(count, share, torch.float32) != y.flatten()).any()
     zeroed = y == 0
-    assert abs(zeroed.double().mean() - share) < 4 * math.sqrt(share * (1 - share) / x.numel())
+    assert abs(zeroed.double().mean() - share) < 4 * math.sqrt(share * (1 - share) / count)
     for half in (zeroed[:, ::2], zeroed[:, 1::2], zeroed[::2], zeroed[1::2]):
-        assert abs(half.double().mean() - share) < 6 * math.sqrt(share * (1 - share) / x.numel())
-    torch.testing.assert_close(y[~zeroed], (x / (1 - share))[~zeroed], rtol=1e-4, atol=0)
-    assert x.grad is not None
-    torch.testing.assert_close(x.grad, torch.where(zeroed, 0, 1 / (1 - share)), rtol=1e-4, atol=0)
+        assert abs(half.double().mean() - share) < 6 * math.sqrt(share * (1 - share) / count)
+    torch.testing.assert_close(y[~zeroed], torch.full_like(y, 1 / (1 - share))[~zeroed], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("length", [24, 600])  # at the longer one torch's own attention draws for itself
+def test_every_mask_is_used_once(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    model, tokens = gpt(dropout=1e-9, context_length=600), random_tokens(2, length)
+    straight = model(tokens)[0]
+    drawn = draw_masks(model.config, 2, length, torch.float32, length < 512)
+    shapes = [None if mask is None else mask.shape for mask in drawn]
+    assert len(shapes) == 1 + 3 * model.config.num_blocks
+    zeroed = []
+
+    def masks(*args: Any) -> Iterator[Tensor | None]:
+        ones = [None if shape is None else torch.ones(shape) for shape in shapes]
+        for place in zeroed:
+            ones[place].zero_()  # type: ignore[union-attr]
+        return iter(ones)
+
+    monkeypatch.setattr(lit_gpt.model, "draw_masks", masks)
+    model.train()
+    torch.testing.assert_close(model(tokens)[0], straight)
+    for place in (place for place, shape in enumerate(shapes) if shape is not None):
+        zeroed = [place]
+        assert (model(tokens)[0] - straight).abs().max() > 1e-3, place
 
 
 class CourseHead(nn.Module):
