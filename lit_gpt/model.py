@@ -631,9 +631,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             share = counted if scale is None else counted * scale.type_as(hidden)  # (n, 1)
             picked = targets[chunk].clamp(min=0).unsqueeze(-1)  # (n, 1)
             grad = logits.softmax(dim=-1)  # (n, V), computed in float32
-            likely = grad.gather(-1, picked).float().clamp(min=torch.finfo(torch.float32).tiny)  # (n, 1)
-            total -= (likely.log() * counted).sum()
-            grad.scatter_add_(-1, picked, -torch.ones_like(picked, dtype=grad.dtype))
+            likely = grad.gather(-1, picked)  # (n, 1)
+            total -= (likely.float().clamp(min=torch.finfo(torch.float32).tiny).log() * counted).sum()
+            grad.scatter_(-1, picked, likely - 1)  # to scatter_add_ would copy a bfloat16 chunk twice
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight * share  # (n, D)
             if want_weight:
