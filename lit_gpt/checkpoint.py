@@ -1,4 +1,8 @@
-"""Checkpoint files: written whole or not at all, opened without running anything in them."""
+"""Checkpoints: written whole or not at all, opened without running anything in them.
+
+One is a file; or, of a model whose weights are spread over devices, a folder of torch.distributed.checkpoint's, into
+which each of them wrote its slices, and beside these everything that is no tensor.
+"""
 
 import contextlib
 import os
@@ -16,6 +20,37 @@ from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer, from_state
 
+REST = "rest.pt"  # in a folder of slices, what is no tensor
+OLD = ".old"  # what a folder is called while another takes its place
+
+
+def sync_folder(folder: Path) -> None:
+    """Has the disk remember what the files in it are called."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def unfinished(path: Path) -> Path:
+    """What is called `path` when it is whole."""
+    return path.with_name(f".{path.name}.unfinished")
+
+
+def put_in_place(unfinished: Path, path: Path) -> None:
+    """Gives a whole file or folder its name; a folder that had it goes when the new one stands there."""
+    old = path.with_name(f".{path.name}{OLD}")
+    if unfinished.is_dir() or path.is_dir():  # neither can be replaced in one step
+        shutil.rmtree(old, ignore_errors=True)
+        if path.exists():
+            path.rename(old)
+    os.replace(unfinished, path)
+    sync_folder(path.parent)
+    if old.exists():
+        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+
 
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Makes the file `path` appear whole or not at all: written beside it, synced, renamed, the folder synced.
@@ -23,23 +58,17 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
         UserError: the disk is full, the folder may not be written to, …; what stood at `path` before still does.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    file_path = unfinished(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with open(file_path, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(unfinished, path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        put_in_place(file_path, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            unfinished.unlink()
+            file_path.unlink()
         # torch.save turns what the disk says into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(error, OSError | RuntimeError) and isinstance(cause, OSError):
@@ -52,11 +81,24 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def copy_whole(source: Path, target: Path) -> None:
-    """Copies a file by `write_whole`.
+    """Copies a checkpoint; it appears whole or not at all.
 
     Raises:
         UserError: as `write_whole`, or there is nothing to read.
     """
+    if source.is_dir():
+        copy = unfinished(target)
+        shutil.rmtree(copy, ignore_errors=True)
+        try:
+            shutil.copytree(source, copy)
+            for path in copy.iterdir():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(copy)
+            put_in_place(copy, target)
+        except (OSError, shutil.Error) as error:
+            raise UserError(f"{target} cannot be written ({error}): make room there") from error
+        return
     try:
         file = open(source, "rb")  # noqa: SIM115
     except OSError as error:
@@ -77,31 +119,38 @@ CONTENTS = {
 
 
 def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """A checkpoint's contents, on the CPU; nothing in the file is executed.
+    """A checkpoint's contents, on the CPU; nothing in it is executed.
 
     Args:
-        path: of the file.
-        mmap: to look at small things quickly: tensors are read from the disk when they are used, and the checksums
-            that every part of the file carries are not compared with it.
+        path: of the file, or folder.
+        mmap: to look at small things quickly: tensors are read from the disk when they are used (those in a folder are
+            not read at all), and the checksums that every part of a file carries are not compared with it.
 
     Raises:
         UserError: there is no such file, it is damaged, or it is not a checkpoint of this project.
     """
-    if not path.is_file():
-        what = "is a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint file"
+    sliced = (path / REST).is_file()
+    if not path.is_file() and not sliced:
+        what = "is a folder, not a checkpoint" if path.is_dir() else "no such checkpoint file"
         raise UserError(f"{path}: {what}; they lie in logs/<name>/version_<n>/, as last.ckpt")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be opened (Permission denied): give yourself the right to read it")
     remedy = "give a .ckpt file this project wrote, or --ckpt_path last for the newest that is whole"
     try:
-        if not zipfile.is_zipfile(path):  # torch.save writes nothing else
+        if not sliced and not zipfile.is_zipfile(path):  # torch.save writes nothing else
             raise UserError(f"{path} cannot be opened (damaged, or no checkpoint): {remedy}")
-        if not mmap:
+        if not mmap and not sliced:
             with zipfile.ZipFile(path) as parts:
                 odd = (part.filename for part in parts.infolist() if part.external_attr or part.compress_type)
                 if broken := parts.testzip() or next(odd, None):  # what torch never writes, no checksum covers
                     raise UserError(f"{path} is damaged (checksum of {broken}): {remedy}")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if sliced:
+            from lit_gpt.slices import read_slices  # slow to import
+
+            rest = torch.load(path / REST, map_location="cpu", weights_only=True)
+            checkpoint = read_slices(path, rest, shapes_only=mmap)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UserError:
         raise
     except Exception as error:  # damaged bytes lead anywhere in the two readers
@@ -121,7 +170,12 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
     Raises:
         UserError: there are some, and none can be used.
     """
-    files = Path(logs, name).glob("version_*/*.ckpt") if name else logs.glob("*/version_*/*.ckpt")
+    runs = list(Path(logs, name).glob("version_*") if name else logs.glob("*/version_*"))
+    for old in (old for run in runs for old in run.glob(f".*.ckpt{OLD}")):
+        path = old.with_name(old.name.removeprefix(".").removesuffix(OLD))
+        if not path.exists():  # a process was killed amid `put_in_place`
+            old.rename(path)
+    files = [path for run in runs for path in run.glob("*.ckpt")]
     found, damaged, whole = [], [], None
     for path in files:
         try:

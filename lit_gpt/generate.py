@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, KVCache, Linear
+from lit_gpt.sharding import is_sharded
 from lit_gpt.tokenizer import Tokenizer
 
 
@@ -67,7 +68,6 @@ def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: fl
         raise UserError(f"top_p is {top_p}: give a probability above 0, up to 1")
 
 
-@torch.inference_mode()
 def stream(
     model: GPT,
     prompts: Tensor | list[list[int]],
@@ -90,6 +90,21 @@ def stream(
         temperature, top_k, top_p, generator: as in `next_token`.
         use_cache: False reads everything anew for every token.
     """
+    # tensors made in inference mode stay so, and FSDP2 keeps what it makes
+    quiet = torch.no_grad if is_sharded(model) else torch.inference_mode
+    yield from quiet()(_stream)(model, prompts, max_new_tokens, temperature, top_k, top_p, generator, use_cache)
+
+
+def _stream(
+    model: GPT,
+    prompts: Tensor | list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
+    use_cache: bool,
+) -> Iterator[Tensor]:
     config, weight = model.config, model.embedding.weight
     tokens, padding = (prompts, None) if isinstance(prompts, Tensor) else flush_right(prompts, weight.device)
     cropped = tokens[:, -config.context_length :]  # (B, T)

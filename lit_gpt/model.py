@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # a target that counts in no loss, torch's own default
 
@@ -437,11 +438,15 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Tokens in, next-token logits out."""
+    """Tokens in, next-token logits out.
+
+    Attributes:
+        activation_checkpointing: compute what is inside a block again for its backward pass, not keep it.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.activation_checkpointing = config, False
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.previous = nn.ModuleList(
             nn.Embedding(config.vocab_size, config.d_model) for _ in range(config.previous_tokens)
@@ -515,8 +520,11 @@ class GPT(nn.Module):
         x = self.dropout(x, next(masks)).to(kind)  # (B, T, D)
         with torch.autocast(device, enabled=False):
             for block in self.blocks:
-                its_masks = next(masks), next(masks), next(masks)
-                x = block(x, self.position, places, cache, seen, its_masks)  # (B, T, D)
+                given = (self.position, places, cache, seen, (next(masks), next(masks), next(masks)))
+                if self.activation_checkpointing and torch.is_grad_enabled():
+                    x = checkpoint(block, x, *given, use_reentrant=False)  # (B, T, D)
+                else:
+                    x = block(x, *given)  # (B, T, D)
             if cache is not None:
                 cache.length = end
             return self.norm(x)  # (B, T, D)

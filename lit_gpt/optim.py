@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from lit_gpt.sharding import like, whole
+
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -78,14 +80,14 @@ class MuonAdamW(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 assert p.grad is not None
                 momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
-                row.copy_(p.grad.lerp(momentum, MOMENTUM))
+                row.copy_(whole(p.grad.lerp(momentum, MOMENTUM)))
             stacks.append(stack)
         for matrices, updates in zip(alike, orthogonal(stacks)):
             scale = 0.2 * math.sqrt(max(matrices[0].shape))
             for p, update in zip(matrices, updates):
                 if weight_decay:
                     p.mul_(1 - rate * weight_decay)
-                p.add_(update, alpha=-rate * scale)
+                p.add_(like(update, p), alpha=-rate * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:

@@ -22,6 +22,7 @@ from lit_gpt.callbacks import RunLogger, parts
 from lit_gpt.checkpoint import copy_whole, open_checkpoint, write_whole
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
+from lit_gpt.sharding import is_sharded, whole
 
 LOCK_SECONDS = 8  # to wait for a run's folder: workers of a process that was killed hold it for up to five
 
@@ -125,7 +126,8 @@ class StepCheckpoint(Checkpoint):
         whole = step == self._done_step and not module.updating and not self._failed
         if isinstance(exception, Stopped) or self._done_step < 0:
             return
-        if whole and step != self._saved_step and module.finite and finite(module):
+        alone = not is_sharded(module.gpt)  # else it takes all ranks to save
+        if alone and whole and step != self._saved_step and module.finite and finite(module):
             path = self.folder / "last.ckpt"
             try:
                 # without trainer.save_checkpoint's barrier: the other ranks may never come
@@ -213,12 +215,12 @@ class StepCheckpoint(Checkpoint):
         periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= f"step_{step:08d}.ckpt")
         for old in periodic[: max(0, len(periodic) - self.keep)]:
             with contextlib.suppress(OSError):  # one too many is no reason to end a run
-                old.unlink()
+                shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def finite(module: LitGPT) -> bool:
     """Whether all weights are numbers."""
-    return all(bool(p.isfinite().all()) for p in module.gpt.parameters())
+    return all(bool(whole(p.isfinite().all())) for p in module.gpt.parameters())
 
 
 def own_rank() -> int:
@@ -407,6 +409,8 @@ class GracefulStop(Callback):
         if self.stopped is not None:
             self._asked = self.stopped.status - 128, time.monotonic()
         self._listen()  # in place of the Trainer's handler, which would end with status 0, or hang
+        # and in place of its asking all ranks, before every forward, whether one has heard a signal
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if self.timer is not None:
             self.timer.on_train_start(trainer, pl_module)
 

@@ -12,10 +12,10 @@ PACKAGE = ROOT / "lit_gpt"
 
 # files of one floor are listed in the order in which they may import each other (floor 0: not at all)
 FLOORS = [
-    ["errors", "tokenizer", "model", "optim"],
+    ["errors", "tokenizer", "model", "sharding", "optim"],
     ["data.sample", "data.sources", "data.readers", "data.corpus", "data.windows", "data.datamodule", "generate"],
     ["module"],
-    ["checkpoint", "callbacks", "saving"],
+    ["slices", "checkpoint", "callbacks", "saving", "strategy"],
     ["flags", "preflight", "cli"],
     ["peers", "bench", "prepare"],
 ]

@@ -1,0 +1,95 @@
+"""Training on devices that each hold a slice of the model."""
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.distributed.checkpoint.api import CheckpointException
+
+from lit_gpt.checkpoint import REST, open_checkpoint, put_in_place, sync_folder, unfinished, write_whole
+from lit_gpt.errors import UserError
+from lit_gpt.sharding import like
+from lit_gpt.slices import SliceReader, take_apart
+
+
+class FSDP2(ModelParallelStrategy):
+    """Slices weights, gradients and optimizer state over all devices; `LitGPT.configure_model` says where.
+
+    A checkpoint is a folder, into which every device writes its slices and out of which any number of devices reads
+    its own. An ordinary file is read too.
+
+    Args:
+        process_group_backend: nccl or gloo; what suits the devices if left out.
+        timeout: how long a process waits for the others.
+    """
+
+    def __init__(self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)) -> None:
+        super().__init__(process_group_backend=process_group_backend, timeout=timeout)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.model is not None
+        return self.model.state_dict(keep_vars=True)  # so that what is tied is seen to be one
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return optimizer.state_dict()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Writes a folder: all ranks its slices, the first everything else; what stood there before goes last.
+
+        Raises:
+            UserError: on all ranks, or on the first alone: it cannot be written.
+        """
+        path = Path(self.broadcast(str(filepath)))
+        folder = unfinished(path)
+        tensors, rest = take_apart(checkpoint)
+        if self.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.barrier()
+        try:
+            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
+            if self.is_global_zero:
+                write_whole(folder / REST, lambda file: torch.save(rest, file))
+                sync_folder(folder)
+                put_in_place(folder, path)
+        except (CheckpointException, OSError) as error:
+            failures = getattr(error, "failures", {0: (error,)})
+            raise UserError(
+                f"{path} cannot be written ({next(iter(failures.values()))[0]}); what it held before is whole: make "
+                "room there, or write elsewhere with --trainer.default_root_dir"
+            ) from error
+
+    @torch.no_grad()
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(self.broadcast(str(checkpoint_path)))
+        checkpoint = open_checkpoint(path, mmap=True)
+        assert self.model is not None
+        there, rest = take_apart(checkpoint)
+        here = {f"state_dict/{name}": value.detach() for name, value in self.model.state_dict(keep_vars=True).items()}
+        for optimizer in self.optimizers:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, saved in checkpoint["optimizer_states"][0]["state"].items():
+                p = parameters[number]
+                state = {
+                    name: torch.zeros_like(p) if value.shape == p.shape else torch.zeros_like(value, device=p.device)
+                    for name, value in saved.items()
+                }
+                optimizer.state[p] = state
+                here |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
+        wanted = {name: value for name, value in here.items() if name in there}
+        if path.is_dir():
+            dcp.load(wanted, storage_reader=SliceReader(path))
+        else:
+            for name, value in wanted.items():
+                value.copy_(like(there[name].to(value.device), value))
+        return rest
+
+    def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
+        """Has been done by `load_checkpoint`, and so has the optimizer's."""
