@@ -362,7 +362,7 @@ def mistakes(settings: Namespace, command: str) -> Iterator[str]:
         yield f"--trainer.default_root_dir {trainer.default_root_dir}: give a folder of this machine"
     if trainer.profiler == "xla":
         yield "--trainer.profiler xla needs a TPU: give simple, advanced or pytorch"
-    if "ddp" in str(trainer.strategy):
+    if re.search("ddp|fsdp", str(trainer.strategy), re.IGNORECASE):
         yield from _port()
     for callback in as_list(trainer.callbacks):
         yield from _callback(callback)

@@ -179,7 +179,12 @@ def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu"
         attention += (2 * 4 if size == 2 else 4) * (D + KE) if config.qk_norm and cpu else 0
     mlp = {"swiglu": 4, "gelu": 2, "relu": 1, "relu2": 2}[config.mlp] * size * hidden
     masks = 2 * size * D if config.dropout else 0
-    token = config.num_blocks * (2 * norm + attention + size * D + mlp + masks) + norm + 2 * 8
+    block = 2 * norm + attention + size * D + mlp + masks
+    blocks = config.num_blocks * block
+    if gpt.activation_checkpointing:  # what goes into each, its masks, and one of them at work
+        shares = size * H * T if config.dropout and cpu and T <= 512 else 0
+        blocks = config.num_blocks * (size * D + masks + shares) + block
+    token = blocks + norm + 2 * 8
     cast = size * sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2) if mixed else 0
     return windows * T * token + cast
 

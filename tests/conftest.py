@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.util import tensor_util
 
+from lit_gpt.checkpoint import open_checkpoint
 from lit_gpt.cli import main
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads
@@ -125,7 +126,7 @@ def powerless() -> None:
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint."""
-    return torch.load(path, weights_only=True)["state_dict"]
+    return open_checkpoint(path)["state_dict"]
 
 
 def event_files(folder: Path) -> list[Path]:

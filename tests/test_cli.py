@@ -208,7 +208,7 @@ def run_script(script: str, *words: str, timeout: int = 100) -> subprocess.Compl
 def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folder: Path) -> None:
     shared = ["--data.global_batch_size", "8", "--model.config.dropout", "0.1", "--checkpoint.every_n_steps", "4"]
     assert fit("--name", "one", *shared).status == 0
-    pair = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    pair = ["--config", str(ROOT / "configs" / "ddp.yaml"), "--trainer.devices", "2"]
     trained = run_script("fit.py", "--config", "small.yaml", "--name", "two", *shared, *pair)
     assert trained.returncode == 0, trained.stderr
     assert trained.stdout.count("parameters") == 1  # one preflight

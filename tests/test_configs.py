@@ -1,4 +1,4 @@
-"""Every config in configs/ is a whole experiment: it tells its story, and it trains."""
+"""Every config in configs/ is a whole experiment, or is laid over one: it tells its story, and it trains."""
 
 from pathlib import Path
 
@@ -6,7 +6,8 @@ import pytest
 import yaml
 from conftest import ROOT, Fit, points
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OVERLAYS = [ROOT / "configs" / name for name in ("ddp.yaml", "fsdp.yaml")]  # test_cli and test_sharding train with them
+CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*OVERLAYS})
 
 # a hundred-megabyte model takes its steps on short windows of a small batch; Shakespeare is not in the house
 SMALLER = {
@@ -39,7 +40,12 @@ def test_a_config_tells_its_story(config: Path) -> None:
     assert "loss/val" in story or "Not measured" in story
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", OVERLAYS, ids=lambda path: path.stem)
+def test_an_overlay_says_what_it_is_laid_over(config: Path) -> None:
+    assert f"--config configs/gpt2.yaml --config configs/{config.name}" in config.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("config", CONFIGS + OVERLAYS, ids=lambda path: path.stem)
 def test_a_config_has_settings_only_of_known_parts(config: Path) -> None:
     assert set(yaml.safe_load(config.read_text(encoding="utf-8"))) <= {
         "data",

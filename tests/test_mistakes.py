@@ -313,7 +313,7 @@ FLAGS: dict[str, Case] = {
 CHECKPOINTS: dict[str, Case] = {
     "missing": (nothing, ["--ckpt_path", "no.ckpt"], "no.ckpt: no such checkpoint file"),
     "empty path": (nothing, ["--ckpt_path", ""], "--ckpt_path is empty"),
-    "a folder": (nothing, ["--ckpt_path", str(RUN)], "logs/small/version_0: is a folder, not a checkpoint file"),
+    "a folder": (nothing, ["--ckpt_path", str(RUN)], "logs/small/version_0: is a folder, not a checkpoint"),
     "text": (nothing, ["--ckpt_path", "rows.txt"], "rows.txt cannot be opened (damaged, or no checkpoint)"),
     "cut": (
         lambda: Path("changed.ckpt").write_bytes(Path(LAST).read_bytes()[:-99]),

@@ -223,6 +223,33 @@ def test_dropout_zeroes_a_share_and_scales_the_rest(share: float) -> None:
     torch.testing.assert_close(y[~zeroed], torch.full_like(y, 1 / (1 - share))[~zeroed], rtol=1e-4, atol=0)
 
 
+def test_activations_computed_anew_change_nothing() -> None:
+    model, tokens = gpt(dropout=0.2).train(), random_tokens(2, 24)
+
+    def step() -> tuple[Tensor, int]:
+        model.zero_grad()
+        torch.manual_seed(1)
+        held = 0
+
+        def hold(tensor: Tensor) -> Tensor:
+            nonlocal held
+            held += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        return torch.cat(
+            [loss.detach()[None], *(p.grad.flatten() for p in model.parameters() if p.grad is not None)]
+        ), held
+
+    kept_all, most = step()
+    model.activation_checkpointing = True
+    anew, fewer = step()
+    torch.testing.assert_close(anew, kept_all, rtol=0, atol=0)
+    assert fewer < most / 4
+
+
 @pytest.mark.parametrize("length", [24, 600])  # at the longer one torch's own attention draws for itself
 def test_every_mask_is_used_once(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
     model, tokens = gpt(dropout=1e-9, context_length=600), random_tokens(2, length)

@@ -1,0 +1,113 @@
+"""A model in slices over two processes trains, is saved and goes on as one that is whole."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, Fit, forked, points, weights
+
+from lit_gpt import UserError
+from lit_gpt.checkpoint import load_model, newest_checkpoint, open_checkpoint, put_in_place
+
+SHARED = [
+    "--model.schedule",
+    "constant",
+    "--data.global_batch_size",
+    16,
+    "--model.config.dropout",
+    0.1,
+    "--checkpoint.every_n_steps",
+    4,
+]
+SLICED = ["--config", ROOT / "configs" / "fsdp.yaml", "--trainer.devices", 2]
+
+
+def trained_alike(fit: Fit, folder: Path, optimizer: str, most: float) -> list[str]:
+    """Trains as a whole, as `one`, and in slices, as `two`, and compares the curves; returns the flags of both."""
+    shared = [*map(str, SHARED), "--model.optimizer", optimizer]
+    assert fit("--name", "one", *shared).status == 0
+    sliced = forked(folder, "--config", "small.yaml", *SLICED, "--name", "two", *shared)
+    assert sliced.status == 0, sliced.err
+    assert sliced.out.count("parameters") == 1  # one preflight
+    assert "Warning" not in sliced.err
+    one, two = (points(Path(f"logs/{name}/version_0")) for name in ("one", "two"))
+    for tag in ("loss/train", "loss/val", "loss/train_eval", "optim/grad_norm"):
+        torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=most)
+    return shared
+
+
+def test_muon_makes_slices_orthogonal_as_one(fit: Fit, folder: Path) -> None:
+    trained_alike(fit, folder, "muon", 1e-3)
+
+
+def test_in_slices_a_run_is_the_same_and_goes_on_anywhere(fit: Fit, folder: Path) -> None:
+    most = 1e-5
+    shared = trained_alike(fit, folder, "adamw", most)
+
+    # from slices to one device, and from one device to slices
+    saved = Path("logs/two/version_0/step_00000004.ckpt")
+    assert saved.is_dir()
+    later = saved.with_name("step_00000008.ckpt")
+    assert fit("--name", "two", *shared, "--ckpt_path", saved, "--trainer.max_steps", 8).status == 0
+    assert later.is_file()
+    words = ["--name", "two", *shared, "--ckpt_path", later, "--trainer.max_steps", 10]
+    back = forked(folder, "--config", "small.yaml", *SLICED, *words)
+    assert back.status == 0, back.err
+    assert fit("--name", "one", *shared, "--ckpt_path", "last", "--trainer.max_steps", 10).status == 0
+    expected, got = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("one", "two"))
+    assert expected.keys() == got.keys()
+    for name, value in got.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=most)
+
+    # into one file
+    command = [sys.executable, ROOT / "scripts" / "consolidate.py", "logs/two/version_0/last.ckpt", "whole.ckpt"]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    for name, value in weights(Path("whole.ckpt")).items():
+        torch.testing.assert_close(value, got[name], rtol=0, atol=0)
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "whole.ckpt is there already" in again.stderr
+    load_model(Path("logs/two/version_0/last.ckpt"))
+
+    # nothing in a folder is run, and what is missing is said
+    class Harmful:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path("harmed"),)  # type: ignore[return-value]
+
+    copy = Path(shutil.copytree("logs/two/version_0/last.ckpt", "copy.ckpt"))
+    (copy / ".metadata").write_bytes(pickle.dumps(Harmful()))
+    with pytest.raises(UserError, match="it holds code"):
+        open_checkpoint(copy)
+    assert not Path("harmed").exists()
+    (copy / ".metadata").unlink()
+    with pytest.raises(UserError, match="damaged"):
+        open_checkpoint(copy)
+
+
+def test_a_folder_is_there_whenever_its_process_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path("logs/small/version_0")
+    for name in ("new", "last.ckpt"):
+        (run / name).mkdir(parents=True)
+        (run / name / "rest.pt").write_text(name)
+    real = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        real(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        put_in_place(run / "new", run / "last.ckpt")
+    assert not (run / "last.ckpt").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    with pytest.raises(UserError, match=r"last\.ckpt"):  # what this test wrote is no checkpoint, but it was found
+        newest_checkpoint(Path("logs"), "small")
+    assert (run / "last.ckpt" / "rest.pt").read_text() == "last.ckpt"
+    put_in_place(run / "new", run / "last.ckpt")
+    assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
+    assert [path.name for path in run.iterdir()] == ["last.ckpt"]
