@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_only
@@ -447,6 +448,9 @@ class GracefulStop(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not self.started:
             self.end_children()
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):  # it would kill this process while it saves and says why
+                thread._child_processes = []
         self._training = False
 
     def _stop_if_asked(self, trainer: Trainer) -> None:

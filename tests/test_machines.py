@@ -65,13 +65,10 @@ def other_rank() -> int:
 
 
 def test_a_rank_that_is_killed_ends_the_other_at_once_in_a_line(folder: Path) -> None:
-    begun = []
-
     def kill() -> None:
         os.kill(other_rank(), signal.SIGKILL)
         (folder / "killed").write_text(str(time.monotonic()))
 
-    begun = time.monotonic()
     ended = forked(folder, *PAIR, *QUIET, prepare=at_step(6, 0, kill))
     after = time.monotonic() - float((folder / "killed").read_text())
     assert (ended.status, ended.err.count("\n")) == (1, 1), ended.err
@@ -79,7 +76,7 @@ def test_a_rank_that_is_killed_ends_the_other_at_once_in_a_line(folder: Path) ->
     assert "; the last good checkpoint is logs/small/version_0/last.ckpt, step 5; the best checkpoint is" in ended.err
     assert ended.err.endswith(" --name small --ckpt_path last\n")
     assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 5
-    assert after < 10 < 100 + begun
+    assert after < 10
 
 
 def test_a_rank_that_raises_says_why_and_ends_the_other(folder: Path) -> None:
@@ -89,7 +86,7 @@ def test_a_rank_that_raises_says_why_and_ends_the_other(folder: Path) -> None:
     ended = forked(folder, *PAIR, *QUIET, prepare=at_step(6, 0, fail))
     assert ended.status == 1
     assert ended.err.count("Traceback") == ended.err.count("RuntimeError: a bug") == 1
-    assert ended.err.splitlines()[-2:][0].startswith("the last good checkpoint is ")
+    assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 5\n" in ended.err
 
 
 @pytest.fixture
@@ -141,18 +138,18 @@ def test_two_machines_train_as_one_and_neither_waits_for_a_cable_that_is_cut(fit
         torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=1e-5)
 
     endless = ["--data.global_batch_size", 8, "--trainer.max_steps", 10**6, "--trainer.val_check_interval", 10**6]
-    words = [*endless, "--checkpoint.every_n_steps", 10, "--timeout", 4, "--name", "cut"]
+    words = [*endless, "--checkpoint.every_n_steps", 10, "--timeout", 2, "--name", "cut"]
     both = [start(host, rank, *words) for rank, host in enumerate(hosts)]
     while not list(Path("logs").glob("cut/version_0/step_*.ckpt")) and both[0].poll() is None:
         time.sleep(0.05)
     subprocess.run(["ip", "-n", hosts[1], "link", "set", "cable", "down"], check=True)
     cut = time.monotonic()
     told = [process.communicate(timeout=60) for process in both]
-    assert 3 < time.monotonic() - cut < 15
+    assert 1 < time.monotonic() - cut < 15
     assert [process.returncode for process in both] == [1, 1]
     for rank, (_, err) in enumerate(told):
         (line,) = [line for line in err.splitlines() if line.startswith(f"rank {rank}: ")]
-        assert "another process of the run is gone or out of reach (Timed out waiting 4000ms" in line
+        assert "another process of the run is gone or out of reach (Timed out waiting 2000ms" in line
         assert "to go on: start on every machine, as before: " in line
         assert ("the last good checkpoint is logs/cut/version_0/last.ckpt" in line) == (rank == 0)
 
