@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -13,12 +14,15 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
 from jsonargparse import ActionYesNo, Namespace
+from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Timer
@@ -29,13 +33,24 @@ from lit_gpt.callbacks import GenerateText, RunLogger, StepProgress, Throughput,
 from lit_gpt.checkpoint import open_checkpoint, write_whole
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
-from lit_gpt.flags import LOGS, TRAINER_DEFAULTS, Arguments, Parser, as_list, check_name, mistakes, plain, refuse_null
+from lit_gpt.flags import (
+    LOGS,
+    TRAINER_DEFAULTS,
+    Arguments,
+    Parser,
+    as_list,
+    check_name,
+    launched,
+    mistakes,
+    plain,
+    refuse_null,
+)
 from lit_gpt.generate import has_bfloat16, prompt_tokens
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
 from lit_gpt.preflight import Measure, free_memory, more_bytes, preflight
-from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, own_rank
+from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, own_rank, peer_lost
 from lit_gpt.tokenizer import from_state
 
 
@@ -59,6 +74,8 @@ def main(default_config: Path) -> int:
         return _run(stop, default_config)
     finally:
         stop.clean_up()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # whose threads may abort a process that just ends
 
 
 def _run(stop: GracefulStop, default_config: Path) -> int:
@@ -68,27 +85,40 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
             sys.argv[1:] = arguments.words  # what processes for other devices are started with
             FitCLI(arguments, stop)
     except Stopped as stopped:
-        return _stop(stopped)
+        return _leave(stopped.status, str(stopped))
     except BrokenPipeError:  # whoever was reading has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     except Exception as error:
         if stop.stopped is not None:  # what it interrupted fell over it
-            return _stop(stop.stopped)
-        if stop.started and not isinstance(error, UserError):
-            raise
-        if own_rank() != 0 and not isinstance(error, UserError):  # which the others may not know
-            print(f"rank {own_rank()}: {_said(error)}", file=sys.stderr)
-            return 1
+            return _leave(stop.stopped.status, str(stop.stopped))
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
+        if isinstance(error, UserError):
+            return _leave(2, f"error: {error}{notes}")
+        if peer_lost(error):
+            reason = re.sub(r"^\[[^]]*\] ?", "", str(error)).split("\n")[0].split(". ")[0][:200]
+            if stop.started:
+                lost = f"another process of the run is gone or out of reach ({reason}){notes}; to go on: {stop.go_on}"
+            else:
+                lost = f"not all processes of the run came, or one is gone ({reason}): see what it says, and start all"
+            _leave_alone(stop, f"rank {own_rank()}: {lost}")
+        if stop.started:
+            if torch.distributed.is_initialized():
+                _leave_alone(stop, "".join(traceback.format_exception(error)).strip())
+            raise
+        if own_rank() != 0:  # which the others may not know
+            _leave_alone(stop, f"rank {own_rank()}: {_said(error)}")
         return _leave(2, f"error: {_said(error)}{notes}")
     return 0
 
 
-def _stop(stopped: Stopped) -> int:
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # whose threads may abort a process that just ends
-    return _leave(stopped.status, str(stopped))
+def _leave_alone(stop: GracefulStop, message: str) -> NoReturn:
+    """Ends this process of several with status 1, without what would wait for others that may never come."""
+    os.write(2, f"{message}\n".encode(errors="replace"))  # in one piece, where others write too
+    sys.stdout.flush()
+    stop.end_children()
+    stop.clean_up()
+    os._exit(1)
 
 
 def _said(error: BaseException) -> str:
@@ -106,9 +136,11 @@ def _leave(status: int, message: str) -> int:
     """Says `message` in one line, once; returns the status of this process.
 
     What ends a run in good order is known to all its processes: the first speaks, and the others end with 0, so that
-    Lightning, which kills the first where another has failed, lets it.
+    Lightning, which kills the first where another has failed, lets it. Until they have met, the first on each machine
+    speaks.
     """
-    if own_rank() != 0:
+    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    if own_rank() != 0 and (local_rank != "0" or torch.distributed.is_initialized()):
         return 0
     print(" ".join(message.split()), file=sys.stderr)
     return status
@@ -155,6 +187,8 @@ def quiet_lightning() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
 
+
+TIMEOUT = 300  # seconds: in which a disk of 50 MB/s takes a checkpoint of 15 GB, while the other ranks wait
 
 PAYS = 5e8  # operations in a forward and its backward, above which bfloat16 on a CPU is worth its casts
 
@@ -232,6 +266,12 @@ class FitCLI(LightningCLI):
             nargs="?",
             default=False,
             help="Measure a few steps, say what the run will need, and leave nothing behind.",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=int,
+            default=TIMEOUT,
+            help="Seconds a process waits for the others of its run; longer than a checkpoint takes to be written.",
         )
         parser.add_lightning_class_args(StopEarly, "early_stopping")
         parser.add_lightning_class_args(GenerateText, "generate")
@@ -343,6 +383,15 @@ class FitCLI(LightningCLI):
                 callback.folder = self.folder
         return trainer
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if not TorchElasticEnvironment.detect() and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
+            # its own requeueing would save inside a signal's handler; scripts/slurm.sh does it
+            config["plugins"] = [*config["plugins"], SLURMEnvironment(auto_requeue=False)]
+        trainer: Trainer = super()._instantiate_trainer(config, callbacks)
+        if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:  # not said by a strategy in a config
+            trainer.strategy._timeout = timedelta(seconds=self.config[self.subcommand].timeout)  # type: ignore[attr-defined]
+        return trainer
+
     def _run_logger(self, settings: Any, config: dict[str, Any]) -> RunLogger:
         """Of a new version folder, or of the one the checkpoint lies in."""
         logs = Path(config.get("default_root_dir") or LOGS)
@@ -355,7 +404,8 @@ class FitCLI(LightningCLI):
                 logs = there.relative_to(Path.cwd()) if there.is_relative_to(Path.cwd()) else there
         place = [] if logs == LOGS else ["--trainer.default_root_dir", str(logs)]
         words = [*self.arguments.resuming, "--name", settings.name, *place, "--ckpt_path", "last"]
-        self.stop.go_on = shlex.join([tool("python"), sys.argv[0], *words])
+        everywhere = "start on every machine, as before: " if launched() else f"{shlex.quote(tool('python'))} "
+        self.stop.go_on = everywhere + shlex.join([sys.argv[0], *words])
         return RunLogger(logs, name=settings.name, version=version)
 
     # ---------------------------------------------------------------------------------------------- what is told

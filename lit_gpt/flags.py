@@ -305,6 +305,11 @@ def as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
+def launched() -> bool:
+    """Whether torchrun or SLURM has started this process, and others beside it."""
+    return bool({"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys())
+
+
 def mistakes(settings: Namespace, command: str) -> Iterator[str]:
     """What cannot be meant by flags that each are of the right kind, the first first."""
     trainer, data, early = settings.trainer, settings.data, settings.early_stopping
@@ -350,7 +355,9 @@ def mistakes(settings: Namespace, command: str) -> Iterator[str]:
         yield f"--trainer.log_every_n_steps is {trainer.log_every_n_steps}: give 0 (never) or more"
     if trainer.min_steps is not None and 0 <= trainer.max_steps < trainer.min_steps:
         yield f"--trainer.min_steps {trainer.min_steps} is more than max_steps {trainer.max_steps}: give fewer"
-    if trainer.num_nodes > 1 and not {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys():
+    if not 1 <= settings.timeout <= 86_400:
+        yield f"--timeout {settings.timeout}: give seconds, from 1 to 86400"
+    if trainer.num_nodes > 1 and not launched():
         yield f"--trainer.num_nodes {trainer.num_nodes}: start it on each of them, with torchrun or srun"
     if trainer.accelerator == "cpu" and str(trainer.devices).isdecimal() and int(trainer.devices) > 4 * cores:
         yield f"--trainer.devices {trainer.devices} on {cores} cores: give {cores} or fewer"

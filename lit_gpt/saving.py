@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_only
@@ -124,7 +125,7 @@ class StepCheckpoint(Checkpoint):
         module, _ = parts(trainer)
         step = trainer.global_step
         whole = step == self._done_step and not module.updating and not self._failed
-        if isinstance(exception, Stopped) or self._done_step < 0:
+        if isinstance(exception, Stopped) or self._done_step < 0 or not trainer.is_global_zero:
             return
         alone = not is_sharded(module.gpt)  # else it takes all ranks to save
         if alone and whole and step != self._saved_step and module.finite and finite(module):
@@ -226,6 +227,11 @@ def finite(module: LitGPT) -> bool:
 def own_rank() -> int:
     """The rank of this process, as far as its environment tells."""
     return getattr(rank_zero_only, "rank", 0)
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Whether it is what a process sees of another one of its run that is gone, out of reach, or never came."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 class StopEarly(EarlyStopping):
@@ -369,7 +375,7 @@ class GracefulStop(Callback):
 
     def _leave_at_once(self, signum: int) -> NoReturn:
         self._leaving = True
-        self._end_children()
+        self.end_children()
         if not self.started:
             os.write(2, f"stopped by {signal.Signals(signum).name}\n".encode())
             self.clean_up()
@@ -395,7 +401,7 @@ class GracefulStop(Callback):
         elif signum == signal.SIGINT and now - self._asked[1] > 0.5:  # sooner it is the same key, passed on
             self._leave_at_once(signum)
 
-    def _end_children(self) -> None:
+    def end_children(self) -> None:
         """Kills the processes Lightning started beside this one."""
         if self.trainer is not None and (launcher := self.trainer.strategy.launcher) is not None:
             launcher.kill(getattr(signal, "SIGKILL", signal.SIGTERM))
@@ -403,6 +409,23 @@ class GracefulStop(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.stopped is not None:  # the handler had its turn where exceptions are only reported, as in a __del__
             raise self.stopped
+        if trainer.world_size > 1:
+            self._agree(trainer)
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Sees to it that all processes, on whichever machine, train on the same text from the same checkpoint.
+
+        Raises:
+            UserError: on every rank: they do not.
+        """
+        _, data = parts(trainer)
+        sees = Path(trainer.ckpt_path or "").parts[-3:], data.corpus.key  # wherever logs/ lies
+        differs = torch.tensor(int(trainer.strategy.broadcast(sees) != sees), device=trainer.strategy.root_device)
+        if trainer.strategy.reduce(differs, reduce_op="max"):
+            raise UserError(
+                "the processes of this run do not all find the same text, or the same checkpoint: share the files and "
+                "logs/ among the machines"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = self._training = True
@@ -428,7 +451,10 @@ class GracefulStop(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not self.started:
-            self._end_children()
+            self.end_children()
+        for thread in threading.enumerate():
+            if isinstance(thread, _ChildProcessObserver):  # it would kill this process while it saves and says why
+                thread._child_processes = []
         self._training = False
 
     def _stop_if_asked(self, trainer: Trainer) -> None:

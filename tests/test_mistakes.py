@@ -218,6 +218,7 @@ FLAGS: dict[str, Case] = {
         "say the same twice",
     ),
     "global batch": (nothing, ["--data.global_batch_size", "6"], "6 is not a multiple of 4"),
+    "timeout": (nothing, ["--timeout", "0"], "--timeout 0: give seconds, from 1 to 86400"),
     "batch": (nothing, ["--data.batch_size", "0"], "--data.batch_size is 0: give 1 or more"),
     "huge batch": (nothing, ["--data.batch_size", str(2**63)], "batch_size"),
     "huge model": (nothing, ["--model.config.d_model", str(2**40)], "does not fit"),
