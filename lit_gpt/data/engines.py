@@ -146,7 +146,7 @@ class Cluster:
 
         import ray
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what goes wrong is raised
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # a piece is a task of its own
@@ -167,5 +167,12 @@ class Cluster:
             )
             # readers wait for those who work most of the time: they are given no core, but are few
             read_pieces = given.flat_map(pieces, num_cpus=0, concurrency=-(-cpus // 8))
-            for row in read_pieces.map(done, num_cpus=1).iter_rows():
-                yield pickle.loads(row["bytes"])
+            try:
+                for row in read_pieces.map(done, num_cpus=1).iter_rows():
+                    yield pickle.loads(row["bytes"])
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, (UserError, OSError)):
+                    raise cause from None
+                reason = str(error).strip().splitlines()[-1]
+                raise OSError(None, f"Ray: {reason}; it goes on from here when run again") from None
