@@ -1,11 +1,14 @@
 """A corpus is found again by its content, never by its name, and never half."""
 
+import contextlib
 import csv
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +229,57 @@ def test_processes_that_tokenize_change_nothing(tmp_path: Path, monkeypatch: pyt
             for processes in (1, 2)
         )
         assert contents(alone) == contents(helped)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what Ray itself does
+def test_ray_leaves_the_same_files_though_a_worker_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(corpus, "BLOCK", 4_000)
+    monkeypatch.setattr(corpus, "SHARD", 20_000)
+    for name in ("a.csv", "b.csv"):
+        write_sample(Path(name))
+    with open("b.csv", "a", encoding="utf-8") as file:
+        file.write("a,b\n\n ,\n")
+    files, made = [Source("a.csv"), Source("b.csv")], recipe("cl100k_base", columns=("name",))
+    local = open_corpus(files, made, tmp_path / "local")
+    killed: list[int] = []
+
+    def kill() -> None:  # a worker that tokenizes, amid the work
+        while not killed and threading.main_thread().is_alive():
+            if len(list((tmp_path / "ray").rglob("*.npz"))) > 20:
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        if process.cmdline()[:1] == ["ray::Map(done)"]:
+                            process.kill()
+                            killed.append(process.pid)
+                            break
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    helped = open_corpus(files, made, tmp_path / "ray", 2, "ray")
+    killed.append(0)
+    thread.join()
+    assert killed[0] > 0
+    assert len(contents(helped)) > 10
+    assert contents(helped) == contents(local)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what Ray itself does
+def test_what_a_worker_of_ray_raises_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(UserError, match="t.csv has no column 'c'"):
+        open_corpus([Source(str(tmp_path / "t.csv"))], recipe(columns=("c",)), tmp_path / "cache", 1, "ray")
+
+
+def test_without_ray_its_engine_says_how_to_install_it(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install -e '.\[ray\]'"):
+        open_corpus([Source(str(names))], recipe(), names.parent / "cache", engine="ray")
 
 
 def table(path: Path, rows: list[tuple[str, str, str]]) -> Path:
