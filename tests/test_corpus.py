@@ -276,6 +276,14 @@ def test_what_a_worker_of_ray_raises_is_said_in_one_line(tmp_path: Path, monkeyp
         open_corpus([Source(str(tmp_path / "t.csv"))], recipe(columns=("c",)), tmp_path / "cache", 1, "ray")
 
 
+@pytest.mark.filterwarnings("ignore")  # of what Ray itself does
+def test_where_no_cluster_is_the_address_is_said(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=127.0.0.1:1: no Ray cluster there .*refused.*: ray start --head"):
+        open_corpus([Source(str(names))], recipe(), names.parent / "cache", engine="ray")
+
+
 def test_without_ray_its_engine_says_how_to_install_it(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install -e '.\[ray\]'"):

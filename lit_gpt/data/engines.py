@@ -10,7 +10,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -125,8 +127,11 @@ def _ray(processes: int) -> Iterator[Engine]:
     ours = not ray.is_initialized()
     if ours:
         try:
+            if address and re.fullmatch(r"[^/]+:\d+", address):  # for which Ray itself would wait for minutes
+                host, _, port = address.rpartition(":")
+                socket.create_connection((host, int(port)), timeout=5).close()
             ray.init(**there, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"RAY_ADDRESS={address}: no Ray cluster there ({reason}): ray start --head, or unset it"
