@@ -82,7 +82,9 @@ class Peer:
         def draw() -> tuple[Tensor, Tensor]:
             starts = torch.randint(len(ids) - length, (count,))
             x, y = (
-                torch.stack([torch.from_numpy(ids[s + shift : s + shift + length].astype(np.int64)) for s in starts])
+                torch.stack(
+                    [torch.from_numpy(np.asarray(ids[s + shift : s + shift + length], dtype=np.int64)) for s in starts]
+                )
                 for shift in (0, 1)
             )
             if self.device.type == "cuda":

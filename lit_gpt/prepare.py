@@ -16,6 +16,7 @@ from lit_gpt.bench import print_rows
 from lit_gpt.cli import FitCLI, quiet_lightning
 from lit_gpt.data.corpus import PARTS, Corpus, learned_tokenizer, open_corpus, read_texts
 from lit_gpt.data.datamodule import CACHE, TextDataModule
+from lit_gpt.data.engines import ENGINES
 from lit_gpt.errors import LineParser, UserError, exit_status
 from lit_gpt.flags import Arguments
 from lit_gpt.saving import GracefulStop
@@ -130,6 +131,9 @@ def main(words: list[str], default_config: Path) -> int:
 def report(words: list[str], default_config: Path) -> None:
     parser = LineParser(f"{__doc__} Takes --config and the data flags of fit.py besides.")
     parser.add_argument("--processes", type=int, help="that tokenize; all cores if left out and the text is long")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="local", help="ray: workers of the cluster RAY_ADDRESS names"
+    )
     parser.add_argument("--dry_run", action="store_true", help="report, and leave nothing behind")
     parser.add_argument("--compare", action="store_true", help="tokenizers on this text, and what each would cost")
     parser.add_argument("--json", action="store_true", help="the report, or every tokenizer, as JSON")
@@ -141,7 +145,7 @@ def report(words: list[str], default_config: Path) -> None:
         print_rows(compare(run.data, run.shape), options.json)
         return
     with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
-        corpus = open_corpus(run.data.sources(), run.data.recipe, Path(folder), options.processes)
+        corpus = open_corpus(run.data.sources(), run.data.recipe, Path(folder), options.processes, options.engine)
         print(json.dumps(corpus.report, ensure_ascii=False) if options.json else shown(corpus))
         if not options.dry_run and not options.json:
             print(f"cache       {corpus.folder}")

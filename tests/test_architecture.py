@@ -13,7 +13,17 @@ PACKAGE = ROOT / "lit_gpt"
 # files of one floor are listed in the order in which they may import each other (floor 0: not at all)
 FLOORS = [
     ["errors", "tokenizer", "model", "sharding", "optim"],
-    ["data.sample", "data.sources", "data.readers", "data.corpus", "data.windows", "data.datamodule", "generate"],
+    [
+        "data.sample",
+        "data.sources",
+        "data.readers",
+        "data.shards",
+        "data.engines",
+        "data.corpus",
+        "data.windows",
+        "data.datamodule",
+        "generate",
+    ],
     ["module"],
     ["slices", "checkpoint", "callbacks", "saving", "strategy"],
     ["flags", "preflight", "cli"],

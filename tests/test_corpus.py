@@ -1,20 +1,26 @@
 """A corpus is found again by its content, never by its name, and never half."""
 
+import contextlib
 import csv
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lit_gpt.data import corpus
 from lit_gpt.data.corpus import Corpus, Recipe, Split, corpus_key, open_corpus
 from lit_gpt.data.readers import Reading
 from lit_gpt.data.sample import write_sample
+from lit_gpt.data.shards import Shards
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, Vocab
@@ -81,14 +87,44 @@ def test_pruned_ids_are_the_full_ids_renamed(tmp_path: Path) -> None:
         ]
 
 
-def test_large_files_are_rewritten_block_by_block(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_blocks_and_shards_are_one_corpus(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build(names, "cl100k_base")
-    monkeypatch.setattr(corpus, "IDS", 3)
+    monkeypatch.setattr(corpus, "BLOCK", 3)
+    monkeypatch.setattr(corpus, "SHARD", 4)
     monkeypatch.setattr(corpus, "FORMAT", 99)  # another key: built anew
     again = build(names, "cl100k_base")
     assert again.key != whole.key
+    assert isinstance(again.ids, Shards)
+    assert len(list(again.folder.glob("ids_*.bin"))) == -(-len(whole.ids) // 4)
     np.testing.assert_array_equal(again.ids, whole.ids)
+    for part in ("train", "val", "test"):
+        np.testing.assert_array_equal(again.part(part), whole.part(part))
     assert again.tokenizer == whole.tokenizer
+    assert again.report == whole.report
+
+
+@given(st.data())
+def test_shards_are_taken_from_as_one_array(data: st.DataObject) -> None:
+    size, tokens = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 60))
+    array = np.arange(tokens, dtype=np.uint16)
+    shards = Shards(np.split(array, range(size, tokens, size)), size)
+    for _ in range(3):
+        assert len(shards) == len(array)
+        assert shards.dtype == array.dtype
+        np.testing.assert_array_equal(shards, array)
+        for shape in ((), (7,), (3, 4)):
+            places = np.random.default_rng(0).integers(-len(array), len(array), shape)
+            taken = shards[places]
+            np.testing.assert_array_equal(taken, array[places])
+            assert taken.dtype == array.dtype
+        assert shards[-1] == array[-1]
+        with pytest.raises(IndexError):
+            shards[[0, len(array)]]
+        start, stop = sorted(data.draw(st.tuples(*[st.integers(-len(array), len(array) + 3)] * 2)))
+        shards, array = shards[start:stop], array[start:stop]
+        if isinstance(shards, np.ndarray):
+            np.testing.assert_array_equal(shards, array)
+            return
 
 
 def test_what_is_built_is_found_again(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,16 +177,16 @@ def contents(corpus: Corpus) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(corpus.folder.iterdir())}
 
 
-def _killed(path: Path, note: int, tokenizer: str) -> None:
-    """Builds until `note` notes have been made of how far it is, and dies there as it would of SIGKILL."""
-    original, made = corpus._note, iter(range(note))
+def _killed(path: Path, blocks: int, tokenizer: str) -> None:
+    """Builds until `blocks` blocks have been tokenized, and dies there as it would of SIGKILL."""
+    original, made = corpus.encode, iter(range(blocks))
 
-    def counted(*args: object) -> None:
-        original(*args)  # type: ignore[arg-type]
+    def counted(*args: object) -> object:
         if next(made, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)  # type: ignore[arg-type]
 
-    corpus._note, corpus.NOTED, corpus.BLOCK, corpus.RECORDS = counted, 0.0, 20_000, 1000
+    corpus.encode, corpus.BLOCK, corpus.RECORDS = counted, 20_000, 1000  # type: ignore[assignment]
     build(path, tokenizer, columns=("name",))
 
 
@@ -166,24 +202,21 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
     monkeypatch.setattr(corpus, "RECORDS", 1000)
     straight = contents(build(path, tokenizer, columns=("name",)))
     shutil.rmtree(tmp_path / "cache")
-    for note in (2, 7):
+    for blocks in (3, 8):
         # what learns has threads of its own, which a fork would be without
         context = multiprocessing.get_context("spawn" if tokenizer == "bpe" else "fork")
-        process = context.Process(target=_killed, args=(path, note, tokenizer))
+        process = context.Process(target=_killed, args=(path, blocks, tokenizer))
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
     (left,) = (tmp_path / "cache").glob("*.unfinished")
-    done = json.loads((left / "progress.json").read_text())
-    assert done["blocks"] == 3 + 8
-    with open(left / "raw.bin", "ab") as ids, open(left / "records.bin", "ab") as records:
-        ids.write(b"half of what")  # a kill between two notes leaves more than was noted
-        records.write(b"was done")
+    assert len(list(left.rglob("*.npz"))) == 3 + 8
+    (left / "work" / "half.new").write_bytes(b"half a block")
     encoded: list[int] = []
     original = corpus.encode
     monkeypatch.setattr(corpus, "encode", lambda *args: encoded.append(1) or original(*args))
     assert contents(build(path, tokenizer, columns=("name",))) == straight
-    assert 0 < len(encoded) < 30 - done["blocks"]
+    assert 0 < len(encoded) < 30 - 3 - 8
 
 
 def test_processes_that_tokenize_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +229,65 @@ def test_processes_that_tokenize_change_nothing(tmp_path: Path, monkeypatch: pyt
             for processes in (1, 2)
         )
         assert contents(alone) == contents(helped)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what Ray itself does
+def test_ray_leaves_the_same_files_though_a_worker_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    psutil = pytest.importorskip("psutil")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(corpus, "BLOCK", 4_000)
+    monkeypatch.setattr(corpus, "SHARD", 20_000)
+    for name in ("a.csv", "b.csv"):
+        write_sample(Path(name))
+    with open("b.csv", "a", encoding="utf-8") as file:
+        file.write("a,b\n\n ,\n")
+    files, made = [Source("a.csv"), Source("b.csv")], recipe("cl100k_base", columns=("name",))
+    local = open_corpus(files, made, tmp_path / "local")
+    killed: list[int] = []
+
+    def kill() -> None:  # a worker that tokenizes, amid the work
+        while not killed and threading.main_thread().is_alive():
+            if len(list((tmp_path / "ray").rglob("*.npz"))) > 20:
+                for process in psutil.Process().children(recursive=True):
+                    with contextlib.suppress(psutil.Error):
+                        if process.cmdline()[:1] == ["ray::Map(done)"]:
+                            process.kill()
+                            killed.append(process.pid)
+                            break
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    helped = open_corpus(files, made, tmp_path / "ray", 2, "ray")
+    killed.append(0)
+    thread.join()
+    assert killed[0] > 0
+    assert len(contents(helped)) > 10
+    assert contents(helped) == contents(local)
+
+
+@pytest.mark.filterwarnings("ignore")  # of what Ray itself does
+def test_what_a_worker_of_ray_raises_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has no column 'c'"):
+        open_corpus([Source(str(tmp_path / "t.csv"))], recipe(columns=("c",)), tmp_path / "cache", 1, "ray")
+
+
+@pytest.mark.filterwarnings("ignore")  # of what Ray itself does
+def test_where_no_cluster_is_the_address_is_said(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=127.0.0.1:1: no Ray cluster there .*refused.*: ray start --head"):
+        open_corpus([Source(str(names))], recipe(), names.parent / "cache", engine="ray")
+
+
+def test_without_ray_its_engine_says_how_to_install_it(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install -e '.\[ray\]'"):
+        open_corpus([Source(str(names))], recipe(), names.parent / "cache", engine="ray")
 
 
 def table(path: Path, rows: list[tuple[str, str, str]]) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.data import readers
@@ -173,6 +173,7 @@ PIECES += ["中".encode(), "é".encode(), b"\xef\xbb\xbf", b"\xff", b"\xd6\xd0",
 
 
 @settings(max_examples=600, deadline=None)
+@example(pieces=[b"\xef"])  # of a byte order mark: Python's decoder drops it
 @given(pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), min_size=1, max_size=30))
 def test_any_bytes_give_the_rows_python_gives_or_are_reported(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]

@@ -1,37 +1,35 @@
-"""Documents -> token ids in one file on disk, built once and found again by content.
+"""Documents -> token ids in files on disk, built once and found again by content.
 
 The cache key is made of the files' bytes, the reading, the split and the tokenizer, never of names or times: a changed
 text is another corpus. It is built under a lock, in a folder of its own that is renamed when it is whole. First the
-documents are tokenized in the order of the files, block by block, by all cores; how far that came is written down, so
-that a process that was killed goes on from there. Then the ids are laid out part after part of the split.
+documents are tokenized block by block, by all cores or by a cluster, each block into a file of its own, so that a
+process that was killed goes on from there. Then the ids are laid out in the order of the files, part after part of the
+split.
 Nothing that is held grows with the text but some ten bytes a document.
 """
 
 import array
-import collections
-import contextlib
 import hashlib
+import itertools
 import json
-import multiprocessing
-import multiprocessing.connection
 import os
 import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from lit_gpt.data.engines import Engine, EngineName, cores, open_engine
 from lit_gpt.data.readers import Reading, Rejected, open_pieces, open_rows, resolved
+from lit_gpt.data.shards import SHARD, Ids, open_shards, shard_path
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
@@ -46,13 +44,11 @@ from lit_gpt.tokenizer import (
     tokenizer_key,
 )
 
-FORMAT = 2  # part of the key: raise it when the same input would give other files
+FORMAT = 3  # part of the key: raise it when the same input would give other files, or other blocks on the way
 BLOCK = 2**20  # characters tokenized at once
-IDS = 2**22  # ids moved at once
-RECORDS = 2**16  # documents looked at together
+RECORDS = 2**16  # documents looked at together, and rows in a block at most
 SORTED = 2**20  # documents sorted together
 PARALLEL = 2**24  # bytes of text under which other processes take longer to start than they save
-NOTED = 2.0  # seconds between two notes of how far tokenizing has come
 TOLERATED = 0.1  # share of rows that may be rejected
 LEARNED_FROM = 2**26  # characters a vocabulary is learned from at most
 PARTS = ("train", "val", "test")
@@ -135,26 +131,28 @@ class Corpus:
 
     Attributes:
         key: the fingerprint of files and recipe.
-        ids: (tokens,) uint16 or uint32, memory-mapped.
+        ids: (tokens,) uint16 or uint32, memory-mapped; over several files, where they are many.
         tokenizer: what encoded them.
         report: what was read and what came of it; as report.json.
         folder: where it lies.
     """
 
     key: str
-    ids: np.ndarray
+    ids: Ids
     tokenizer: Tokenizer
     report: dict[str, Any]
     folder: Path
 
-    def part(self, name: str) -> np.ndarray:
+    def part(self, name: str) -> Ids:
         """The ids of "train", "val" or "test"."""
         sizes = [self.report["parts"][part]["tokens"] for part in PARTS]
         start = sum(sizes[: PARTS.index(name)])
         return self.ids[start : start + sizes[PARTS.index(name)]]
 
 
-def open_corpus(files: list[Source], recipe: Recipe, cache: Path, processes: int | None = None) -> Corpus:
+def open_corpus(
+    files: list[Source], recipe: Recipe, cache: Path, processes: int | None = None, engine: EngineName = "local"
+) -> Corpus:
     """The corpus of `files`, from `cache` or built into it.
 
     Args:
@@ -162,6 +160,8 @@ def open_corpus(files: list[Source], recipe: Recipe, cache: Path, processes: int
         recipe: what is made of them.
         cache: a folder.
         processes: that tokenize; None: as many as there are cores, if the text is long.
+        engine: who tokenizes: "local", this machine, or "ray", a cluster, all of which must see `files` and `cache`
+            where this machine does. It changes nothing of what is written.
 
     Raises:
         UserError: what the readers raise, too many rows cannot be read, or there is no text at all.
@@ -179,7 +179,7 @@ def open_corpus(files: list[Source], recipe: Recipe, cache: Path, processes: int
             with lock:
                 if (corpus := _open(folder)) is None:
                     shutil.rmtree(folder, ignore_errors=True)
-                    _build(files, recipe, folder, processes)
+                    _build(files, recipe, folder, processes, engine)
                     corpus = _open(folder)
     except OSError as error:
         raise UserError(
@@ -196,7 +196,7 @@ def _open(folder: Path) -> Corpus | None:
         description = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
         corpus = Corpus(
             key=folder.name,
-            ids=np.memmap(folder / "ids.bin", dtype=description["dtype"], mode="r").view(np.ndarray),
+            ids=open_shards(folder, description["dtype"]),
             tokenizer=from_state(description["tokenizer"]),
             report=json.loads((folder / "report.json").read_text(encoding="utf-8")),
             folder=folder,
@@ -215,51 +215,60 @@ def corpus_key(files: list[Source], recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
 
 
-def _build(files: list[Source], recipe: Recipe, folder: Path, processes: int | None) -> None:
+def _build(files: list[Source], recipe: Recipe, folder: Path, processes: int | None, name: EngineName) -> None:
     """Writes a corpus into `folder`, which appears when it is whole."""
-    unfinished = folder.with_suffix(".unfinished")
-    unfinished.mkdir(exist_ok=True)  # it may be there, of a process that was killed: the lock says nobody is at it
+    unfinished = folder.with_suffix(".unfinished").absolute()
+    work = unfinished / "work"
+    work.mkdir(parents=True, exist_ok=True)  # of a process that was killed, it may be: the lock says nobody is at it
     try:
-        tokenizer = _tokenizer(files, recipe, unfinished)
+        tokenizer = _tokenizer(files, recipe, work)
         readings = [resolved(source, recipe.reading) for source in files]
         tally = Tally(files, [reading for reading, _ in readings], recipe)
         if processes is None:
-            processes = cores() if sum(source.size() for source in files) >= PARALLEL else 1
-        _tokenize(tally, tokenizer, unfinished, processes)
-        tally.check()
+            processes = cores() if name == "ray" or sum(source.size() for source in files) >= PARALLEL else 1
+        with open_engine(name, processes) as engine:
+            _tokenize(tally, work, engine)
+            with open(unfinished / "rejected.jsonl", "w", encoding="utf-8") as rejected:
+                documents = _gather(tally, work, rejected)
+            tally.check()
+            laid_out = _lay_out(tally, documents, tokenizer, unfinished, engine)
         report = {
             "files": [
                 {"name": str(source), "bytes": source.size(), "encoding": reading.encoding, "sure": round(sure, 2)}
                 for source, (reading, sure) in zip(files, readings)
             ],
             "mode": recipe.reading.mode,
-            **_lay_out(tally, tokenizer, recipe, unfinished),
+            **laid_out,
         }
         (unfinished / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
-        for name in ("raw.bin", "records.bin", "progress.json", "tokenizer.json"):
-            (unfinished / name).unlink(missing_ok=True)
+        shutil.rmtree(work)
         os.replace(unfinished, folder)
     except UserError:
-        shutil.rmtree(unfinished)
+        shutil.rmtree(unfinished, ignore_errors=True)  # a cluster may still be writing
         raise
 
 
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _tokenizer(files: list[Source], recipe: Recipe, unfinished: Path) -> Tokenizer:
-    """The tokenizer; if it is learned from the text, then only once."""
-    saved = unfinished / "tokenizer.json"
-    if recipe.tokenizer not in ("char", "bpe"):
-        return open_tokenizer(recipe.tokenizer)
+def _tokenizer(files: list[Source], recipe: Recipe, work: Path) -> Tokenizer:
+    """The tokenizer, left in tokenizer.json for those who work; if it is learned from the text, then only once."""
+    saved = work / "tokenizer.json"
     if saved.exists():
         return from_state(json.loads(saved.read_text(encoding="utf-8")))
-    tokenizer = learned_tokenizer(files, recipe)
-    saved.with_suffix(".new").write_text(json.dumps(tokenizer.state()), encoding="utf-8")
-    os.replace(saved.with_suffix(".new"), saved)
+    learned = recipe.tokenizer in ("char", "bpe")
+    tokenizer = learned_tokenizer(files, recipe) if learned else open_tokenizer(recipe.tokenizer)
+    with _whole(saved, work) as file:
+        file.write(json.dumps(tokenizer.state()).encode())
     return tokenizer
+
+
+@contextmanager
+def _whole(path: Path, work: Path) -> Iterator[IO[bytes]]:
+    """Writes a file in `work`, under a name of its own; it appears at `path` when it is whole and on the disk."""
+    new = work / f"{uuid.uuid4().hex}.new"
+    with open(new, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)
 
 
 def learned_tokenizer(files: list[Source], recipe: Recipe) -> Tokenizer:
@@ -302,34 +311,102 @@ class Block:
 
     Attributes:
         texts: of the documents.
-        file: the number of theirs.
         lines: where each begins.
         marks: of each, what `Split` asks of it.
-        position: how many bytes of all files have been read.
+        rows: read for it, blank and rejected ones too.
+        empty_rows: of them, those without text.
+        rejected: of them, those that cannot be read.
+        bytes: of the file, read for it.
+        file: the number of theirs.
+        number: of the block in it.
         follows: in raw mode, whether a text of another file ended before.
     """
 
-    texts: list[str]
-    file: int
-    lines: array.array
-    marks: array.array
-    position: int
+    texts: list[str] = field(default_factory=list)
+    lines: array.array = field(default_factory=partial(array.array, "L"))
+    marks: array.array = field(default_factory=partial(array.array, "Q"))
+    rows: int = 0
+    empty_rows: int = 0
+    rejected: list[Rejected] = field(default_factory=list)
+    bytes: int = 0
+    file: int = 0
+    number: int = 0
     follows: bool = False
+
+
+def read_blocks(files: list[Source], readings: list[Reading], split: Split, size: int, number: int) -> Iterator[Block]:
+    """The blocks of file `number`, in order: always the same.
+
+    Args:
+        files: all of them.
+        readings: of each, its encoding known.
+        split: what it asks of a row is read.
+        size: characters in a block that make it whole.
+        number: of the file.
+    """
+    source, reading = files[number], readings[number]
+    blocks = _raw_blocks if reading.mode == "raw" else _row_blocks
+    read = 0
+    for i, (block, position) in enumerate(blocks(source, reading, split, size)):
+        block.file, block.number, block.bytes = number, i, position - read
+        block.follows = reading.mode == "raw" and number > 0 and i == 0
+        read = position
+        yield block
+
+
+def _raw_blocks(source: Source, reading: Reading, split: Split, size: int) -> Iterator[tuple[Block, int]]:
+    with open_pieces(source, reading) as (pieces, raw):
+        for i, piece in enumerate(pieces):
+            yield Block([piece], array.array("L", [1]), array.array("Q", [0]), rows=int(i == 0)), raw.tell()
+
+
+def _row_blocks(source: Source, reading: Reading, split: Split, size: int) -> Iterator[tuple[Block, int]]:
+    block, characters = Block(), 0
+    with open_rows(source, reading) as (rows, raw):
+        for row in rows:
+            block.rows += 1
+            if not isinstance(row, Rejected) and (mark := _mark(row.mark, split)) is None:
+                row = Rejected(row.line, f"{row.mark!r} is no part: write train, val or test")
+            if isinstance(row, Rejected):
+                block.rejected.append(row)
+            elif not row.text.strip():
+                block.empty_rows += 1
+            else:
+                block.texts.append(row.text)
+                block.lines.append(row.line)
+                block.marks.append(mark)
+                characters += len(row.text)
+            if characters >= size or block.rows >= RECORDS:
+                yield block, raw.tell()
+                block, characters = Block(), 0
+    if block.rows:
+        yield block, source.size()
+
+
+def _mark(text: str, split: Split) -> int | None:
+    """What is remembered of a row's mark: the part it names, or the hash of its group."""
+    if split.column is not None:
+        return PART_NAMES.get(text.strip().lower())
+    if split.group is not None:
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return 0
 
 
 @dataclass
 class Tally:
-    """Reads files and counts what is in them.
+    """Counts what is in files.
 
     Attributes:
         files: in order.
         readings: of each, its encoding known.
         recipe: of the corpus.
-        rows: read so far, blank and rejected ones too.
+        rows: read, blank and rejected ones too.
         empty_rows: of them, those without text.
         rejected: of them, those that cannot be read.
         reasons: the first twenty, as [file, line, reason].
         characters: in documents.
+        bytes: of them, in UTF-8.
+        used: ids that occur in them.
     """
 
     files: list[Source]
@@ -340,74 +417,8 @@ class Tally:
     rejected: int = 0
     reasons: list[list[Any]] = field(default_factory=list)
     characters: int = 0
-
-    def blocks(self, rejected: TextIO) -> Iterator[Block]:
-        """All that is to be tokenized, in order; what cannot be is written to `rejected`, one JSON object a line."""
-        before = 0
-        for number, (source, reading) in enumerate(zip(self.files, self.readings)):
-            if reading.mode == "raw":
-                yield from self._raw(number, before)
-            else:
-                yield from self._documents(number, before, rejected)
-            before += source.size()
-
-    def _raw(self, number: int, before: int) -> Iterator[Block]:
-        first = True
-        with open_pieces(self.files[number], self.readings[number]) as (pieces, raw):
-            for piece in pieces:
-                self.characters += len(piece)
-                marks = array.array("Q", [0])
-                yield Block([piece], number, array.array("L", [1]), marks, before + raw.tell(), first and number > 0)
-                first = False
-        self.rows += 1
-
-    def _documents(self, number: int, before: int, rejected: TextIO) -> Iterator[Block]:
-        def fresh() -> Block:
-            return Block([], number, array.array("L"), array.array("Q"), 0)
-
-        block, size = fresh(), 0
-        with open_rows(self.files[number], self.readings[number]) as (rows, raw):
-            for row in rows:
-                self.rows += 1
-                if not isinstance(row, Rejected) and (mark := self._mark(row.mark)) is None:
-                    row = Rejected(row.line, f"{row.mark!r} is no part: write train, val or test")
-                if isinstance(row, Rejected):
-                    self._reject(number, row, rejected)
-                    continue
-                if not row.text.strip():
-                    self.empty_rows += 1
-                    continue
-                block.texts.append(row.text)
-                block.lines.append(row.line)
-                block.marks.append(mark)
-                size += len(row.text)
-                if size >= BLOCK or len(block.texts) >= RECORDS:
-                    self.characters += size
-                    block.position = before + raw.tell()
-                    yield block
-                    block, size = fresh(), 0
-        if block.texts:
-            self.characters += size
-            block.position = before + self.files[number].size()
-            yield block
-
-    def _mark(self, text: str) -> int | None:
-        """What is remembered of a row's mark: the part it names, or the hash of its group."""
-        split = self.recipe.split
-        if split.column is not None:
-            return PART_NAMES.get(text.strip().lower())
-        if split.group is not None:
-            return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-        return 0
-
-    def _reject(self, number: int, row: Rejected, rejected: TextIO) -> None:
-        self.rejected += 1
-        note = {"file": str(self.files[number]), "line": row.line, "reason": row.reason}
-        if len(self.reasons) < 20:
-            self.reasons.append(list(note.values()))
-        rejected.write(json.dumps(note, ensure_ascii=False) + "\n")
-        if self.rejected == 10_000 and self.rows < 2 * self.rejected:
-            self.check()
+    bytes: int = 0
+    used: set[int] = field(default_factory=set)
 
     def check(self) -> None:
         """Raises UserError where so many rows cannot be read that the fault is not theirs, or there is no text."""
@@ -434,6 +445,9 @@ class Encoded:
 
 def encode(tokenizer: Tokenizer, block: Block, raw: bool) -> Encoded:
     """A document closes with the end-of-text id; a raw text is taken as it is, only between two stands one."""
+    if not block.texts:  # but rows that are none
+        nothing = np.zeros(0, dtype=np.uint32)
+        return Encoded(nothing, nothing, np.zeros((0, 2), dtype=np.uint64), 0)
     if raw:
         text = tokenizer.encode_documents(block.texts)[0][:-1]
         text = np.append(np.full(int(block.follows), tokenizer.end_of_text, dtype=np.uint32), text)
@@ -445,102 +459,74 @@ def encode(tokenizer: Tokenizer, block: Block, raw: bool) -> Encoded:
     return Encoded(ids, counts, np.frombuffer(digests, dtype="<u8").reshape(-1, 2), sum(map(len, contents)))
 
 
-_worker_tokenizer: Tokenizer
+_tokenizers: dict[Path, Tokenizer] = {}  # in this process, by the folder that asks for them
 
 
-def _start_worker(state: dict[str, Any]) -> None:
-    """Makes a worker ready, that leaves signals to its parent and ends with it."""
-    global _worker_tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
+def tokenize_block(work: Path, raw: bool, block: Block) -> dict[str, int]:
+    """Leaves a block's ids in `work`, with the record of every document and the rest that is known of it.
 
-    def watch() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
+    One that an earlier process has left is taken as it is.
 
-    threading.Thread(target=watch, daemon=True).start()
-    _worker_tokenizer = from_state(state)
-
-
-def _work(block: Block, raw: bool) -> Encoded:
-    return encode(_worker_tokenizer, block, raw)
-
-
-def _encoded(
-    blocks: Iterable[Block], tokenizer: Tokenizer, raw: bool, processes: int
-) -> Iterator[tuple[Block, Encoded]]:
-    """Blocks with their ids, in order; other processes work ahead by two blocks each."""
-    if processes == 1:
-        yield from ((block, encode(tokenizer, block, raw)) for block in blocks)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, _start_worker, (tokenizer.state(),))
-    waiting: collections.deque[tuple[Block, Future[Encoded]]] = collections.deque()
-    try:
-        for block in blocks:
-            waiting.append((block, pool.submit(_work, block, raw)))
-            if len(waiting) > 2 * processes:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    except BrokenProcessPool:
-        raise OSError(None, "a process that tokenizes was killed; it goes on from here when run again") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _tokenize(tally: Tally, tokenizer: Tokenizer, unfinished: Path, processes: int) -> None:
-    """Writes all ids to raw.bin as uint32, a record of every document to records.bin, and what cannot be read.
-
-    Blocks that an earlier process has done are read and counted anew, which is quick, and not tokenized.
+    Returns:
+        The block's rows, those rejected, and bytes read.
     """
-    raw, note = tally.recipe.reading.mode == "raw", unfinished / "progress.json"
-    done = {"blocks": 0, "ids": 0, "records": 0, "size": 0}
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        done = json.loads(note.read_text(encoding="utf-8"))
-    total = sum(source.size() for source in tally.files)
-    with (
-        open(unfinished / "raw.bin", "ab") as ids,
-        open(unfinished / "records.bin", "ab") as records,
-        open(unfinished / "rejected.jsonl", "w", encoding="utf-8") as rejected,
-        tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, delay=2, mininterval=0.5, leave=False) as bar,
-    ):
-        ids.truncate(4 * done["ids"])
-        records.truncate(RECORD.itemsize * done["records"])
-        blocks = tally.blocks(rejected)
-        for _ in range(done["blocks"]):
-            bar.update(next(blocks).position - bar.n)
-        noted = time.monotonic()
-        for block, encoded in _encoded(blocks, tokenizer, raw, processes):
-            ids.write(encoded.ids.astype("<u4", copy=False).tobytes())
-            record = np.zeros(len(encoded.counts), dtype=RECORD)
-            record["tokens"], record["hash"], record["file"] = encoded.counts, encoded.hashes, block.file
-            record["characters"] = [len(text) for text in block.texts]
-            record["line"], record["mark"] = block.lines, block.marks
+    path = work / f"{block.file:07}_{block.number:09}.npz"
+    if not path.exists():
+        if work not in _tokenizers:
+            _tokenizers[work] = from_state(json.loads((work / "tokenizer.json").read_text(encoding="utf-8")))
+        encoded = encode(_tokenizers[work], block, raw)
+        record = np.zeros(len(encoded.counts), dtype=RECORD)
+        record["tokens"], record["hash"], record["file"] = encoded.counts, encoded.hashes, block.file
+        record["characters"] = [len(text) for text in block.texts]
+        record["line"], record["mark"] = block.lines, block.marks
+        known: dict[str, Any] = {"file": block.file, "rows": block.rows, "empty_rows": block.empty_rows}
+        known |= {"rejected": block.rejected, "bytes": encoded.size}
+        known["used"] = np.flatnonzero(np.bincount(encoded.ids)).tolist()
+        with _whole(path, work) as file:
+            np.savez(file, ids=encoded.ids, record=record, known=np.array(json.dumps(known)))
+    return {"rows": block.rows, "rejected": len(block.rejected), "bytes": block.bytes}
+
+
+def _tokenize(tally: Tally, work: Path, engine: Engine) -> None:
+    """Leaves the ids of all blocks in `work`; of some only, where `Tally.check` will refuse the text as it is."""
+    total, rows, rejected = sum(source.size() for source in tally.files), 0, 0
+    read = partial(read_blocks, tally.files, tally.readings, tally.recipe.split, BLOCK)
+    tokenize = partial(tokenize_block, work, tally.recipe.reading.mode == "raw")
+    with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, delay=2, mininterval=0.5, leave=False) as bar:
+        for done in engine.run(read, tokenize, range(len(tally.files))):
+            rows += done["rows"]
+            rejected += done["rejected"]
+            bar.set_postfix_str(f"{rows:,} rows", refresh=False)
+            bar.update(done["bytes"])
+            if rejected >= 10_000 and rows < 2 * rejected:
+                return
+
+
+def _gather(tally: Tally, work: Path, rejected: TextIO) -> dict[Path, int]:
+    """All blocks in order, and how many documents each has.
+
+    Counts what is in them, writes their records to records.bin, and what cannot be read to `rejected`, one JSON object
+    a line.
+    """
+    documents: dict[Path, int] = {}
+    with open(work / "records.bin", "wb") as records:
+        for path in sorted(work.glob("*.npz")):
+            with np.load(path) as block:
+                record, known = block["record"], json.loads(str(block["known"]))
             records.write(record.tobytes())
-            done["blocks"] += 1
-            done["ids"] += len(encoded.ids)
-            done["records"] += len(record)
-            done["size"] += encoded.size
-            bar.set_postfix_str(f"{tally.rows:,} rows", refresh=False)
-            bar.update(block.position - bar.n)
-            if time.monotonic() - noted > NOTED:
-                _note(note, done, ids, records)
-                noted = time.monotonic()
-        for _ in blocks:  # none: all were done, and what follows the last is still to be read
-            pass
-        _note(note, done, ids, records)
-
-
-def _note(note: Path, done: dict[str, int], *files: Any) -> None:
-    for file in files:
-        file.flush()
-        os.fsync(file.fileno())
-    note.with_suffix(".new").write_text(json.dumps(done), encoding="utf-8")
-    os.replace(note.with_suffix(".new"), note)
+            documents[path] = len(record)
+            tally.rows += known["rows"]
+            tally.empty_rows += known["empty_rows"]
+            tally.rejected += len(known["rejected"])
+            tally.characters += int(record["characters"].sum(dtype=np.int64))
+            tally.bytes += known["bytes"]
+            tally.used.update(known["used"])
+            for line, reason in known["rejected"]:
+                note = {"file": str(tally.files[known["file"]]), "line": line, "reason": reason}
+                if len(tally.reasons) < 20:
+                    tally.reasons.append(list(note.values()))
+                rejected.write(json.dumps(note, ensure_ascii=False) + "\n")
+    return documents
 
 
 # ---------------------------------------------------------------------------------------------------- laying out
@@ -553,55 +539,111 @@ def _records(path: Path, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         start += len(records)
 
 
-def _chunks(unfinished: Path) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Documents with their ids, about `IDS` of these at a time: which documents, ids in each (n,), ids (m,)."""
-    position = 0
-    for first, records in _records(unfinished / "records.bin"):
-        ends = np.cumsum(records["tokens"], dtype=np.int64)
-        cuts = np.unique(np.searchsorted(ends, np.arange(IDS, ends[-1] + IDS, IDS), side="left") + 1)
-        for start, end in zip([0, *cuts], [*cuts.clip(max=len(records))]):
-            counts = records["tokens"][start:end]
-            size = int(counts.sum(dtype=np.int64))
-            ids = np.fromfile(unfinished / "raw.bin", "<u4", size, offset=4 * position)
-            yield slice(first + start, first + end), counts, ids
-            position += size
+class Stretch(NamedTuple):
+    """Ids that lie together, in a block and in a shard.
+
+    Attributes:
+        block: where they are.
+        first: the number of the block's first document.
+        part: of the documents they are of.
+        start: the first of them among the block's ids of that part, and
+        stop: the one after the last.
+    """
+
+    block: Path
+    first: int
+    part: int
+    start: int
+    stop: int
 
 
-def _lay_out(tally: Tally, tokenizer: Tokenizer, recipe: Recipe, unfinished: Path) -> dict[str, Any]:
-    """Writes ids.bin, part after part, and corpus.json; returns the report."""
-    done = json.loads((unfinished / "progress.json").read_text(encoding="utf-8"))
-    parts, found = _deal(done["records"], recipe, tally.files, unfinished)
+def _stretches(documents: dict[Path, int], parts: np.ndarray, work: Path, size: int) -> list[list[Stretch]]:
+    """What each shard of `size` ids holds, the last perhaps fewer: part after part, in each all blocks in order."""
+    tokens = np.zeros((len(documents), LEFT_OUT + 1), dtype=np.int64)
+    firsts = np.cumsum([0, *documents.values()]).tolist()
+    for i, first in enumerate(firsts[:-1]):
+        record = np.fromfile(work / "records.bin", RECORD, firsts[i + 1] - first, offset=first * RECORD.itemsize)
+        np.add.at(tokens[i], parts[first : firsts[i + 1]], record["tokens"])
+    shards: list[list[Stretch]] = [[]]
+    room = size
+    for part in range(len(PARTS)):
+        for path, first, count in zip(documents, firsts, tokens[:, part].tolist()):
+            start = 0
+            while start < count:
+                if not room:
+                    shards.append([])
+                    room = size
+                stop = min(count, start + room)
+                shards[-1].append(Stretch(path, first, part, start, stop))
+                room -= stop - start
+                start = stop
+    return shards
+
+
+def _ids_of(stretch: Stretch) -> np.ndarray:
+    """The ids of a stretch as its block has them, (n,) uint32."""
+    with np.load(stretch.block) as block:
+        ids, counts = block["ids"], block["record"]["tokens"]
+    parts = np.fromfile(stretch.block.with_name("parts.bin"), np.uint8, len(counts), offset=stretch.first)
+    here = parts == stretch.part
+    return (ids if here.all() else ids[np.repeat(here, counts)])[stretch.start : stretch.stop]
+
+
+def write_shard(
+    unfinished: Path, vocab_size: int, dtype: np.dtype, shard: tuple[int, list[Stretch]]
+) -> tuple[int, np.ndarray]:
+    """Writes the shard of that number; returns how many ids are in it, and how often each is, (V,) int64.
+
+    Args:
+        unfinished: the corpus's folder.
+        vocab_size: V.
+        dtype: of the ids.
+        shard: its number, and what is in it.
+    """
+    number, stretches = shard
+    work = unfinished / "work"
+    new_id = np.load(work / "new_id.npy")
+    frequencies, size = np.zeros(vocab_size, dtype=np.int64), 0
+    with _whole(shard_path(unfinished, number), work) as out:
+        for stretch in stretches:
+            ids = new_id[_ids_of(stretch)].astype(dtype)
+            frequencies += np.bincount(ids, minlength=len(frequencies))
+            out.write(ids.tobytes())
+            size += len(ids)
+    return size, frequencies
+
+
+def _itself(item: Any) -> list[Any]:
+    return [item]
+
+
+def _lay_out(
+    tally: Tally, documents: dict[Path, int], tokenizer: Tokenizer, unfinished: Path, engine: Engine
+) -> dict[str, Any]:
+    """Writes the shards, part after part, and corpus.json; returns the report."""
+    recipe, work = tally.recipe, unfinished / "work"
+    parts, found = _deal(sum(documents.values()), recipe, tally.files, work)
+    parts.tofile(work / "parts.bin")
+    new_id = np.arange(tokenizer.vocab_size, dtype=np.uint32)
     if isinstance(tokenizer, BytePairTokenizer) and recipe.tokenizer_name.endswith(" pruned"):
-        used = np.zeros(tokenizer.vocab_size, dtype=bool)
-        for _, _, ids in _chunks(unfinished):
-            used[ids] = True
-        used[tokenizer.end_of_text] = False
-        pruned, kept = prune(tokenizer, np.flatnonzero(used))
-        new_id = np.zeros(tokenizer.vocab_size, dtype=np.uint32)
+        pruned, kept = prune(tokenizer, np.array(sorted(tally.used - {tokenizer.end_of_text})))
+        new_id[:] = 0
         new_id[kept] = np.arange(len(kept), dtype=np.uint32)
         new_id[tokenizer.end_of_text] = pruned.end_of_text
         tokenizer = pruned
-    else:
-        new_id = None
+    np.save(work / "new_id.npy", new_id)
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    shards = _stretches(documents, parts, work, SHARD)
     sizes = dict.fromkeys(PARTS, 0)
-    filled = [number for number in range(len(PARTS)) if (parts == number).any()]
+    for stretch in itertools.chain.from_iterable(shards):
+        sizes[PARTS[stretch.part]] += stretch.stop - stretch.start
     shown = {"desc": "writing", "unit": "token", "unit_scale": True, "delay": 2, "mininterval": 0.5, "leave": False}
-    with open(unfinished / "ids.bin", "wb") as out, tqdm(total=len(filled) * done["ids"], **shown) as bar:
-        for number in filled:
-            for documents, counts, ids in _chunks(unfinished):
-                bar.update(len(ids))
-                here = parts[documents] == number
-                if not here.any():
-                    continue
-                ids = ids if here.all() else ids[np.repeat(here, counts)]
-                ids = (ids if new_id is None else new_id[ids]).astype(dtype)
-                frequencies += np.bincount(ids, minlength=len(frequencies))
-                out.write(ids.tobytes())
-                sizes[PARTS[number]] += len(ids)
-        out.flush()
-        os.fsync(out.fileno())
+    with tqdm(total=sum(sizes.values()), **shown) as bar:
+        write = partial(write_shard, unfinished, tokenizer.vocab_size, dtype)
+        for size, these in engine.run(_itself, write, list(enumerate(shards))):
+            frequencies += these
+            bar.update(size)
     if recipe.reading.mode == "raw" and not any(source.part for source in tally.files):  # one text, cut by tokens
         tokens, split = sizes["train"], recipe.split
         ends = [int(tokens * (1 - split.val_fraction - split.test_fraction)), int(tokens * (1 - split.test_fraction))]
@@ -622,7 +664,7 @@ def _lay_out(tally: Tally, tokenizer: Tokenizer, recipe: Recipe, unfinished: Pat
         "duplicates_first": found["pairs"],
         "longest": found["longest"],
         "characters": tally.characters,
-        "bytes": done["size"],
+        "bytes": tally.bytes,
         "tokens": tokens,
         "tokens_per_character": tokens / tally.characters,
         "parts": {part: {"documents": count, "tokens": sizes[part]} for part, count in zip(PARTS, found["documents"])},
@@ -638,9 +680,9 @@ def _lay_out(tally: Tally, tokenizer: Tokenizer, recipe: Recipe, unfinished: Pat
 LEFT_OUT = len(PARTS)  # the part of documents that came before
 
 
-def _deal(count: int, recipe: Recipe, files: list[Source], unfinished: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def _deal(count: int, recipe: Recipe, files: list[Source], work: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """The part of every document, (count,) uint8, and what is to be said of documents."""
-    path, split = unfinished / "records.bin", recipe.split
+    path, split = work / "records.bin", recipe.split
     of_file = np.array([PARTS.index(source.part or "train") for source in files], dtype=np.uint8)
     if recipe.reading.mode == "raw":
         parts = np.concatenate([of_file[records["file"]] for _, records in _records(path)])

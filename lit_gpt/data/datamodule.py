@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from lit_gpt.data.corpus import Corpus, Recipe, Split, open_corpus
 from lit_gpt.data.readers import Mode, Reading
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
+from lit_gpt.data.shards import Ids
 from lit_gpt.data.sources import Source, check_once, find_sources
 from lit_gpt.data.windows import STARTS, evaluation_starts, gather, whole_windows
 from lit_gpt.errors import UserError
@@ -163,15 +164,15 @@ class TextDataModule(LightningDataModule):
         return self.corpus.tokenizer.vocab_size
 
     @property
-    def train_ids(self) -> np.ndarray:
+    def train_ids(self) -> Ids:
         return self.corpus.part("train")
 
     @property
-    def val_ids(self) -> np.ndarray:
+    def val_ids(self) -> Ids:
         return self.corpus.part("val")
 
     @property
-    def test_ids(self) -> np.ndarray:
+    def test_ids(self) -> Ids:
         """None, unless data.test_fraction, test_files or split_column give some."""
         return self.corpus.part("test")
 
@@ -252,7 +253,7 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._fixed(self.test_ids, evaluation_starts(len(self.test_ids), self.context_length, self.eval_windows))
 
-    def _fixed(self, ids: np.ndarray, starts: np.ndarray) -> DataLoader:
+    def _fixed(self, ids: Ids, starts: np.ndarray) -> DataLoader:
         rank = self.trainer.global_rank if self.trainer else 0
         return self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, rank, self.world_size))
 
@@ -327,7 +328,7 @@ class EvaluationBatches(Dataset[Batch]):
     """
 
     def __init__(
-        self, ids: np.ndarray, starts: np.ndarray, length: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self, ids: Ids, starts: np.ndarray, length: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.ids, self.length = ids, length
         self.batch_size = max(batch_size, EVALUATION_TOKENS // length)

@@ -96,7 +96,7 @@ def resolved(source: Source, reading: Reading) -> tuple[Reading, float]:
     """
     with source.said(), source.open() as (file, _):
         start = file.read(4)
-    if start in (b"", b"\xef\xbb\xbf"):
+    if b"\xef\xbb\xbf".startswith(start):  # a byte order mark, or part of one, at most
         raise UserError(f"{source} is empty: give a file with text in it")
     if source.kind == ".parquet":
         return replace(reading, encoding="utf-8"), 1.0
