@@ -60,6 +60,8 @@ class FSDP2(ModelParallelStrategy):
                 sync_folder(folder)
                 put_in_place(folder, path)
         except (CheckpointException, OSError) as error:
+            if self.is_global_zero:
+                shutil.rmtree(folder, ignore_errors=True)
             failures = getattr(error, "failures", {0: (error,)})
             raise UserError(
                 f"{path} cannot be written ({next(iter(failures.values()))[0]}); what it held before is whole: make "
