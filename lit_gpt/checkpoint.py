@@ -52,6 +52,13 @@ def put_in_place(unfinished: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
 
 
+def not_written(path: Path, why: object) -> UserError:
+    before = "; what it held before is whole" if path.exists() else ""
+    return UserError(
+        f"{path} cannot be written ({why}){before}: make room there, or write elsewhere with --trainer.default_root_dir"
+    )
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Makes the file `path` appear whole or not at all: written beside it, synced, renamed, the folder synced.
 
@@ -72,11 +79,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         # torch.save turns what the disk says into a RuntimeError
         cause = error if isinstance(error, OSError) else error.__context__
         if isinstance(error, OSError | RuntimeError) and isinstance(cause, OSError):
-            before = "; what it held before is whole" if path.exists() else ""
-            raise UserError(
-                f"{path} cannot be written ({cause.strerror or cause}){before}: make room there, or write "
-                "elsewhere with --trainer.default_root_dir"
-            ) from error
+            raise not_written(path, cause.strerror or cause) from error
         raise
 
 
@@ -90,14 +93,13 @@ def copy_whole(source: Path, target: Path) -> None:
         copy = unfinished(target)
         shutil.rmtree(copy, ignore_errors=True)
         try:
-            shutil.copytree(source, copy)
-            for path in copy.iterdir():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(copy)
+            for path in source.iterdir():
+                copy_whole(path, copy / path.name)
             put_in_place(copy, target)
-        except (OSError, shutil.Error) as error:
-            raise UserError(f"{target} cannot be written ({error}): make room there") from error
+        except (OSError, UserError) as error:
+            shutil.rmtree(copy, ignore_errors=True)
+            why = error.__cause__ or error
+            raise not_written(target, getattr(why, "strerror", None) or why) from error
         return
     try:
         file = open(source, "rb")  # noqa: SIM115

@@ -10,8 +10,7 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lit_gpt.checkpoint import REST, open_checkpoint, put_in_place, sync_folder, unfinished, write_whole
-from lit_gpt.errors import UserError
+from lit_gpt.checkpoint import REST, not_written, open_checkpoint, put_in_place, sync_folder, unfinished, write_whole
 from lit_gpt.sharding import like
 from lit_gpt.slices import SliceReader, take_apart
 
@@ -62,11 +61,8 @@ class FSDP2(ModelParallelStrategy):
         except (CheckpointException, OSError) as error:
             if self.is_global_zero:
                 shutil.rmtree(folder, ignore_errors=True)
-            failures = getattr(error, "failures", {0: (error,)})
-            raise UserError(
-                f"{path} cannot be written ({next(iter(failures.values()))[0]}); what it held before is whole: make "
-                "room there, or write elsewhere with --trainer.default_root_dir"
-            ) from error
+            why = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            raise not_written(path, getattr(why, "strerror", None) or why) from error
 
     @torch.no_grad()
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """A model in slices over two processes trains, is saved and goes on as one that is whole."""
 
+import errno
+import os
 import pickle
 import shutil
 import subprocess
@@ -11,7 +13,7 @@ import torch
 from conftest import ROOT, Fit, forked, points, weights
 
 from lit_gpt import UserError
-from lit_gpt.checkpoint import load_model, newest_checkpoint, open_checkpoint, put_in_place
+from lit_gpt.checkpoint import copy_whole, load_model, newest_checkpoint, open_checkpoint, put_in_place
 
 SHARED = [
     "--model.schedule",
@@ -111,3 +113,26 @@ def test_a_folder_is_there_whenever_its_process_is_killed(folder: Path, monkeypa
     put_in_place(run / "new", run / "last.ckpt")
     assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
     assert [path.name for path in run.iterdir()] == ["last.ckpt"]
+
+
+def test_a_folder_that_finds_no_room_is_said_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, last = tmp_path / "new", tmp_path / "last.ckpt"
+    for folder in (new, last):
+        folder.mkdir()
+        (folder / "rest.pt").write_text(folder.name)
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        UserError, match=r"last.ckpt cannot be written \(No space left on device\); what it held before"
+    ):
+        copy_whole(new, last)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "new"]
+    assert (last / "rest.pt").read_text() == "last.ckpt"
+    monkeypatch.undo()
+    copy_whole(new, last)
+    assert (last / "rest.pt").read_text() == "new"
