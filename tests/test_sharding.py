@@ -127,9 +127,7 @@ def test_a_folder_that_finds_no_room_is_said_and_leaves_the_one_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        UserError, match=r"last.ckpt cannot be written \(No space left on device\); what it held"
-    ):
+    with pytest.raises(UserError, match=r"last.ckpt cannot be written \(No space left on device\); what it held"):
         copy_whole(new, last)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "new"]
     assert (last / "rest.pt").read_text() == "last.ckpt"
