@@ -6,7 +6,7 @@ is arithmetic, and worker count, rank count and interruptions cannot change what
 
 import numpy as np
 
-from lit_gpt.data.shards import Ids
+from lit_gpt.data.shards import Ids, Shards
 
 ROUNDS = 4  # of the Feistel network; Luby and Rackoff 1988 show four to be enough
 
@@ -93,6 +93,9 @@ def evaluation_starts(tokens: int, length: int, count: int | None) -> np.ndarray
 def gather(ids: Ids, starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of the windows at `starts` (n,): twice (n, length) int64, the second shifted by one."""
     windows = np.empty((len(starts), length + 1), dtype=np.int64)
-    for row, start in zip(windows, starts.tolist()):  # a slice each: from one file or many, as fast as by places
-        row[:] = ids[start : start + length + 1]
+    files, size, first = (ids.arrays, ids.size, ids.start) if isinstance(ids, Shards) else ([ids], len(ids), 0)
+    numbers, offsets = np.divmod(starts + first, size)  # (n,) each: the file a window begins in, and where in it
+    for row, start, number, offset in zip(windows, starts.tolist(), numbers.tolist(), offsets.tolist()):
+        window = files[number][offset : offset + length + 1]
+        row[:] = window if len(window) > length else ids[start : start + length + 1]  # which goes on in the next
     return windows[:, :-1], windows[:, 1:]
