@@ -13,7 +13,6 @@ Shape letters:
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import repeat
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -131,13 +130,11 @@ class Dropout(nn.Dropout):
         return F.dropout(x, self.p, self.training) if mask is None else x * mask
 
 
-# of a block: for shares (B * H, T, T), for what attention and feed-forward add to the stream (B, T, D) each
-Masks = tuple[Tensor | None, Tensor | None, Tensor | None]
+# a block has three: for shares (B * H, T, T), for what attention and feed-forward add to the stream (B, T, D) each
+Masks = list[Tensor | None]
 
 
-def draw_masks(
-    config: GPTConfig, batch_size: int, length: int, kind: torch.dtype, shares: bool
-) -> Iterator[Tensor | None]:
+def draw_masks(config: GPTConfig, batch_size: int, length: int, kind: torch.dtype, shares: bool) -> Masks:
     """All masks of a forward pass on a CPU, drawn at once, in the order they are used.
 
     One for the embeddings (B, T, D), then a block's three after the other, of which the first is None without `shares`.
@@ -146,7 +143,7 @@ def draw_masks(
     stream, scores = (B, T, config.d_model), (B * config.num_heads, T, T) if shares else (0,)
     shapes = [stream] + [scores, stream, stream] * config.num_blocks
     drawn = kept(sum(map(math.prod, shapes)), config.dropout, kind).split([math.prod(shape) for shape in shapes])
-    return (part.view(shape) if len(part) else None for part, shape in zip(drawn, shapes))
+    return [part.view(shape) if len(part) else None for part, shape in zip(drawn, shapes)]
 
 
 # ---------------------------------------------------------------------------------------------------------- norm
@@ -437,23 +434,48 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)), second)  # (B, T, D)
 
 
-class GPT(nn.Module):
-    """Tokens in, next-token logits out.
+class Blocks(nn.ModuleList):
+    """Block after block.
 
     Attributes:
         activation_checkpointing: compute what is inside a block again for its backward pass, not keep it.
     """
 
     def __init__(self, config: GPTConfig) -> None:
+        super().__init__(Block(config, block) for block in range(config.num_blocks))
+        self.activation_checkpointing = False
+
+    def forward(
+        self,
+        x: Tensor,
+        position: Position,
+        places: Places,
+        cache: KVCache | None,
+        seen: Tensor | None,
+        masks: Masks,
+    ) -> Tensor:
+        for i, block in enumerate(self):
+            given = (position, places, cache, seen, masks[3 * i : 3 * i + 3])
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, *given, use_reentrant=False)  # (B, T, D)
+            else:
+                x = block(x, *given)  # (B, T, D)
+        return x
+
+
+class GPT(nn.Module):
+    """Tokens in, next-token logits out."""
+
+    def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config, self.activation_checkpointing = config, False
+        self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.previous = nn.ModuleList(
             nn.Embedding(config.vocab_size, config.d_model) for _ in range(config.previous_tokens)
         )
         self.position = POSITIONS[config.position](config)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, block) for block in range(config.num_blocks))
+        self.blocks = Blocks(config)
         self.norm = NORMS[config.norm](config.d_model, config.bias)
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
@@ -513,18 +535,15 @@ class GPT(nn.Module):
         by_products = device == "cpu" and cache is None and shortest <= end <= 512
         if by_products:
             seen = self._bias(seen, len(tokens), end, kind)
-        masks: Iterator[Tensor | None] = repeat(None)
-        if drops and device == "cpu":
-            masks = draw_masks(self.config, len(tokens), end, kind, by_products)
+        first, *masks = (
+            draw_masks(self.config, len(tokens), end, kind, by_products)
+            if drops and device == "cpu"
+            else repeat(None, 1 + 3 * len(self.blocks))
+        )
         x = self.position.add(self.embed(tokens, cache, documents), places)  # (B, T, D)
-        x = self.dropout(x, next(masks)).to(kind)  # (B, T, D)
+        x = self.dropout(x, first).to(kind)  # (B, T, D)
         with torch.autocast(device, enabled=False):
-            for block in self.blocks:
-                given = (self.position, places, cache, seen, (next(masks), next(masks), next(masks)))
-                if self.activation_checkpointing and torch.is_grad_enabled():
-                    x = checkpoint(block, x, *given, use_reentrant=False)  # (B, T, D)
-                else:
-                    x = block(x, *given)  # (B, T, D)
+            x = self.blocks(x, self.position, places, cache, seen, masks)  # (B, T, D)
             if cache is not None:
                 cache.length = end
             return self.norm(x)  # (B, T, D)

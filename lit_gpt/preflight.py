@@ -181,7 +181,7 @@ def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu"
     masks = 2 * size * D if config.dropout else 0
     block = 2 * norm + attention + size * D + mlp + masks
     blocks = config.num_blocks * block
-    if gpt.activation_checkpointing:  # what goes into each, its masks, and one of them at work
+    if gpt.blocks.activation_checkpointing:  # what goes into each, its masks, and one of them at work
         shares = size * H * T if config.dropout and cpu and T <= 512 else 0
         blocks = config.num_blocks * (size * D + masks + shares) + block
     token = blocks + norm + 2 * 8

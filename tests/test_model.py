@@ -244,7 +244,7 @@ def test_activations_computed_anew_change_nothing() -> None:
         ), held
 
     kept_all, most = step()
-    model.activation_checkpointing = True
+    model.blocks.activation_checkpointing = True
     anew, fewer = step()
     torch.testing.assert_close(anew, kept_all, rtol=0, atol=0)
     assert fewer < most / 4

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from functools import partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,8 @@ from lit_gpt.data.datamodule import Batch
 from lit_gpt.data.readers import Reading
 from lit_gpt.data.sources import Source
 from lit_gpt.data.windows import random_starts
-from lit_gpt.model import GPTConfig
-from lit_gpt.module import LitGPT
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.module import LitGPT, compile_blocks
 
 RUN = Path("logs/small/version_0")
 TRAINED = 16  # context_length of small.yaml
@@ -160,7 +161,7 @@ def test_true_bfloat16_adds_losses_up_in_float32(fit: Fit) -> None:
 def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
 
-    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable:
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: dict[str, bool]) -> Callable:
         def run(*arguments: torch.Tensor) -> object:
             trained.append(torch.is_grad_enabled())
             return graph(*arguments)
@@ -172,10 +173,22 @@ def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: p
     deep = ["--model.config.num_blocks", 12, "--generate.max_new_tokens", 20]
     assert fit(*deep, "--name", "compiled", "--model.compile", "true").status == 0
     torch._dynamo.reset()
-    assert sum(trained) == 12 * 6  # every block of every step
+    assert sum(trained) == 6  # all blocks of a step in one graph
     assert fit(*deep, "--name", "plain").status == 0
     compiled, plain = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in ("compiled", "plain"))
     torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler warns of its own doings
+def test_where_there_are_several_devices_every_block_is_compiled_by_itself() -> None:
+    gpt = GPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2, num_blocks=2))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=2)
+    compile_blocks(gpt, trainer)
+    compiled = [block._compiled_call_impl for block in gpt.blocks]
+    assert None not in compiled
+    assert gpt.blocks._compiled_call_impl is None
+    compile_blocks(gpt, trainer)  # the Trainer asks again and again
+    assert [block._compiled_call_impl for block in gpt.blocks] == compiled
 
 
 def test_embeddings_and_head_learn_at_rates_of_their_own(fit: Fit) -> None:
