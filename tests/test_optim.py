@@ -135,11 +135,11 @@ def test_newton_schulz_brings_all_singular_values_near_one(shape: tuple[int, ...
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("shape", [(64, 64), (192, 64), (64, 256)])
+@pytest.mark.parametrize("shape", [(128, 128), (384, 128), (128, 512)])
 def test_newton_schulz_rounds_at_most_twice_as_much_as_torchs(shape: tuple[int, int], decay: float) -> None:
     torch.manual_seed(4)
     left, _, right = torch.linalg.svd(torch.randn(4, *shape, dtype=torch.float64), full_matrices=False)
-    matrices = left * torch.arange(1, 65) ** -decay @ right  # of singular values that fall
+    matrices = left * torch.arange(1, 129) ** -decay @ right  # of singular values that fall
     exact = matrices / matrices.norm(dim=(-2, -1), keepdim=True)
     wide = shape[0] <= shape[1]
     for _ in range(5):
