@@ -272,8 +272,10 @@ def test_what_a_worker_of_ray_raises_is_said_in_one_line(tmp_path: Path, monkeyp
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     (tmp_path / "t.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(UserError, match="has no column 'c'"):
         open_corpus([Source(str(tmp_path / "t.csv"))], recipe(columns=("c",)), tmp_path / "cache", 1, "ray")
+    assert signal.getsignal(signal.SIGTERM) == before  # Ray's is gone
 
 
 @pytest.mark.filterwarnings("ignore")  # of what Ray itself does

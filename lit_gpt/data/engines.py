@@ -125,22 +125,25 @@ def _ray(processes: int) -> Iterator[Engine]:
     there: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": processes}
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
     ours = not ray.is_initialized()
-    if ours:
-        try:
-            if address and re.fullmatch(r"[^/]+:\d+", address):  # for which Ray itself would wait for minutes
-                host, _, port = address.rpartition(":")
-                socket.create_connection((host, int(port)), timeout=5).close()
-            ray.init(**there, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"RAY_ADDRESS={address}: no Ray cluster there ({reason}): ray start --head, or unset it"
-            ) from None
+    before = signal.getsignal(signal.SIGTERM)
     try:
+        if ours:
+            try:
+                if address and re.fullmatch(r"[^/]+:\d+", address):  # for which Ray itself would wait for minutes
+                    host, _, port = address.rpartition(":")
+                    socket.create_connection((host, int(port)), timeout=5).close()
+                ray.init(**there, **quiet)
+            except (OSError, ValueError, RuntimeError) as error:
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"RAY_ADDRESS={address}: no Ray cluster there ({reason}): ray start --head, or unset it"
+                ) from None
         yield Cluster()
     finally:
         if ours:
             ray.shutdown()
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # ray.init sets a handler of its own
 
 
 class Cluster:
