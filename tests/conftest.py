@@ -76,7 +76,7 @@ def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda:
     """The command line in a process of its own, in `folder`; a status below zero is the signal that ended it.
 
     A fork has imported already what a command would import for seconds. It leads a group of processes, of which none
-    is left in the end, and none lives for more than 100 seconds.
+    is left in the end, and none lives for more than 100 seconds: then the status is -6.
 
     Args:
         folder: where it works.
@@ -88,6 +88,8 @@ def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda:
     if pid == 0:
         status = 70
         try:
+            for signum in (signal.SIGINT, signal.SIGTERM):  # where the command does not listen
+                signal.signal(signum, lambda number, frame: os._exit(128 + number))
             os.setsid()
             os.chdir(folder)
             for number, path in ((1, out), (2, err)):
@@ -108,8 +110,8 @@ def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda:
     latest = time.monotonic() + 100
     while (waited := os.waitpid(pid, os.WNOHANG if time.monotonic() < latest else 0))[0] == 0:
         time.sleep(0.01)
-        if time.monotonic() > latest:  # it hangs: the status will say -9
-            os.killpg(pid, signal.SIGKILL)
+        if time.monotonic() > latest:  # it hangs
+            os.killpg(pid, signal.SIGABRT)
     ended = waited[1]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
