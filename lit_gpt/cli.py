@@ -23,6 +23,7 @@ import yaml
 from jsonargparse import ActionYesNo, Namespace
 from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Timer
@@ -388,6 +389,8 @@ class FitCLI(LightningCLI):
             # its own requeueing would save inside a signal's handler; scripts/slurm.sh does it
             config["plugins"] = [*config["plugins"], SLURMEnvironment(auto_requeue=False)]
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
+        if trainer.strategy.launcher is not None:  # it would do this too late for the processes it starts
+            _set_num_threads_if_needed(trainer.num_devices)
         if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:  # not said by a strategy in a config
             trainer.strategy._timeout = timedelta(seconds=self.config[self.subcommand].timeout)  # type: ignore[attr-defined]
         return trainer

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Fit, points, tags, weights
+from conftest import ROOT, Fit, forked, points, tags, weights
 from torch.nn import functional as F
 
 from lit_gpt import load_model
+from lit_gpt.cli import FitCLI
+from lit_gpt.data.engines import cores
 
 RUN = Path("logs/small/version_0")
 
@@ -222,6 +224,15 @@ def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folde
     expected, got = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("one", "two"))
     for name, value in got.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+
+
+def test_two_processes_share_the_cores(folder: Path) -> None:
+    def prepare() -> None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+        FitCLI._run_subcommand = lambda cli, name: print(os.environ["OMP_NUM_THREADS"])  # type: ignore[method-assign]
+
+    flags = ["--config", "small.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, cores() // 2))
 
 
 def test_generate_writes_from_the_newest_checkpoint(fit: Fit) -> None:
