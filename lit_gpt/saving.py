@@ -77,7 +77,7 @@ class StepCheckpoint(Checkpoint):
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if isinstance(trainer.logger, RunLogger):
+        if trainer.is_global_zero and isinstance(trainer.logger, RunLogger):
             # now, and not earlier: until something new is saved, the points belong to what was saved before
             trainer.logger.cut_back(self._events)
             checkpoint["events"] = trainer.logger.sizes()

@@ -1,6 +1,8 @@
 """What a run leaves in its folder, and that watching it changes nothing."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +11,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from lit_gpt.callbacks import flops_per_token
+from lit_gpt.callbacks import RunLogger, flops_per_token
 from lit_gpt.checkpoint import open_checkpoint
 from lit_gpt.data.datamodule import Batch
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
+from lit_gpt.saving import StepCheckpoint
 
 RUN = Path("logs/small/version_0")
 
@@ -35,6 +38,13 @@ def test_a_run_resumed_further_back_keeps_the_checkpoints_it_writes(fit: Fit) ->
     assert sorted(path.name for path in RUN.glob("step_*")) == [f"step_0000000{n}.ckpt" for n in (2, 4, 6)]
     assert fit("--checkpoint.every_n_steps", 1, "--checkpoint.keep", 1, *back, 5).status == 0
     assert sorted(path.name for path in RUN.glob("step_*")) == ["step_00000005.ckpt", "step_00000006.ckpt"]
+
+
+def test_only_the_first_process_looks_at_the_event_files() -> None:
+    saved: dict[str, Any] = {}
+    trainer: Any = SimpleNamespace(is_global_zero=False, logger=RunLogger("logs", "small"))
+    StepCheckpoint().on_save_checkpoint(trainer, None, saved)  # type: ignore[arg-type]
+    assert saved == {}
 
 
 def test_best_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> None:
