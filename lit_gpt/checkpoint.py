@@ -52,6 +52,22 @@ def put_in_place(unfinished: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
 
 
+def _give_back(run: Path) -> None:
+    """Gives folders their names back that a process killed amid `put_in_place` took."""
+    for old in run.glob(f".*.ckpt{OLD}"):
+        path = old.with_name(old.name.removeprefix(".").removesuffix(OLD))
+        if not path.exists():
+            old.rename(path)
+
+
+def sweep(run: Path) -> None:
+    """Removes what killed processes left half-written, or half-removed; nobody may be writing there."""
+    with contextlib.suppress(OSError):  # it does no harm
+        _give_back(run)
+        for left in run.glob(".*.ckpt.*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def not_written(path: Path, why: object) -> UserError:
     before = "; what it held before is whole" if path.exists() else ""
     return UserError(
@@ -173,10 +189,8 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
         UserError: there are some, and none can be used.
     """
     runs = list(Path(logs, name).glob("version_*") if name else logs.glob("*/version_*"))
-    for old in (old for run in runs for old in run.glob(f".*.ckpt{OLD}")):
-        path = old.with_name(old.name.removeprefix(".").removesuffix(OLD))
-        if not path.exists():  # a process was killed amid `put_in_place`
-            old.rename(path)
+    for run in runs:
+        _give_back(run)
     files = [path for run in runs for path in run.glob("*.ckpt")]
     found, damaged, whole = [], [], None
     for path in files:

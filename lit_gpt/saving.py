@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, Timer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt.callbacks import RunLogger, parts
-from lit_gpt.checkpoint import copy_whole, open_checkpoint, write_whole
+from lit_gpt.checkpoint import copy_whole, open_checkpoint, sweep, unfinished, write_whole
 from lit_gpt.errors import UserError
 from lit_gpt.module import LitGPT
 from lit_gpt.sharding import is_sharded, whole
@@ -153,7 +153,7 @@ class StepCheckpoint(Checkpoint):
             self._save(trainer, *names)
 
     def mend(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Writes the copies of the checkpoint at `path` that a process killed among its saves did not come to.
+        """Clears up after a process killed among its saves: writes what copies it did not come to of `path`.
 
         Raises:
             UserError: it cannot be written.
@@ -162,6 +162,7 @@ class StepCheckpoint(Checkpoint):
         if state is None:  # another callback wrote it
             return
         self.load_state_dict(state)
+        sweep(path.parent)
         for name in (*self._due(checkpoint["global_step"]), "last.ckpt"):
             copy = path.with_name(name)
             try:
@@ -216,7 +217,8 @@ class StepCheckpoint(Checkpoint):
         periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= f"step_{step:08d}.ckpt")
         for old in periodic[: max(0, len(periodic) - self.keep)]:
             with contextlib.suppress(OSError):  # one too many is no reason to end a run
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
+                old.rename(unfinished(old))  # a folder half removed is no checkpoint
+        sweep(self.folder)
 
 
 def finite(module: LitGPT) -> bool:

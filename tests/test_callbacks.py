@@ -40,6 +40,14 @@ def test_a_run_resumed_further_back_keeps_the_checkpoints_it_writes(fit: Fit) ->
     assert sorted(path.name for path in RUN.glob("step_*")) == ["step_00000005.ckpt", "step_00000006.ckpt"]
 
 
+def test_a_process_that_was_killed_leaves_nothing_half_written_for_long(fit: Fit) -> None:
+    assert fit("--trainer.max_steps", 3).status == 0
+    left = RUN / ".step_00000002.ckpt.unfinished"
+    left.touch()
+    assert fit("--trainer.max_steps", 3, "--ckpt_path", RUN / "last.ckpt").status == 0
+    assert not left.exists()
+
+
 def test_only_the_first_process_looks_at_the_event_files() -> None:
     saved: dict[str, Any] = {}
     trainer: Any = SimpleNamespace(is_global_zero=False, logger=RunLogger("logs", "small"))
