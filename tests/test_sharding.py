@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, Fit, forked, points, weights
+from torture import at_call, differences
 
 from lit_gpt import UserError
-from lit_gpt.checkpoint import copy_whole, load_model, newest_checkpoint, open_checkpoint, put_in_place
+from lit_gpt.checkpoint import copy_whole, load_model, newest_checkpoint, open_checkpoint, put_in_place, sweep
 
 SHARED = [
     "--model.schedule",
@@ -42,8 +44,19 @@ def trained_alike(fit: Fit, folder: Path, optimizer: str, most: float) -> list[s
     return shared
 
 
-def test_muon_makes_slices_orthogonal_as_one(fit: Fit, folder: Path) -> None:
-    trained_alike(fit, folder, "muon", 1e-3)
+def test_muon_makes_slices_orthogonal_as_one_and_a_run_killed_amid_a_save_is_the_same(fit: Fit, folder: Path) -> None:
+    shared = trained_alike(fit, folder, "muon", 1e-3)
+
+    def prepare() -> None:  # the slices of two checkpoints are whole, then last.ckpt has another name
+        os.rename = at_call(3, os.rename, after=True)
+
+    flags = ["--config", "small.yaml", *SLICED, "--name", "killed", *shared]
+    assert forked(folder, *flags, prepare=prepare).status == -signal.SIGKILL
+    straight, run = Path("logs/two/version_0"), Path("logs/killed/version_0")
+    assert not (run / "last.ckpt").exists()
+    resumed = forked(folder, *flags, "--ckpt_path", "last")
+    assert resumed.status == 0, resumed.err
+    assert differences(straight, run) == []
 
 
 def test_in_slices_a_run_is_the_same_and_goes_on_anywhere(fit: Fit, folder: Path) -> None:
@@ -113,6 +126,13 @@ def test_a_folder_is_there_whenever_its_process_is_killed(folder: Path, monkeypa
     put_in_place(run / "new", run / "last.ckpt")
     assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
     assert [path.name for path in run.iterdir()] == ["last.ckpt"]
+
+    # what has no other name gets its own back, what is half there goes
+    (run / "last.ckpt").rename(run / ".last.ckpt.old")
+    shutil.copytree(run / ".last.ckpt.old", run / ".step_00000002.ckpt.unfinished")
+    sweep(run)
+    assert [path.name for path in run.iterdir()] == ["last.ckpt"]
+    assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
 
 
 def test_a_folder_that_finds_no_room_is_said_and_leaves_the_one_before(

@@ -2,13 +2,15 @@
 
     python tests/torture.py --runs 5 --kills 10              # 50 kills, one process
     python tests/torture.py --runs 1 --kills 10 --devices 2  # 10 kills, two processes
+    python tests/torture.py --runs 4 --kills 5 --devices 2 --strategy fsdp  # 20 kills, checkpoints in slices
 
-A run is killed `--kills` times: at random moments, inside saves (between any two bytes, before and after every sync and
-rename), inside validations, and while texts are written; then it ends. It must leave the weights, the optimizer state,
-every point and every text of the straight run, bit for bit.
+A run is killed `--kills` times: at random moments, inside saves (between any two bytes, before and after every sync,
+rename and removal), inside validations, and while texts are written; then it ends. It must leave the weights, the
+optimizer state, every point and every text of the straight run, bit for bit, its checkpoints, and nothing half-written.
 """
 
 import argparse
+import io
 import os
 import random
 import shutil
@@ -23,15 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import forked, points, texts
+from conftest import ROOT, forked, points, texts
+from torch.distributed.checkpoint.filesystem import FileSystem
 
-import lit_gpt.saving
+import lit_gpt.checkpoint
 from lit_gpt.callbacks import GenerateText
-from lit_gpt.checkpoint import newest_checkpoint, open_checkpoint, write_whole
+from lit_gpt.checkpoint import newest_checkpoint, open_checkpoint
 from lit_gpt.module import LitGPT
 
-KINDS = ("time", "bytes", "sync", "rename", "validation", "text")
+KINDS = ("time", "bytes", "sync", "rename", "remove", "validation", "text")
 POLITE = ("interrupt", "terminate")
+STRATEGIES = {"ddp": ["--trainer.strategy", "ddp"], "fsdp": ["--config", str(ROOT / "configs" / "fsdp.yaml")]}
 MEASURED = {"speed/tokens_per_second", "memory/peak_gb"}  # no two runs have these in common
 
 CONFIG = """
@@ -79,30 +83,27 @@ def arm(kind: str | None, draw: random.Random, seconds: float) -> None:
     elif kind == "bytes":
         left = draw.randint(1, 300_000)
 
-        def slowly(path: Path, write: Callable[[Any], Any]) -> None:
-            write_whole(path, lambda file: write(_Mortal(file)))
-
-        class _Mortal:
-            def __init__(self, file: Any) -> None:
-                self.file = file
-
+        class Mortal(io.FileIO):
             def write(self, content: Any) -> int:
                 nonlocal left
                 if left < len(content):
-                    self.file.write(bytes(content)[:left])
-                    self.file.flush()
+                    super().write(content[:left])
                     die()
                 left -= len(content)
-                return self.file.write(content)
+                return super().write(content)
 
-            def flush(self) -> None:
-                self.file.flush()
+        def opened(path: Path, mode: str) -> Any:
+            return Mortal(path, mode) if mode == "wb" else open(path, mode)
 
-        lit_gpt.saving.write_whole = slowly
+        lit_gpt.checkpoint.open = opened  # type: ignore[attr-defined]
+        FileSystem.create_stream = lambda self, path, mode: opened(path, mode)  # type: ignore[assignment, method-assign]
     elif kind == "sync":
         os.fsync = at_call(2 * number - after, os.fsync)  # a file's, or its folder's
     elif kind == "rename":
-        os.replace = at_call(number, os.replace, after)
+        moved = at_call(draw.randint(1, 16), lambda move, *paths: move(*paths), after)
+        os.rename, os.replace = partial(moved, os.rename), partial(moved, os.replace)
+    elif kind == "remove":
+        os.unlink = at_call(number, os.unlink, after)
     elif kind == "validation":
         LitGPT.validation_step = at_call(number, LitGPT.validation_step, after)  # type: ignore[method-assign]
     elif kind == "text":
@@ -136,6 +137,8 @@ def differences(straight: Path, killed: Path) -> list[str]:
             found.append(f"points of {tag}")
     if texts(straight) != texts(killed):
         found.append("texts")
+    found += [path.name for path in straight.glob("*.ckpt") if not (killed / path.name).exists()]
+    found += [path.name for path in killed.glob(".*.ckpt.*")]  # left half-written
     return found
 
 
@@ -163,7 +166,7 @@ def torture(
         resumed = [*flags, "--name", "killed", "--ckpt_path", "last", "--data.num_workers", draw.randint(0, 1)]
         own = random.Random(draw.random())
         ended = forked(folder, *resumed, prepare=partial(arm, kind, own, seconds))
-        assert ended.status in (0, -signal.SIGKILL, 130, 143), ended.err
+        assert ended.status in (0, {"interrupt": 130, "terminate": 143}.get(str(kind), -signal.SIGKILL)), ended.err
         if ended.status != 0:
             assert kind is not None
             came.append(kind)
@@ -181,6 +184,7 @@ def _main() -> int:
     parser.add_argument("--kills", type=int, default=10, help="of each run")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--strategy", choices=STRATEGIES, default="ddp", help="of several devices")
     parser.add_argument("--polite", action="store_true", help="with SIGINT and SIGTERM instead")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -190,7 +194,7 @@ def _main() -> int:
         flags = ["--trainer.max_steps", str(options.steps), "--data.sampling", sampling, "--model.optimizer", optimizer]
         flags += ["--trainer.val_check_interval", "25", "--checkpoint.every_n_steps", "20"]
         if options.devices > 1:
-            flags += ["--trainer.devices", str(options.devices), "--trainer.strategy", "ddp"]
+            flags += ["--trainer.devices", str(options.devices), *STRATEGIES[options.strategy]]
         with tempfile.TemporaryDirectory() as folder:
             kinds = POLITE if options.polite else KINDS
             came, differing = torture(Path(folder), options.kills, flags, options.seed + number, kinds)
