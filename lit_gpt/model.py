@@ -13,6 +13,7 @@ Shape letters:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import repeat
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -189,6 +190,9 @@ class Position(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
 
+    def fill(self, device: torch.device) -> None:
+        """Computes the tables it has beside its weights, which no checkpoint holds."""
+
     def add(self, x: Tensor, places: Places) -> Tensor:
         """Embeddings (B, T, D) -> (B, T, D)."""
         return x
@@ -206,11 +210,15 @@ class Rotary(Position):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
-        half = config.head_size // 2
-        frequencies = 10_000.0 ** (-torch.arange(half) / half)  # (E/2,)
-        angles = torch.outer(torch.arange(config.context_length), frequencies)  # (T, E/2)
-        self.register_buffer("cos", torch.cat((angles.cos(), angles.cos()), dim=-1), persistent=False)  # (T, E)
-        self.register_buffer("sin", torch.cat((-angles.sin(), angles.sin()), dim=-1), persistent=False)  # (T, E)
+        for name in ("cos", "sin"):
+            self.register_buffer(name, torch.empty(config.context_length, config.head_size), persistent=False)  # (T, E)
+
+    def fill(self, device: torch.device) -> None:
+        length, half = len(self.cos), self.cos.shape[1] // 2
+        frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float32) / half)  # (E/2,)
+        angles = torch.outer(torch.arange(length), frequencies)  # (T, E/2)
+        self.cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(device)  # (T, E)
+        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(device)  # (T, E)
 
     def turn(self, x: Tensor, places: Places) -> Tensor:
         cos, sin = self.cos[places].unsqueeze(-3), self.sin[places].unsqueeze(-3)  # (1, T, E) or (B, 1, T, E)
@@ -236,10 +244,13 @@ class Sinusoidal(Position):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__(config)
-        frequencies = torch.exp(torch.arange(0, config.d_model, 2) * (-math.log(10_000.0) / config.d_model))  # (D/2,)
-        angles = torch.outer(torch.arange(config.context_length), frequencies)  # (T, D/2)
-        waves = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (T, D)
-        self.register_buffer("table", waves, persistent=False)
+        self.register_buffer("table", torch.empty(config.context_length, config.d_model), persistent=False)  # (T, D)
+
+    def fill(self, device: torch.device) -> None:
+        length, width = self.table.shape
+        even = torch.arange(0, width, 2, dtype=torch.float32)  # (D/2,)
+        angles = torch.outer(torch.arange(length), torch.exp(even * (-math.log(10_000.0) / width)))  # (T, D/2)
+        self.table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2).to(device)  # (T, D)
 
     def add(self, x: Tensor, places: Places) -> Tensor:
         return x + self.table[places]  # (B, T, D)
@@ -464,35 +475,62 @@ class Blocks(nn.ModuleList):
 
 
 class GPT(nn.Module):
-    """Tokens in, next-token logits out."""
+    """Tokens in, next-token logits out.
+
+    Built under `torch.device("meta")` it has shapes alone, until it gets memory and then weights: by `initialise`, or
+    from elsewhere and `complete`.
+
+    Attributes:
+        seed: what the weights are drawn from, itself drawn from torch's own generator.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.previous = nn.ModuleList(
-            nn.Embedding(config.vocab_size, config.d_model) for _ in range(config.previous_tokens)
-        )
-        self.position = POSITIONS[config.position](config)
-        self.dropout = Dropout(config.dropout)
-        self.blocks = Blocks(config)
-        self.norm = NORMS[config.norm](config.d_model, config.bias)
-        self.head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+        with torch.device("meta"):  # where torch's own initialisers draw nothing
+            self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+            self.previous = nn.ModuleList(
+                nn.Embedding(config.vocab_size, config.d_model) for _ in range(config.previous_tokens)
+            )
+            self.position = POSITIONS[config.position](config)
+            self.dropout = Dropout(config.dropout)
+            self.blocks = Blocks(config)
+            self.norm = NORMS[config.norm](config.d_model, config.bias)
+            self.head = Linear(config.d_model, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.apply(self._initialise)
+        device = torch.get_default_device()
+        if device.type != "meta":
+            self.to_empty(device=device)
+            self.initialise()
 
-    def _initialise(self, module: nn.Module) -> None:
-        """GPT-2's start: N(0, 0.02), and less where 2 * num_blocks branches add up in the residual stream."""
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, Attention | FeedForward):
-            nn.init.normal_(module.project.weight, std=0.02 / math.sqrt(2 * self.config.num_blocks))
-        if module is self:
-            for parameter in self.previous.parameters():
-                nn.init.zeros_(parameter)
+    @torch.no_grad()
+    def initialise(self, part: Callable[[Tensor, Tensor], Tensor] = lambda whole, parameter: whole) -> None:
+        """GPT-2's start: N(0, 0.02), and less where 2 * num_blocks branches add up in the residual stream.
+
+        One whole matrix after the other is drawn, on the CPU, so that the weights are the same wherever they lie.
+
+        Args:
+            part: what a parameter takes of a whole one, where it is a slice.
+        """
+        self.complete()
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        residual = 0.02 / math.sqrt(2 * self.config.num_blocks)
+        for name, parameter in self.named_parameters():
+            whole = torch.zeros(parameter.shape, dtype=parameter.dtype, device="cpu")
+            if parameter.ndim == 1:
+                whole += name.endswith("weight")  # scales; biases are 0
+            elif not name.startswith("previous"):
+                whole.normal_(std=residual if name.endswith("project.weight") else 0.02, generator=generator)
+            parameter.copy_(part(whole, parameter))
+
+    def complete(self) -> None:
+        """Gives a model whose weights have got memory what it has beside them: a tied head, tables of positions."""
+        if self.config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        with torch.device("cpu"):
+            self.position.fill(self.embedding.weight.device)
 
     def embed(self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None) -> Tensor:
         """Tokens (B, T) -> (B, T, D), with what the tokens before each add to it; before the first there are none."""

@@ -100,6 +100,54 @@ def test_initial_loss_is_near_that_of_a_uniform_guess() -> None:
     assert abs(model.loss(tokens, tokens.roll(-1, 1)).item() - math.log(1000)) < 0.2
 
 
+@pytest.mark.parametrize("shape", [*SHAPES.values(), {"norm": "layernorm", "bias": True}], ids=[*SHAPES, "biases"])
+def test_a_model_starts_as_gpt2_does(shape: dict[str, Any]) -> None:
+    model = GPT(GPTConfig(**{"vocab_size": 500, "d_model": 128, "num_blocks": 8, "num_heads": 4, **shape}))
+    assert (model.head.weight is model.embedding.weight) == model.config.tie_embeddings
+    for name, value in model.named_parameters():
+        if name.startswith("previous") or name.endswith("bias"):
+            assert not value.any(), name
+        elif value.ndim == 1:
+            assert (value == 1).all(), name
+        else:
+            std = 0.02 / math.sqrt(16) if "project" in name else 0.02
+            assert value.std().item() == pytest.approx(std, rel=0.05), name
+            assert abs(value.mean().item()) < 0.05 * std, name
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_seed_decides_the_weights_whenever_and_in_whatever_memory_they_are_drawn(shape: dict[str, Any]) -> None:
+    config = GPTConfig(vocab_size=37, d_model=32, num_blocks=2, num_heads=4, **shape)
+    torch.manual_seed(5)
+    now, another = GPT(config), GPT(config)
+    torch.manual_seed(5)
+    with torch.device("meta"):
+        later = GPT(config)
+        assert all(value.is_meta for value in (*later.parameters(), *later.buffers()))
+    torch.rand(9)  # what else is drawn meanwhile
+    later.to_empty(device="cpu").initialise()
+    assert (later.head.weight is later.embedding.weight) == config.tie_embeddings
+    pairs = [dict(model.named_parameters()) | dict(model.named_buffers()) for model in (now, later)]
+    for name, value in pairs[0].items():
+        assert value.dtype == pairs[1][name].dtype == torch.float32
+        assert torch.equal(value, pairs[1][name]), name
+    assert not torch.equal(now.embedding.weight, another.embedding.weight)
+
+
+def test_every_weight_is_drawn_once() -> None:
+    class Count(TorchDispatchMode):
+        drawn = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default) and not args[0].is_meta:
+                self.drawn += args[0].numel()
+            return func(*args, **(kwargs or {}))
+
+    with Count() as count:
+        model = gpt(tie_embeddings=False)
+    assert count.drawn == sum(value.numel() for value in model.parameters() if value.ndim == 2)
+
+
 @pytest.mark.parametrize("chunk", [1, 4 * 64 * 5, 2**25], ids=["a row", "five rows", "all rows"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "free head"])
 @pytest.mark.parametrize("multiple", [1, 64], ids=["", "padded vocabulary"])

@@ -118,7 +118,7 @@ def test_muon_does_the_same_twice_and_goes_on_from_its_state() -> None:
 
 def test_muon_learns_a_batch_by_heart() -> None:
     model = small_gpt()
-    losses = trained(model, 60, muon(model, rate=0.02))
+    losses = trained(model, 60, muon(model))
     assert losses[-1] < 0.1 < 2.5 < losses[0]
 
 
