@@ -224,9 +224,11 @@ def load_model(path: Path | str) -> tuple[GPT, Tokenizer, bool]:
     """
     checkpoint = open_checkpoint(Path(path))
     try:
-        model = GPT(GPTConfig(**checkpoint["hyper_parameters"]["config"]))
-        weights = {name.removeprefix("gpt."): value for name, value in checkpoint["state_dict"].items()}
-        model.load_state_dict(weights)
+        with torch.device("meta"):
+            model = GPT(GPTConfig(**checkpoint["hyper_parameters"]["config"]))
+        weights = {name.removeprefix("gpt."): value.float() for name, value in checkpoint["state_dict"].items()}
+        model.load_state_dict(weights, assign=True)
+        model.complete()
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise ValueError("its weights are not finite")
         return model.eval(), from_state(checkpoint["tokenizer"]), checkpoint["data"]["mode"] == "rows"

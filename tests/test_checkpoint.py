@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lit_gpt.checkpoint import CONTENTS, load_model, newest_checkpoint, open_checkpoint, write_whole
 from lit_gpt.errors import UserError
+from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
 
 
@@ -103,6 +104,32 @@ def test_the_newest_checkpoint_that_is_whole_is_taken(
     bad = f"{logs}/a/version_1/best.ckpt, {logs}/a/version_1/last.ckpt"
     line = f"warning: cannot be used: {bad}; {logs}/a/version_0/best.ckpt"
     assert capsys.readouterr().err == f"{line} is taken\n"
+
+
+def test_a_model_that_is_loaded_is_not_drawn_before(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fit("--trainer.max_steps", 1, "--trainer.precision", "bf16-true").status == 0
+    saved = Path("logs/small/version_0/last.ckpt")
+    expected = LitGPT.load_from_checkpoint(saved).gpt  # draws, and puts what it reads over it
+    monkeypatch.delattr(GPT, "initialise")
+    model, *_ = load_model(saved)
+    assert model.head.weight is model.embedding.weight
+    assert dict(model.named_buffers()).keys() == {"position.cos", "position.sin"}
+    for name, value in (*expected.named_parameters(), *expected.named_buffers()):
+        got = model.get_buffer(name) if name.startswith("position") else model.get_parameter(name)
+        assert got.dtype == value.dtype == torch.float32
+        assert got.requires_grad == value.requires_grad
+        assert torch.equal(got, value), name
+
+
+def test_weights_of_another_shape_are_said_in_one_line(fit: Fit) -> None:
+    assert fit("--trainer.max_steps", 1).status == 0
+    checkpoint = torch.load("logs/small/version_0/last.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"]["config"]["d_model"] = 32
+    torch.save(checkpoint, "wide.ckpt")
+    with pytest.raises(
+        UserError, match=r"^wide\.ckpt describes no model of lit_gpt \(.*size mismatch.*\): give a .ckpt"
+    ):
+        load_model("wide.ckpt")
 
 
 def cut(path: Path) -> None:
