@@ -62,7 +62,6 @@ class Experiment(FitCLI):
 
     def task(self, nanogpt: Path | None) -> Task:
         self.datamodule.trainer = self.model.trainer = self.trainer
-        self.model.configure_model()
         return Task(
             module=self.model,
             data=self.datamodule,

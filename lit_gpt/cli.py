@@ -50,7 +50,7 @@ from lit_gpt.generate import has_bfloat16, prompt_tokens
 from lit_gpt.model import GPTConfig
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
-from lit_gpt.preflight import Measure, free_memory, more_bytes, preflight
+from lit_gpt.preflight import Measure, free_memory, needed_bytes, preflight
 from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, own_rank, peer_lost
 from lit_gpt.tokenizer import from_state
 
@@ -228,6 +228,14 @@ class SaveConfig(SaveConfigCallback):
         checkpoint["config"] = self.text
 
 
+def on_meta(*args: Any, **kwargs: Any) -> LitGPT:
+    with torch.device("meta"):  # the weights come when it is known on which devices they lie
+        return LitGPT(*args, **kwargs)
+
+
+on_meta.__doc__ = LitGPT.__doc__  # which --help shows
+
+
 class FitCLI(LightningCLI):
     """`fit`, `validate` and `test` of LitGPT on TextDataModule."""
 
@@ -238,7 +246,7 @@ class FitCLI(LightningCLI):
         self.saves: StepCheckpoint | None = None  # what saves the run
         self.measure: Measure | None = None  # the run that is only tried
         super().__init__(
-            LitGPT,
+            on_meta,
             TextDataModule,
             save_config_callback=SaveConfig,
             trainer_defaults=TRAINER_DEFAULTS,
@@ -550,9 +558,8 @@ class FitCLI(LightningCLI):
         if self.measure is None:
             self.trainer.fit(**kwargs)
             return
-        device, precision = self.trainer.strategy.root_device, str(self.trainer.precision)
-        free = free_memory(device)
-        if free is not None and more_bytes(self.model, 1, precision, device) > free:
+        free = free_memory(self.trainer.strategy.root_device)
+        if free is not None and sum(needed_bytes(self.trainer, self.model, 1)) > free:
             return
         if self.resumed:
             self.measure.step = open_checkpoint(Path(self.resumed), mmap=True)["global_step"]

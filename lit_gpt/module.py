@@ -16,7 +16,7 @@ from lit_gpt.data.datamodule import Batch, TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, learning_rate_factor, parameter_groups
-from lit_gpt.sharding import shard, whole
+from lit_gpt.sharding import like, shard, whole
 
 CHECKED_AT_ONCE = ("cpu",)  # devices that can be asked for a number without waiting
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
@@ -151,11 +151,31 @@ class LitGPT(LightningModule):
         return data
 
     def configure_model(self) -> None:
-        """Spreads the weights over the devices where the strategy is FSDP2; the Trainer calls it again and again."""
+        """Spreads the weights over the devices where the strategy is FSDP2, and draws them if that is still to be done.
+
+        The Trainer calls it again and again.
+
+        Raises:
+            UserError: there is no memory for them.
+        """
         if self._device_mesh is not None:
             shard(self.gpt, self._device_mesh["data_parallel"])
+        if self.gpt.embedding.weight.is_meta:
+            strategy = self.trainer.strategy
+            try:
+                self.gpt.to_empty(device=strategy.root_device)
+            except RuntimeError as error:
+                raise UserError(
+                    f"the model does not fit into memory ({error}): give a smaller --model.config"
+                ) from None
+            self.gpt.seed = strategy.broadcast(self.gpt.seed)  # whose slices make up one model
+            self.gpt.initialise(like)
         if self.arguments["compile"]:
             compile_blocks(self.gpt, self.trainer)
+
+    def cpu(self) -> "LitGPT":
+        """Where Lightning leaves it in the end, also of a run that ended before there were weights."""
+        return self if self.gpt.embedding.weight.is_meta else super().cpu()
 
     # ------------------------------------------------------------------------------------------------- training
 

@@ -130,6 +130,7 @@ class Bare(Peer):
 
     @cached_property
     def model(self) -> nn.Module:
+        self.task.module.configure_model()
         return self.task.module.gpt.to(self.device)
 
     def optimizer(self) -> torch.optim.Optimizer:

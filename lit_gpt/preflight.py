@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_gpt.callbacks import GenerateText, parts, peak_memory, synchronize, told_seconds, told_time, validations_left
 from lit_gpt.data.datamodule import Batch, EvaluationBatches, TextDataModule
@@ -97,16 +98,14 @@ def _unused(model: LitGPT, data: TextDataModule) -> str | None:
 
 def _memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> tuple[str, list[str]]:
     """What a run takes and there is, and what is wrong with it."""
-    device, precision = trainer.strategy.root_device, str(trainer.precision)
-    state = state_bytes(model, precision)
-    kept = activation_bytes(model.gpt, data.batch_size, precision, device.type)
+    state, kept = needed_bytes(trainer, model, data.batch_size)
     optimizer = "Muon" if model.optimizer == "muon" else "AdamW"
     told = f"{as_bytes(state)} for weights, gradients and {optimizer}, {as_bytes(kept)} and more for activations"
-    needed, free = more_bytes(model, data.batch_size, precision, device), free_memory(device)
+    free = free_memory(trainer.strategy.root_device)
     if free is None:
         return told, []
     told += f"; {as_bytes(free)} free"
-    needed *= processes(trainer)
+    needed = (state + kept) * processes(trainer)
     if needed <= free:
         return told, []
     remedy = "give a smaller --data.batch_size, or a smaller --model.config"
@@ -145,10 +144,11 @@ def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
     return element_bytes(precision) * sum((3 if g["muon"] else 4) * p.numel() for g in groups for p in g["params"])
 
 
-def more_bytes(model: LitGPT, windows: int, precision: str, device: torch.device) -> int:
-    """What training will take on `device` beyond what is there: on a CPU, the weights are."""
-    there = 0 if device.type == "cuda" else sum(p.nbytes for p in model.gpt.parameters())
-    return state_bytes(model, precision) + activation_bytes(model.gpt, windows, precision, device.type) - there
+def needed_bytes(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, int]:
+    """What a process will take for the weights and what belongs to them, all or its slices, and for activations."""
+    device, precision = trainer.strategy.root_device.type, str(trainer.precision)
+    holders = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
+    return state_bytes(model, precision) // holders, activation_bytes(model.gpt, windows, precision, device)
 
 
 def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu") -> int:

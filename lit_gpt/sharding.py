@@ -42,4 +42,5 @@ def like(x: Tensor, other: Tensor) -> Tensor:
         return x
     from torch.distributed.tensor import distribute_tensor
 
+    x = x.to(other.device)
     return distribute_tensor(x, other.device_mesh, other.placements, src_data_rank=None)  # type: ignore[attr-defined]

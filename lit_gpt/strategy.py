@@ -86,7 +86,7 @@ class FSDP2(ModelParallelStrategy):
             dcp.load(wanted, storage_reader=SliceReader(path))
         else:
             for name, value in wanted.items():
-                value.copy_(like(there[name].to(value.device), value))
+                value.copy_(like(there[name], value))
         return rest
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:

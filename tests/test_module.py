@@ -201,6 +201,19 @@ def test_embeddings_and_head_learn_at_rates_of_their_own(fit: Fit) -> None:
     assert rates["scales"] == rates["blocks"]
 
 
+def test_weights_that_find_no_memory_are_said_in_one_line_and_leave_nothing(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(model: GPT, device: torch.device) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(GPT, "to_empty", full)
+    result = fit()
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "the model does not fit into memory (DefaultCPUAllocator: can't allocate memory): give a" in result.err
+    assert not Path("logs").exists()
+
+
 def test_gradients_are_let_go_of_when_they_are_used(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
 

@@ -1,8 +1,10 @@
 """A model in slices over two processes trains, is saved and goes on as one that is whole."""
 
 import errno
+import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from torture import at_call, differences
 
 from lit_gpt import UserError
 from lit_gpt.checkpoint import copy_whole, load_model, newest_checkpoint, open_checkpoint, put_in_place, sweep
+from lit_gpt.module import LitGPT
 
 SHARED = [
     "--model.schedule",
@@ -28,6 +31,51 @@ SHARED = [
     4,
 ]
 SLICED = ["--config", ROOT / "configs" / "fsdp.yaml", "--trainer.devices", 2]
+
+
+def test_no_process_holds_all_of_a_model_in_slices_and_it_starts_as_one_that_is_whole(fit: Fit, folder: Path) -> None:
+    start = ["--trainer.max_steps", 1, "--model.learning_rate", 1e-30]  # the weights as they were drawn
+    start += ["--model.config.d_model", 64]
+    shapes = {
+        "tied": [],
+        "free": ["--model.config.tie_embeddings", "false", "--model.config.position", "sinusoidal"],
+    }
+
+    def look() -> None:
+        configure = LitGPT.configure_model
+
+        def configured(module: LitGPT) -> None:
+            before = [p.is_meta for p in module.parameters()]
+            torch.rand(3)  # what else is drawn changes nothing
+            configure(module)
+            after = [p.to_local() for p in module.parameters()]
+            tied = module.gpt.head.weight is module.gpt.embedding.weight
+            tables = {name: table.sum().item() for name, table in module.gpt.named_buffers()}
+            whole, held = (sum(p.numel() for p in some) for some in (module.parameters(), after))
+            Path("seen.json").write_text(json.dumps([all(before), held / whole, tied, tables]))
+
+        LitGPT.configure_model = configured  # type: ignore[method-assign]
+
+    for name, shape in shapes.items():
+        alone = fit("--name", f"{name}-whole", *start, *shape)
+        assert alone.status == 0
+        words = ["--name", f"{name}-sliced", *start, *shape]
+        sliced = forked(folder, "--config", "small.yaml", *SLICED, *words, prepare=look)
+        assert sliced.status == 0, sliced.err
+        on_meta, share, tied, tables = json.loads(Path("seen.json").read_text())
+        assert on_meta
+        assert share == pytest.approx(0.5, abs=0.02)
+        assert tied == (name == "tied")
+        one, two = (f"logs/{name}-{kind}/version_0/last.ckpt" for kind in ("whole", "sliced"))
+        expected, got = weights(Path(one)), weights(Path(two))
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[key], got[key]) for key in expected)
+        plain, *_ = load_model(one)
+        assert tables == {key: table.sum().item() for key, table in plain.named_buffers()}
+        # the preflight counts its slices alone
+        memory = [re.search(r"memory +(\S+) MB for weights", told) for told in (alone.out, sliced.out)]
+        whole, part = (float(found[1]) for found in memory if found)
+        assert part == pytest.approx(whole / 2, abs=0.1)
 
 
 def trained_alike(fit: Fit, folder: Path, optimizer: str, most: float) -> list[str]:
