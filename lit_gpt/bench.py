@@ -298,24 +298,22 @@ def generate(options: argparse.Namespace, words: list[str], default_config: Path
     turn = [(rows, prompt, count, cache) for rows, cache in kinds for count in (1, new)]
     answers = alternate(workers, [(1, prompt, 2, True)] + turn * options.turns)
     for (rows, cache), position in zip(kinds, range(0, len(turn), 2)):
-        ours = 0.0
+        ours = None
         for name in workers:
-            reading, writing = (
-                [answer.get("seconds", 0.0) for answer in answers[name][1 + position + part :: len(turn)]]
-                for part in (0, 1)
-            )
-            seconds = statistics.median(writing) - statistics.median(reading)
-            if seconds <= 0:  # it knows no such way
+            reading, writing = (answers[name][1 + position + part :: len(turn)] for part in (0, 1))
+            if "seconds" not in reading[0]:  # it knows no such way
                 continue
-            speed = rows * (new - 1) / seconds
-            ours = ours or speed
+            first, all_of_them = (statistics.median(each["seconds"] for each in part) for part in (reading, writing))
+            # nothing, where the machine was so busy that one token took longer than all
+            speed = rows * (new - 1) / (all_of_them - first) if all_of_them > first else None
+            ours = speed if name == "bare" else ours
             yield {
                 "who": "lit_gpt" if name == "bare" else name,
                 "rows": rows,
                 "cache": cache,
                 "tokens_per_second": speed,
-                "over_lit_gpt": ours / speed,
-                "prompt_tokens_per_second": rows * prompt / statistics.median(reading),
+                "over_lit_gpt": ours / speed if ours and speed else None,
+                "prompt_tokens_per_second": rows * prompt / first,
                 "peak_mb": answers[name][-1].get("peak_mb"),
             }
 
