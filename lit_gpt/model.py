@@ -668,6 +668,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     CHUNK = 2**25  # bytes of logits held at once: fewer are slower, and more are fresh memory each time, far slower
+    COLUMNS: ClassVar = {"cpu": 2**12}  # whose products are added up at once, while they are in the cache
     MULTIPLE: ClassVar = {"cuda": 64}  # of columns, for which products have fast kernels; those added are impossible
 
     @staticmethod
@@ -694,16 +695,21 @@ class LinearCrossEntropy(torch.autograd.Function):
                 continue
             counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)
             share = counted if scale is None else counted * scale.type_as(hidden)  # (n, 1)
-            picked = targets[chunk].clamp(min=0).unsqueeze(-1)  # (n, 1)
             grad = logits.softmax(dim=-1)  # (n, V), computed in float32
-            likely = grad.gather(-1, picked)  # (n, 1)
+            picked = torch.arange(len(grad), device=grad.device), targets[chunk].clamp(min=0)  # (n,) each
+            likely = grad[picked].unsqueeze(-1)  # (n, 1)
             total -= (likely.float().clamp(min=torch.finfo(torch.float32).tiny).log() * counted).sum()
-            grad.scatter_(-1, picked, likely - 1)  # to scatter_add_ would copy a bfloat16 chunk twice
+            grad[picked] -= 1  # to scatter into it would copy a whole bfloat16 chunk
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight * share  # (n, D)
             if want_weight:
-                part = grad.T @ (hidden[chunk] * share)  # (V, D)
-                grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
+                scaled = hidden[chunk] * share  # (n, D)
+                first = grad_weight is None
+                if grad_weight is None:
+                    grad_weight = torch.empty(weight.shape, device=weight.device)  # (V, D), added up in float32
+                columns = LinearCrossEntropy.COLUMNS.get(weight.device.type, len(weight))
+                for some, so_far in zip(grad.T.split(columns), grad_weight.split(columns)):
+                    so_far.copy_(some @ scaled) if first else so_far.add_((some @ scaled).float())
         ctx.grads = grad_hidden, None if grad_weight is None else grad_weight[:vocabulary].to(kind)
         return total if scale is None else total * scale
 

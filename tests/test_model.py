@@ -156,6 +156,7 @@ def test_chunked_loss_and_gradients_are_the_plain_ones(
 ) -> None:
     monkeypatch.setattr(LinearCrossEntropy, "CHUNK", chunk)
     monkeypatch.setattr(LinearCrossEntropy, "MULTIPLE", {"cpu": multiple})
+    monkeypatch.setattr(LinearCrossEntropy, "COLUMNS", {"cpu": 7})
     tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
     targets[0, 20:] = IGNORE
     model = gpt(tie_embeddings=tie)
