@@ -534,7 +534,9 @@ class GPT(nn.Module):
 
     def embed(self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None) -> Tensor:
         """Tokens (B, T) -> (B, T, D), with what the tokens before each add to it; before the first there are none."""
-        x = self.embedding(tokens)  # (B, T, D)
+        # where the head's gradient has every row anyway, only those of these tokens are added to it
+        sparse = self.config.tie_embeddings and tokens.device.type == "cpu"
+        x = F.embedding(tokens, self.embedding.weight, sparse=sparse)  # (B, T, D)
         if not self.previous:
             return x
         seen = tokens if cache is None else torch.cat((cache.latest, tokens), dim=1)  # (B, up to n more + T)

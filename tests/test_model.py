@@ -172,15 +172,18 @@ def test_chunked_loss_and_gradients_are_the_plain_ones(
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes how many elements the largest tensor has that any operation makes; a view of another is not made."""
+    """Notes how many elements the largest tensor has that any operation makes; a view of another is not made.
+
+    Nor is a sparse one, whose values are a tensor of their own.
+    """
 
     elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given = {one.data_ptr() for one in args if isinstance(one, Tensor)}
+        given = {one.data_ptr() for one in args if isinstance(one, Tensor) and not one.is_sparse}
         for one in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(one, Tensor) and one.data_ptr() not in given:
+            if isinstance(one, Tensor) and not one.is_sparse and one.data_ptr() not in given:
                 self.elements = max(self.elements, one.numel())
         return out
 
