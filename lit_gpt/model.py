@@ -708,7 +708,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 scaled = hidden[chunk] * share  # (n, D)
                 first = grad_weight is None
                 if grad_weight is None:
-                    grad_weight = torch.empty(weight.shape, device=weight.device)  # (V, D), added up in float32
+                    grad_weight = torch.empty_like(weight, dtype=torch.float32)  # (V, D)
                 columns = LinearCrossEntropy.COLUMNS.get(weight.device.type, len(weight))
                 for some, so_far in zip(grad.T.split(columns), grad_weight.split(columns)):
                     so_far.copy_(some @ scaled) if first else so_far.add_((some @ scaled).float())

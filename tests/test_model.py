@@ -224,6 +224,25 @@ def test_a_gradient_can_be_scaled_and_asked_for_once() -> None:
         torch.testing.assert_close(part, whole / 2)
 
 
+def test_gradients_of_chunks_are_added_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(2000, 8).bfloat16(), torch.randn(5, 8).bfloat16(), torch.randint(5, (2000,))
+
+    def gradient() -> Tensor:
+        free = weight.clone().requires_grad_()
+        loss = LinearCrossEntropy.apply(hidden, free, targets)
+        return torch.autograd.grad(loss, free)[0]
+
+    expected = gradient()
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 2 * 5)  # a row
+    torch.set_default_dtype(torch.bfloat16)  # as under --trainer.precision bf16-true
+    try:
+        got = gradient()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (got - expected).float().norm() < 0.02 * expected.float().norm()
+
+
 def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 4 * 50 * 2000)
     model = gpt(vocab_size=2000)
