@@ -128,7 +128,9 @@ class Dropout(nn.Dropout):
     """Zeroes at random (Srivastava et al. 2014), by a mask that was drawn before or, without one, by its own."""
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        return F.dropout(x, self.p, self.training) if mask is None else x * mask
+        if mask is not None:
+            return x * mask
+        return F.dropout(x, self.p) if self.training and self.p else x
 
 
 # a block has three: for shares (B * H, T, T), for what attention and feed-forward add to the stream (B, T, D) each
@@ -157,8 +159,38 @@ class RMSNorm(nn.RMSNorm):
         super().__init__(width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        # without gradients torch's own is as fast, and a compiler makes one loop of it
+        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            y: Tensor = RootMeanSquare.apply(x, self.weight, self.eps)
+            return y
         # of one type, which the fused kernels ask for; they add up in float32 all the same
         return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+
+
+class RootMeanSquare(torch.autograd.Function):
+    """What `F.rms_norm` computes, in float32 or more, leaving for the backward pass what came in and a number a row.
+
+    Torch's own, on a CPU, leaves two float32 copies of what came in, and its backward pass takes twice as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """x (..., D), weight (D,) -> (..., D)."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
+        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
+        ctx.save_for_backward(x, weight, scale)
+        return (wide * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        unit, grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)  # (..., D) each
+        both = grad * unit  # (..., D)
+        along = (both @ weight.to(scale.dtype)).unsqueeze(-1).div_(-x.shape[-1])  # (..., 1)
+        grad_x = unit.mul_(along).addcmul_(grad, weight).mul_(scale).to(x.dtype)  # (..., D)
+        return grad_x, both.flatten(0, -2).sum(0).to(weight.dtype), None
 
 
 class LayerNorm(nn.LayerNorm):
@@ -179,10 +211,11 @@ NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
 
 
 Places = slice | Tensor
+Angles = tuple[Tensor, Tensor] | None  # cosines and sines, of two axes or four: (T, E) or (B, 1, T, E)
 
 
 class Position(nn.Module):
-    """How a token's place enters: added to the embeddings, or turned into queries and keys. By default neither.
+    """How a token's place enters: added to the embeddings, or as angles that queries and keys turn by. Here neither.
 
     `places` are those of the T tokens: a slice, or (B, T) where they differ from row to row.
     """
@@ -197,9 +230,9 @@ class Position(nn.Module):
         """Embeddings (B, T, D) -> (B, T, D)."""
         return x
 
-    def turn(self, x: Tensor, places: Places) -> Tensor:
-        """Queries or keys (B, H, T, E) -> (B, H, T, E)."""
-        return x
+    def angles(self, places: Places) -> Angles:
+        """What `turned` takes."""
+        return None
 
 
 class Rotary(Position):
@@ -220,10 +253,18 @@ class Rotary(Position):
         self.cos = torch.cat((angles.cos(), angles.cos()), dim=-1).to(device)  # (T, E)
         self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1).to(device)  # (T, E)
 
-    def turn(self, x: Tensor, places: Places) -> Tensor:
-        cos, sin = self.cos[places].unsqueeze(-3), self.sin[places].unsqueeze(-3)  # (1, T, E) or (B, 1, T, E)
-        swapped = torch.cat(x.chunk(2, dim=-1)[::-1], dim=-1)  # (B, H, T, E)
-        return (x * cos + swapped * sin).type_as(x)
+    def angles(self, places: Places) -> Angles:
+        cos, sin = self.cos[places], self.sin[places]  # (T, E) or (B, T, E)
+        return (cos, sin) if cos.ndim == 2 else (cos.unsqueeze(1), sin.unsqueeze(1))
+
+
+def turned(x: Tensor, angles: Angles) -> Tensor:
+    """Queries or keys (B, H, T, E) -> (B, H, T, E)."""
+    if angles is None:
+        return x
+    cos, sin = angles
+    wide = x.type_as(cos)
+    return (wide * cos).addcmul(wide.roll(x.shape[-1] // 2, dims=-1), sin).type_as(x)
 
 
 class Learned(Position):
@@ -339,8 +380,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        position: Position,
-        places: Places,
+        angles: Angles,
         cache: KVCache | None,
         seen: Tensor | None,
         dropout: Tensor | None,
@@ -350,8 +390,7 @@ class Attention(nn.Module):
             part.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H or K, T, E)
             for part in self.qkv(x).split(self.widths, dim=-1)
         )
-        q = position.turn(self.q_norm(q), places)  # (B, H, T, E)
-        k = position.turn(self.k_norm(k), places)  # (B, K, T, E)
+        q, k = turned(self.q_norm(q), angles), turned(self.k_norm(k), angles)  # (B, H, T, E), (B, K, T, E)
         if cache is not None:
             k, v = cache.append(self.block, k, v)  # (B, K, S, E)
         if seen is not None and seen.is_floating_point():
@@ -434,14 +473,13 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        position: Position,
-        places: Places,
+        angles: Angles,
         cache: KVCache | None,
         seen: Tensor | None,
         masks: Masks,
     ) -> Tensor:
         shares, first, second = masks
-        x = x + self.dropout(self.attention(self.attention_norm(x), position, places, cache, seen, shares), first)
+        x = x + self.dropout(self.attention(self.attention_norm(x), angles, cache, seen, shares), first)
         return x + self.dropout(self.mlp(self.mlp_norm(x)), second)  # (B, T, D)
 
 
@@ -459,14 +497,13 @@ class Blocks(nn.ModuleList):
     def forward(
         self,
         x: Tensor,
-        position: Position,
-        places: Places,
+        angles: Angles,
         cache: KVCache | None,
         seen: Tensor | None,
         masks: Masks,
     ) -> Tensor:
         for i, block in enumerate(self):
-            given = (position, places, cache, seen, masks[3 * i : 3 * i + 3])
+            given = (angles, cache, seen, masks[3 * i : 3 * i + 3])
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, *given, use_reentrant=False)  # (B, T, D)
             else:
@@ -583,7 +620,7 @@ class GPT(nn.Module):
         x = self.position.add(self.embed(tokens, cache, documents), places)  # (B, T, D)
         x = self.dropout(x, first).to(kind)  # (B, T, D)
         with torch.autocast(device, enabled=False):
-            x = self.blocks(x, self.position, places, cache, seen, masks)  # (B, T, D)
+            x = self.blocks(x, self.position.angles(places), cache, seen, masks)  # (B, T, D)
             if cache is not None:
                 cache.length = end
             return self.norm(x)  # (B, T, D)

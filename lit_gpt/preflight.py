@@ -154,8 +154,7 @@ def needed_bytes(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, in
 def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu") -> int:
     """About the bytes that the forward pass of one batch leaves for the backward pass, blocks not compiled.
 
-    It goes through `Block` and adds up what the operations keep of one token. On a CPU an RMSNorm keeps its input and
-    the normalised input in float32; elsewhere one kernel does it and keeps what it reads.
+    It goes through `Block` and adds up what the operations keep of one token.
 
     Args:
         gpt: the model.
@@ -167,16 +166,14 @@ def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu"
     T, D, H, KE = config.context_length, config.d_model, config.num_heads, config.kv_heads * config.head_size
     hidden = sum(block.mlp.project.in_features for block in gpt.blocks) // config.num_blocks  # type: ignore[union-attr, misc]
     size = 2 if mixed else element_bytes(precision)
-    in_float32 = 2 * 4 if cpu and config.norm == "rmsnorm" else size
-    norm = in_float32 * D + size * D  # its output is what a product reads
+    norm = 2 * size * D + 4  # what it reads, and a number of it; its output is what a product reads
     turned = config.qk_norm or config.position == "rope"
     if cpu and T <= 512 and (config.dropout or (size == 2 and T >= 32)):  # attention_by_products
-        attention = size * (3 * D + H * T) + (2 * 4 * (D + KE) if config.qk_norm else 0)
+        attention = size * (3 * D + H * T) + (size * (D + 2 * KE) if config.qk_norm else 0)  # qkv's output by its norms
         attention += 2 * size * H * T if config.dropout else 0
     else:
         attention = size * (2 * D + 2 * KE) + 4 * H  # what qkv gave, what came of it, sums of shares
         attention += size * (D + KE) if turned else 0
-        attention += (2 * 4 if size == 2 else 4) * (D + KE) if config.qk_norm and cpu else 0
     mlp = {"swiglu": 4, "gelu": 2, "relu": 1, "relu2": 2}[config.mlp] * size * hidden
     masks = 2 * size * D if config.dropout else 0
     block = 2 * norm + attention + size * D + mlp + masks

@@ -11,7 +11,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lit_gpt.model
-from lit_gpt.model import GPT, IGNORE, GPTConfig, KVCache, LinearCrossEntropy, attention_by_products, draw_masks, kept
+from lit_gpt.model import (
+    GPT,
+    IGNORE,
+    GPTConfig,
+    KVCache,
+    LinearCrossEntropy,
+    RMSNorm,
+    attention_by_products,
+    draw_masks,
+    kept,
+)
 
 SHAPES: dict[str, dict[str, Any]] = {
     "rope, grouped heads": {"position": "rope", "num_kv_heads": 2},
@@ -197,6 +207,22 @@ def test_attention_by_products_is_torchs(key_heads: int) -> None:
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(torch.autograd.grad(ours.sum(), (q, k, v)), torch.autograd.grad(theirs.sum(), (q, k, v))):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "within"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
+def test_rmsnorm_is_torchs(kind: torch.dtype, within: float) -> None:
+    norm, generator = RMSNorm(32).to(kind), torch.Generator().manual_seed(0)
+    x, grad = torch.randn(2, 3, 4, 5, 32, dtype=torch.float64, generator=generator).to(kind).transpose(2, 3)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(32, generator=generator))
+        x[0, 0, 0] = 0  # where eps decides
+    given = x.clone().requires_grad_(), norm.weight
+    exact = [value.detach().double().requires_grad_() for value in given]
+    y, expected = norm(given[0]), F.rms_norm(exact[0], (32,), exact[1], norm.eps)
+    wanted = (expected, *torch.autograd.grad(expected, exact, grad.double()))
+    for value, should in zip((y, *torch.autograd.grad(y, given, grad)), wanted):
+        assert value.dtype == kind
+        torch.testing.assert_close(value.double(), should, rtol=0, atol=within * should.abs().max().item())
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
