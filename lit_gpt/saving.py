@@ -281,8 +281,9 @@ class Stopped(BaseException):
 class GracefulStop(Callback):
     """Ends a run on Ctrl-C, SIGTERM or after a time, between two optimizer steps, with all of it saved.
 
-    Signals only leave a note; the ranks agree on it once a step, so that all of them leave at the same one. A second
-    Ctrl-C leaves at once. Before the first step a signal ends the command where it is, and its other ranks with it.
+    Signals only leave a note; the ranks tell each other once a step, while the optimizer works, so that all of them
+    leave at the same one. A second Ctrl-C leaves at once. Before the first step a signal ends the command where it is,
+    and its other ranks with it.
 
     A thread hears them too: the handler of a process that waits in a library for another one never gets its turn.
 
@@ -308,6 +309,7 @@ class GracefulStop(Callback):
         self._made: Path | None = None  # the folder of a new run
         self._lock: BaseFileLock | None = None
         self._step = -1
+        self._telling: tuple[torch.distributed.Work, torch.Tensor] | None = None
 
     def take(self, folder: Path, fresh: bool) -> None:
         """Makes the folder of a new run, or sees to it that one can be resumed; keeps other processes out of it.
@@ -438,6 +440,10 @@ class GracefulStop(Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
         if self.timer is not None:
             self.timer.on_train_start(trainer, pl_module)
+        self._tell(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        self._tell(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if self._step != trainer.global_step:
@@ -448,6 +454,7 @@ class GracefulStop(Callback):
         if self.checkpoint is not None:  # the Trainer puts it after this callback; a signal must not disturb it
             self.checkpoint.finish(trainer)
         self.timer = None  # the work is done
+        self._tell(trainer)
         self._stop_if_asked(trainer)
         self._training = False
 
@@ -459,17 +466,26 @@ class GracefulStop(Callback):
                 thread._child_processes = []
         self._training = False
 
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        """Raises `Stopped` on every rank, if any of them was asked to."""
-        remaining = self.timer.time_remaining() if self.timer is not None else None
-        status = -1
+    def _wish(self) -> int:
+        """The status this process was asked to stop with, below 0 if it was not."""
         if self._asked is not None:
-            status = 128 + self._asked[0]
-        elif remaining is not None and remaining <= 0:
-            status = 0
+            return 128 + self._asked[0]
+        remaining = self.timer.time_remaining() if self.timer is not None else None
+        return 0 if remaining is not None and remaining <= 0 else -1
+
+    def _tell(self, trainer: Trainer) -> None:
+        """Begins to tell the other ranks what this one was asked; none waits for it here."""
         if trainer.world_size > 1:
-            told = torch.tensor(status, device=trainer.strategy.root_device)
-            status = int(trainer.strategy.reduce(told, reduce_op="max"))
+            told = torch.tensor(self._wish(), device=trainer.strategy.root_device)
+            self._telling = torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, async_op=True), told
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        """Raises `Stopped` on every rank, if any of them had been asked to when they last told each other."""
+        if self._telling is None:
+            status = self._wish()
+        else:
+            self._telling[0].wait()
+            status = int(self._telling[1])
         if status < 0:
             return
         place = f"at step {trainer.global_step:,}"
