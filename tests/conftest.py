@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import re
+import runpy
 import signal
 import sys
 import time
@@ -72,8 +73,10 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     return run
 
 
-def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda: None) -> Result:
-    """The command line in a process of its own, in `folder`; a status below zero is the signal that ended it.
+def forked(
+    folder: Path, *words: object, prepare: Callable[[], object] = lambda: None, script: str = "fit.py"
+) -> Result:
+    """A script in a process of its own, in `folder`; a status below zero is the signal that ended it.
 
     A fork has imported already what a command would import for seconds. It leads a group of processes, of which none
     is left in the end, and none lives for more than 100 seconds: then the status is -6.
@@ -82,6 +85,7 @@ def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda:
         folder: where it works.
         words: as those of `fit`, --config included.
         prepare: what it does first.
+        script: which one of scripts/.
     """
     out, err = folder / "out.txt", folder / "err.txt"
     pid = os.fork()
@@ -96,10 +100,15 @@ def forked(folder: Path, *words: object, prepare: Callable[[], object] = lambda:
                 with open(path, "wb") as file:
                     os.dup2(file.fileno(), number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
-            sys.argv = [str(ROOT / "scripts" / "fit.py"), *map(str, words)]
+            sys.argv = [str(ROOT / "scripts" / script), *map(str, words)]
             sys.modules["__main__"].__spec__ = None  # so that Lightning starts other ranks by the path
             prepare()
-            status = main(DEFAULT)
+            if script == "fit.py":
+                status = main(DEFAULT)
+            else:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as left:
+            status = int(left.code or 0)
         except BaseException:
             sys.excepthook(*sys.exc_info())
             status = 1

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEFAULT, ROOT
+from conftest import DEFAULT, ROOT, forked
 
 from lit_gpt.bench import main
 from lit_gpt.data.corpus import cores
@@ -50,6 +50,23 @@ def test_a_loss_is_reached_or_not(folder: Path, capsys: pytest.CaptureFixture[st
     assert (row["seed"], row["steps"], row["tokens"], row["reached"]) == (7, 3, 3 * 4 * 16, True)
     (row,) = measured(capsys, *words, "--target", "1")
     assert (row["steps"], row["reached"]) == (6, False)
+
+
+def test_starting_is_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        script = Path(command[1])
+        if script.parent.name != "scripts" or "--version" in command:
+            return subprocess.CompletedProcess(command, 0)
+        ended = forked(folder, *command[2:], script=script.name)
+        return subprocess.CompletedProcess(command, ended.status, ended.out, ended.err)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    rows = measured(capsys, "startup", "--config", "small.yaml", "--turns=1")
+    whats = ["import lightning.pytorch.cli", "fit.py --version", "fit.py --help", "first step", "first token"]
+    assert [row["what"] for row in rows] == whats
+    assert all(float(row["seconds"]) > 0 for row in rows)
 
 
 @pytest.mark.parametrize(

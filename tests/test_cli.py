@@ -211,16 +211,16 @@ def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folde
     shared = ["--data.global_batch_size", "8", "--model.config.dropout", "0.1", "--checkpoint.every_n_steps", "4"]
     assert fit("--name", "one", *shared).status == 0
     pair = ["--config", str(ROOT / "configs" / "ddp.yaml"), "--trainer.devices", "2"]
-    trained = run_script("fit.py", "--config", "small.yaml", "--name", "two", *shared, *pair)
-    assert trained.returncode == 0, trained.stderr
-    assert trained.stdout.count("parameters") == 1  # one preflight
-    assert "Warning" not in trained.stderr
+    trained = forked(folder, "--config", "small.yaml", "--name", "two", *shared, *pair)
+    assert trained.status == 0, trained.err
+    assert trained.out.count("parameters") == 1  # one preflight
+    assert "Warning" not in trained.err
     assert [path.name for path in Path("logs/two").iterdir()] == ["version_0"]
     one, two = (points(Path(f"logs/{name}/version_0")) for name in ("one", "two"))
     for tag in ("loss/train", "loss/val", "loss/train_eval", "optim/grad_norm"):
         torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=1e-5)
-    resumed = run_script("fit.py", "--ckpt_path", "logs/two/version_0/step_00000004.ckpt")
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = forked(folder, "--ckpt_path", "logs/two/version_0/step_00000004.ckpt")
+    assert resumed.status == 0, resumed.err
     expected, got = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("one", "two"))
     for name, value in got.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
@@ -235,16 +235,16 @@ def test_two_processes_share_the_cores(folder: Path) -> None:
     assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, cores() // 2))
 
 
-def test_generate_writes_from_the_newest_checkpoint(fit: Fit) -> None:
+def test_generate_writes_from_the_newest_checkpoint(fit: Fit, folder: Path) -> None:
     assert fit("--data.tokenizer", "char").status == 0
     words = ["--prompt", "第1行", "--max_new_tokens", "40", "--num_samples", "2", "--seed", "7"]
-    first, again = (run_script("generate.py", *words) for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert first.stdout == again.stdout
-    assert first.stdout.startswith("第1行")
-    assert first.stderr == f"[{RUN / 'last.ckpt'}]\n"
-    assert first.stdout != run_script("generate.py", *words[:-1], "8").stdout
-    likeliest = run_script("generate.py", "--prompt", "row", "--temperature", "0", "--num_samples", "2").stdout
+    first, again = (forked(folder, *words, script="generate.py") for _ in range(2))
+    assert first.status == 0, first.err
+    assert first.out == again.out
+    assert first.out.startswith("第1行")
+    assert first.err == f"[{RUN / 'last.ckpt'}]\n"
+    assert first.out != forked(folder, *words[:-1], "8", script="generate.py").out
+    likeliest = forked(folder, "--prompt", "row", "--temperature", 0, "--num_samples", 2, script="generate.py").out
     half = len(likeliest) // 2
     assert likeliest[:half] == likeliest[half:]
 

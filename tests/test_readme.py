@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import DEFAULT, ROOT, forked
+from conftest import ROOT, forked
 
 import lit_gpt.preflight
-import lit_gpt.prepare
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHORT = [
-    *("--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.accelerator", "cpu"),
-    *("--data.eval_windows", "2", "--generate.max_new_tokens", "4"),
-]
+SHORT = {
+    "fit.py": [
+        *("--trainer.max_steps", "2", "--trainer.val_check_interval", "1", "--trainer.accelerator", "cpu"),
+        *("--data.eval_windows", "2", "--generate.max_new_tokens", "4"),
+    ],
+    "generate.py": ["--max_new_tokens", "8"],
+    "bench.py": ["--turns", "1", "--steps", "1", "--warm_up", "1"],
+}
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -35,7 +38,7 @@ def hurry() -> None:
         setattr(lit_gpt.preflight, name, 0.0)
 
 
-def test_the_commands_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_run_one_after_another(tmp_path: Path) -> None:
     (tmp_path / "poems.csv").write_text(
         "title,author,text\n" + "".join(f'题{i},李白,"床前明月光，\n疑是地上霜。"\n' for i in range(200)),
         encoding="utf-8",
@@ -45,28 +48,25 @@ def test_the_commands_run_one_after_another(tmp_path: Path, monkeypatch: pytest.
     for number, command in enumerate(commands()):
         program, script, *words = shlex.split(command)
         assert program in ("python", ".venv/bin/python")
-        short = SHORT if script == "scripts/fit.py" and "validate" not in words else []
-        if script == "scripts/generate.py":
-            short = ["--max_new_tokens", "8"]
-        if script == "scripts/fit.py" and number > 0:  # the first one starts as a person starts it
-            result = forked(tmp_path, *words, *short, prepare=hurry)
-            assert result.status == 0, f"{command}\n{result.err}"
-        elif script == "scripts/prepare.py":
-            monkeypatch.chdir(tmp_path)
-            assert lit_gpt.prepare.main(words, DEFAULT) == 0, command
-        else:
+        assert Path(script).parent.name == "scripts"
+        short = [] if "validate" in words else SHORT.get(Path(script).name, [])
+        if number == 0:  # starts as a person starts it
             line = [sys.executable, str(ROOT / script), *words, *short]
             ran = subprocess.run(line, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
             assert ran.returncode == 0, f"{command}\n{ran.stderr}"
+        else:
+            result = forked(tmp_path, *words, *short, prepare=hurry, script=Path(script).name)
+            assert result.status == 0, f"{command}\n{result.err}"
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    small = ["--name", "poems", "--data.files", "rows.txt", "--data.tokenizer", "byte", *SHORT]
+    small = ["--name", "poems", "--data.files", "rows.txt", "--data.tokenizer", "byte", *SHORT["fit.py"]]
     (tmp_path / "rows.txt").write_text("one row\n" * 200)
-    for command in ([str(ROOT / "scripts/fit.py"), *small], ["-c", program]):
-        result = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr
+    assert forked(tmp_path, *small).status == 0
+    line = [sys.executable, "-c", program]
+    result = subprocess.run(line, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
 
 
