@@ -32,8 +32,9 @@ from torch.nn import functional as F
 
 from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory, synchronize
 from lit_gpt.cli import FitCLI, keep_freed_memory, quiet_lightning
+from lit_gpt.data.batches import EvaluationBatches
 from lit_gpt.data.corpus import cores, open_corpus, read_texts
-from lit_gpt.data.datamodule import EvaluationBatches, TextDataModule
+from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.data.windows import evaluation_starts
 from lit_gpt.errors import LineParser, UserError, exit_status
 from lit_gpt.flags import Arguments

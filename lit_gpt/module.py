@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
-from lit_gpt.data.datamodule import Batch, TextDataModule, fingerprint
+from lit_gpt.data.batches import Batch
+from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, learning_rate_factor, parameter_groups

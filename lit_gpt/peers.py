@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt.data.datamodule import TextDataModule, TrainBatches
+from lit_gpt.data.batches import TrainBatches
+from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generate import stream
 from lit_gpt.model import GPT, GPTConfig

@@ -18,7 +18,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_gpt.callbacks import GenerateText, parts, peak_memory, synchronize, told_seconds, told_time, validations_left
-from lit_gpt.data.datamodule import Batch, EvaluationBatches, TextDataModule
+from lit_gpt.data.batches import Batch, EvaluationBatches
+from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups

@@ -20,7 +20,7 @@ from lit_gpt.data import corpus
 from lit_gpt.data.corpus import Corpus, Recipe, Split, corpus_key, open_corpus
 from lit_gpt.data.readers import Reading
 from lit_gpt.data.sample import write_sample
-from lit_gpt.data.shards import Shards
+from lit_gpt.data.shards import Ids, Shards
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, Vocab
@@ -34,9 +34,9 @@ def build(path: Path, name: str = "byte", vocab: Vocab = "pruned", **reading: ob
     return open_corpus([Source(str(path))], recipe(name, vocab, **reading), path.parent / "cache")
 
 
-def documents(corpus: Corpus, ids: np.ndarray | None = None) -> list[str]:
+def documents(corpus: Corpus, ids: Ids | None = None) -> list[str]:
     """The texts of all rows, or of those in `ids`."""
-    ids = corpus.ids if ids is None else ids
+    ids = np.asarray(corpus.ids if ids is None else ids)
     end = corpus.tokenizer.end_of_text
     *texts, rest = np.split(ids, np.flatnonzero(ids == end) + 1)
     assert len(rest) == 0
@@ -64,13 +64,13 @@ def test_ids_are_the_documents_one_after_another(names: Path, name: str) -> None
 
 def test_a_raw_file_gives_its_own_ids_and_no_more(names: Path) -> None:
     found = build(names, "byte", mode="raw")
-    assert bytes(found.ids.astype(np.uint8)) == names.read_bytes()
+    assert bytes(np.asarray(found.ids, dtype=np.uint8)) == names.read_bytes()
 
 
 def test_between_raw_files_a_text_ends(names: Path) -> None:
     found = open_corpus([Source(str(names))] * 2, recipe(mode="raw"), names.parent / "cache")
     text = names.read_bytes()
-    assert found.ids.tolist() == [*text, found.tokenizer.end_of_text, *text]
+    assert list(np.asarray(found.ids)) == [*text, found.tokenizer.end_of_text, *text]
 
 
 def test_pruned_ids_are_the_full_ids_renamed(tmp_path: Path) -> None:
@@ -82,8 +82,8 @@ def test_pruned_ids_are_the_full_ids_renamed(tmp_path: Path) -> None:
     assert pruned.tokenizer.vocab_size < 2000 < full.tokenizer.vocab_size == 100_277
     for start in range(0, len(full.ids), 9973):
         part = slice(start, start + 300)
-        assert [pruned.tokenizer.token_bytes(t) for t in pruned.ids[part]] == [
-            full.tokenizer.token_bytes(t) for t in full.ids[part]
+        assert [pruned.tokenizer.token_bytes(t) for t in np.asarray(pruned.ids[part])] == [
+            full.tokenizer.token_bytes(t) for t in np.asarray(full.ids[part])
         ]
 
 
@@ -94,7 +94,6 @@ def test_many_blocks_and_shards_are_one_corpus(names: Path, monkeypatch: pytest.
     monkeypatch.setattr(corpus, "FORMAT", 99)  # another key: built anew
     again = build(names, "cl100k_base")
     assert again.key != whole.key
-    assert isinstance(again.ids, Shards)
     assert len(list(again.folder.glob("ids_*.bin"))) == -(-len(whole.ids) // 4)
     np.testing.assert_array_equal(again.ids, whole.ids)
     for part in ("train", "val", "test"):
@@ -122,8 +121,8 @@ def test_shards_are_taken_from_as_one_array(data: st.DataObject) -> None:
             shards[[0, len(array)]]
         start, stop = sorted(data.draw(st.tuples(*[st.integers(-len(array), len(array) + 3)] * 2)))
         shards, array = shards[start:stop], array[start:stop]
-        if isinstance(shards, np.ndarray):
-            np.testing.assert_array_equal(shards, array)
+        if not len(array):
+            assert len(np.asarray(shards)) == 0
             return
 
 

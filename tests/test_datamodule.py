@@ -1,5 +1,6 @@
 """Batches are the same for any number of workers and devices, and evaluation scores every token once."""
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_gpt.data.datamodule import Batch, EvaluationBatches, TextDataModule, TrainBatches
+from lit_gpt.data.batches import Batch, EvaluationBatches, TrainBatches
+from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import IGNORE
 
@@ -41,8 +43,8 @@ def test_the_last_tenth_of_the_rows_validates(numbers: str) -> None:
 def test_the_last_tenth_of_a_raw_text_validates(numbers: str) -> None:
     data = module(numbers, mode="raw")
     text = Path(numbers).read_bytes()
-    assert bytes(data.train_ids.astype(np.uint8)) == text[: int(len(text) * 0.9)]
-    assert bytes(data.val_ids.astype(np.uint8)) == text[int(len(text) * 0.9) :]
+    assert bytes(np.asarray(data.train_ids, dtype=np.uint8)) == text[: int(len(text) * 0.9)]
+    assert bytes(np.asarray(data.val_ids, dtype=np.uint8)) == text[int(len(text) * 0.9) :]
 
 
 @pytest.mark.parametrize("sampling", ["random", "shuffled"])
@@ -57,6 +59,15 @@ def test_any_number_of_workers_gives_the_same_batches(numbers: str, sampling: st
         assert torch.equal(y, other_y)
         assert torch.equal(x[:, 1:], y[:, :-1])
         assert x.shape == y.shape == (4, 16)
+
+
+def test_a_worker_is_no_copy_of_this_process_and_is_sent_no_ids(numbers: str) -> None:
+    batches = TrainBatches(module(numbers))
+    sent = pickle.dumps(batches)
+    assert len(sent) < 1000 < len(batches.ids)
+    for one, other in zip(batches[3], pickle.loads(sent)[3]):
+        assert torch.equal(one, other)
+    assert module(numbers, num_workers=1).train_dataloader().multiprocessing_context.get_start_method() != "fork"
 
 
 @pytest.mark.parametrize("sampling", ["random", "shuffled"])
@@ -94,7 +105,7 @@ def test_evaluation_scores_every_token_of_the_split_once(numbers: str, world_siz
     loaders = [module(numbers, rank, world_size, eval_windows=None).val_dataloader()[1] for rank in range(world_size)]
     assert len({len(loader) for loader in loaders}) == 1  # else ranks would wait for each other
     targets = torch.cat([y[y != IGNORE] for loader in loaders for _, y in loader])
-    expected = module(numbers).val_ids[1:]
+    expected = np.asarray(module(numbers).val_ids)[1:]
     assert sorted(targets.tolist()) == sorted(expected.tolist())
     if world_size == 1:
         np.testing.assert_array_equal(targets.numpy(), expected)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torture import CONFIG, KINDS, POLITE, die, differences, torture
 
 from lit_gpt.checkpoint import open_checkpoint
-from lit_gpt.data.datamodule import TrainBatches
+from lit_gpt.data.batches import TrainBatches
 from lit_gpt.module import LitGPT
 
 RUN = Path("logs/small/version_0")

@@ -64,7 +64,7 @@ FORMS: dict[str, bytes] = {
 
 def ids(source: Source, folder: Path) -> np.ndarray:
     recipe = Recipe(Reading(template="{title}\\n{text}"), tokenizer="byte")
-    return open_corpus([source], recipe, folder / "cache").ids
+    return np.asarray(open_corpus([source], recipe, folder / "cache").ids)
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from lit_gpt.data.engines import Engine, EngineName, cores, open_engine
 from lit_gpt.data.readers import Reading, Rejected, open_pieces, open_rows, resolved
-from lit_gpt.data.shards import SHARD, Ids, open_shards, shard_path
+from lit_gpt.data.shards import SHARD, Shards, open_shards, shard_path
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
@@ -131,19 +131,19 @@ class Corpus:
 
     Attributes:
         key: the fingerprint of files and recipe.
-        ids: (tokens,) uint16 or uint32, memory-mapped; over several files, where they are many.
+        ids: (tokens,) uint16 or uint32, memory-mapped.
         tokenizer: what encoded them.
         report: what was read and what came of it; as report.json.
         folder: where it lies.
     """
 
     key: str
-    ids: Ids
+    ids: Shards
     tokenizer: Tokenizer
     report: dict[str, Any]
     folder: Path
 
-    def part(self, name: str) -> Ids:
+    def part(self, name: str) -> Shards:
         """The ids of "train", "val" or "test"."""
         sizes = [self.report["parts"][part]["tokens"] for part in PARTS]
         start = sum(sizes[: PARTS.index(name)])

@@ -1,7 +1,5 @@
 """A table of text as Lightning wants it: batches of `(tokens, targets)`, each (B, T) int64."""
 
-import signal
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +10,17 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
+from lit_gpt.data.batches import Batch, EvaluationBatches, RunSampler, TrainBatches, workers
 from lit_gpt.data.corpus import Corpus, Recipe, Split, open_corpus
 from lit_gpt.data.readers import Mode, Reading
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
-from lit_gpt.data.shards import Ids
+from lit_gpt.data.shards import Ids, Shards
 from lit_gpt.data.sources import Source, check_once, find_sources
-from lit_gpt.data.windows import STARTS, evaluation_starts, gather, whole_windows
+from lit_gpt.data.windows import evaluation_starts, whole_windows
 from lit_gpt.errors import UserError
-from lit_gpt.model import IGNORE
 from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer
 
 CACHE = Path("data/cache")
-EVALUATION_TOKENS = 4096  # without gradients a batch may be larger than a small training batch, and is faster so
 
 
 class TextDataModule(LightningDataModule):
@@ -164,15 +161,15 @@ class TextDataModule(LightningDataModule):
         return self.corpus.tokenizer.vocab_size
 
     @property
-    def train_ids(self) -> Ids:
+    def train_ids(self) -> Shards:
         return self.corpus.part("train")
 
     @property
-    def val_ids(self) -> Ids:
+    def val_ids(self) -> Shards:
         return self.corpus.part("val")
 
     @property
-    def test_ids(self) -> Ids:
+    def test_ids(self) -> Shards:
         """None, unless data.test_fraction, test_files or split_column give some."""
         return self.corpus.part("test")
 
@@ -262,94 +259,10 @@ class TextDataModule(LightningDataModule):
             batches,
             batch_size=None,  # an item is a batch already
             sampler=sampler,
-            num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every pass would draw from the global random state
-            persistent_workers=self.num_workers > 0,
-            worker_init_fn=_leave_signals if self.num_workers else None,
+            **workers(self.num_workers),
         )
-
-
-def _leave_signals(worker: int) -> None:
-    """A worker lives as long as the process it works for, which hears Ctrl-C and SIGTERM and may still want batches."""
-    signal.set_wakeup_fd(-1)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-
-
-Batch = tuple[Tensor, Tensor]
-
-
-class TrainBatches(Dataset[Batch]):
-    """Item i is this rank's i-th batch since the run began, over all epochs: a pure function of i."""
-
-    def __init__(self, data: TextDataModule) -> None:
-        self.ids, self.length = data.train_ids, data.context_length
-        self.starts, self.seed = STARTS[data.sampling], data.seed
-        self.batch_size, self.accumulation = data.batch_size, data.accumulation
-        self.windows_per_step = data.windows_per_step
-        self.rank, self.world_size = (data.trainer.global_rank if data.trainer else 0), data.world_size
-        self.batches = data.steps_per_epoch * data.accumulation
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __getitem__(self, index: int) -> Batch:
-        step, forward = divmod(index, self.accumulation)
-        starts = self.starts(self.seed, step, self.windows_per_step, len(self.ids), self.length)  # (global batch,)
-        first = (forward * self.world_size + self.rank) * self.batch_size
-        return _tensors(*gather(self.ids, starts[first : first + self.batch_size], self.length))
-
-
-class RunSampler(SequentialSampler):
-    """The batches of the current epoch that are still to come, read off the Trainer's step.
-
-    A sequential sampler by type, which is what `overfit_batches` asks for: then every epoch has the same batches.
-    """
-
-    def __init__(self, data: TextDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.steps_per_epoch * self.data.accumulation
-
-    def __iter__(self) -> Iterator[int]:
-        trainer = self.data.trainer
-        assert trainer is not None
-        overfit = trainer.overfit_batches  # type: ignore[attr-defined]
-        start = 0 if overfit else trainer.global_step * self.data.accumulation
-        return iter(range(start, (start // len(self) + 1) * len(self)))
-
-
-class EvaluationBatches(Dataset[Batch]):
-    """Fixed windows in order, dealt to the ranks in turn; what is beyond the split has no targets.
-
-    Every rank has equally many batches, if need be one whose targets count in no loss.
-    """
-
-    def __init__(
-        self, ids: Ids, starts: np.ndarray, length: int, batch_size: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.ids, self.length = ids, length
-        self.batch_size = max(batch_size, EVALUATION_TOKENS // length)
-        share = -(-len(starts) // world_size)
-        starts = np.concatenate((starts, np.full(share * world_size - len(starts), len(ids))))
-        self.starts = starts[rank::world_size]  # (share,)
-
-    def __len__(self) -> int:
-        return -(-len(self.starts) // self.batch_size)
-
-    def __getitem__(self, index: int) -> Batch:
-        starts = self.starts[index * self.batch_size : (index + 1) * self.batch_size]  # (n,)
-        last = len(self.ids) - 1
-        places = starts[:, None] + np.arange(self.length + 1)  # (n, T + 1)
-        windows = self.ids[places.clip(max=last)].astype(np.int64)  # (n, T + 1)
-        targets = np.where(places[:, 1:] <= last, windows[:, 1:], IGNORE)  # (n, T)
-        return _tensors(windows[:, :-1], targets)
-
-
-def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
-    return torch.from_numpy(np.ascontiguousarray(tokens)), torch.from_numpy(np.ascontiguousarray(targets))
 
 
 def fingerprint(data: TextDataModule) -> dict[str, Any]:

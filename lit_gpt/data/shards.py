@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-SHARD = 2**28  # ids in a file, all but the last; corpora shorter than that are one memory map
+SHARD = 2**28  # ids in a file, all but the last
 
 
 class Shards:
@@ -18,12 +18,24 @@ class Shards:
         size: of each.
         start: the first id that counts, and
         stop: the one after the last; None: all of them.
+        folder: of the files that the arrays are; a process this is sent to opens them there, and is sent no ids.
     """
 
-    def __init__(self, arrays: Sequence[np.ndarray], size: int, start: int = 0, stop: int | None = None) -> None:
-        self.arrays, self.size, self.start = arrays, size, start
+    def __init__(
+        self,
+        arrays: Sequence[np.ndarray],
+        size: int,
+        start: int = 0,
+        stop: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self.arrays, self.size, self.start, self.folder = arrays, size, start, folder
         self.stop = sum(map(len, arrays)) if stop is None else stop
         self.dtype = arrays[0].dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assert self.folder is not None
+        return open_shards, (self.folder, self.dtype.str, self.start, self.stop)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -31,14 +43,12 @@ class Shards:
     def __getitem__(self, places: Any) -> Any:
         """As of an array, for a number, a slice of step 1 or an integer array of any shape, in numpy's own terms.
 
-        A slice gives a view: an array where it lies in one file, else `Shards`.
+        A slice gives `Shards`.
         """
         if isinstance(places, slice):
-            start, stop = places.start, places.stop
-            if start is None or stop is None or not 0 <= start <= stop <= self.stop - self.start:
-                start, stop, step = places.indices(len(self))
-                assert step == 1, "ids are taken in their order"
-            return self._view(self.start + start, self.start + max(start, stop))
+            start, stop, step = places.indices(len(self))
+            assert step == 1, "ids are taken in their order"
+            return Shards(self.arrays, self.size, self.start + start, self.start + max(start, stop), self.folder)
         places = np.asarray(places)
         if places.size and not -len(self) <= places.min() <= places.max() < len(self):
             raise IndexError(f"places from {places.min()} to {places.max()} in {len(self)} ids")
@@ -53,17 +63,15 @@ class Shards:
                 found[begin:end] = self.arrays[number[begin]][flat[begin:end]]
         return found.reshape(places.shape)[()]
 
-    def _view(self, start: int, stop: int) -> "np.ndarray | Shards":
-        number = min(start // self.size, len(self.arrays) - 1)
-        array, before = self.arrays[number], number * self.size
-        inside = stop <= before + len(array)
-        return array[start - before : stop - before] if inside else Shards(self.arrays, self.size, start, stop)
-
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """All of it, in memory."""
-        ends = range(self.start - self.start % self.size + self.size, self.stop + self.size, self.size)
-        views = [self._view(max(self.start, end - self.size), min(end, self.stop)) for end in ends]
-        return np.concatenate(views).astype(self.dtype if dtype is None else dtype, copy=False)
+        files = range(self.start // self.size, max(1, -(-self.stop // self.size)))
+        stretches = [
+            self.arrays[number][max(0, self.start - number * self.size) : max(0, self.stop - number * self.size)]
+            for number in files
+        ]
+        whole = stretches[0] if len(stretches) == 1 else np.concatenate(stretches or [np.empty(0, self.dtype)])
+        return np.array(whole, dtype=dtype, copy=copy)
 
 
 Ids = np.ndarray | Shards
@@ -73,12 +81,12 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"ids_{number:05}.bin"
 
 
-def open_shards(folder: Path, dtype: str) -> Ids:
-    """The ids in a folder, memory-mapped: an array where they are one file.
+def open_shards(folder: Path, dtype: str, start: int = 0, stop: int | None = None) -> Shards:
+    """The ids in a folder, or those from `start` to before `stop`, memory-mapped.
 
     Raises:
         FileNotFoundError: there are none.
     """
     paths = [shard_path(folder, number) for number in range(max(1, len(list(folder.glob("ids_*.bin")))))]
     arrays = [np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) for path in paths]
-    return arrays[0] if len(arrays) == 1 else Shards(arrays, len(arrays[0]))
+    return Shards(arrays, len(arrays[0]), start, stop, folder)
