@@ -14,6 +14,7 @@ Shape letters:
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import repeat
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # a target that counts in no loss, torch's own default
@@ -362,6 +364,23 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout
     return (shares @ v).view(B, H, T, E)
 
 
+HOPPER = 9  # the major number of what H100 and H200 can do
+# there cuDNN's attention is the fastest, where it can do what is asked
+KERNELS = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """In it, torch's attention over whole windows takes the kernels that are fastest on `device`."""
+    if device.type == "cuda" and torch.cuda.get_device_properties(device).major == HOPPER:
+        return sdpa_kernel(KERNELS, set_priority=True)
+    return nullcontext()
+
+
 class Attention(nn.Module):
     """Causal attention over H query heads and K key/value heads."""
 
@@ -398,9 +417,10 @@ class Attention(nn.Module):
         else:
             causal = seen is None and T > 1  # without a mask, one token sees everything, and many start from nothing
             share = self.dropout if self.training else 0.0
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=seen, dropout_p=share, is_causal=causal, enable_gqa=self.grouped
-            )  # (B, H, T, E)
+            with attention_kernels(q.device) if causal and cache is None else nullcontext():
+                y = F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=seen, dropout_p=share, is_causal=causal, enable_gqa=self.grouped
+                )  # (B, H, T, E)
         return self.project(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
 
 
@@ -706,7 +726,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     type and added up in float32. A target less likely than e^-87 counts as just that.
     """
 
-    CHUNK = 2**25  # bytes of logits held at once: fewer are slower, and more are fresh memory each time, far slower
+    # bytes of logits held at once: fewer are slower; on a CPU more are fresh memory each time, far slower
+    CHUNK: ClassVar = {"cpu": 2**25, "cuda": 2**30}
     COLUMNS: ClassVar = {"cpu": 2**12}  # whose products are added up at once, while they are in the cache
     MULTIPLE: ClassVar = {"cuda": 64}  # of columns, for which products have fast kernels; those added are impossible
 
@@ -718,12 +739,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_weight: Tensor | None = None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         kind, vocabulary = weight.dtype, len(weight)
-        weight = weight.type_as(hidden)
-        more = -vocabulary % LinearCrossEntropy.MULTIPLE.get(weight.device.type, 1)
+        weight, device = weight.type_as(hidden), weight.device.type
+        more = -vocabulary % LinearCrossEntropy.MULTIPLE.get(device, 1)
         if more:
             weight = F.pad(weight, (0, 0, 0, more))  # (V and more, D)
         evaluating = not want_hidden and not want_weight  # then in float32
-        rows = max(1, LinearCrossEntropy.CHUNK // (len(weight) * (4 if evaluating else hidden.element_size())))
+        held = len(targets) * len(weight) * (4 if evaluating else hidden.element_size())  # bytes of all logits
+        chunks = max(1, math.ceil(held / LinearCrossEntropy.CHUNK.get(device, LinearCrossEntropy.CHUNK["cpu"])))
+        rows = math.ceil(len(targets) / chunks)  # of a chunk; all have as many
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             logits = hidden[chunk] @ weight.T  # (n, V)
@@ -746,7 +769,12 @@ class LinearCrossEntropy(torch.autograd.Function):
                 first = grad_weight is None
                 if grad_weight is None:
                     grad_weight = torch.empty_like(weight, dtype=torch.float32)  # (V, D)
-                columns = LinearCrossEntropy.COLUMNS.get(weight.device.type, len(weight))
+                if device == "cuda" and hidden.dtype != torch.float32:
+                    torch.addmm(
+                        grad_weight, grad.T, scaled, out_dtype=torch.float32, beta=0 if first else 1, out=grad_weight
+                    )
+                    continue
+                columns = LinearCrossEntropy.COLUMNS.get(device, len(weight))
                 for some, so_far in zip(grad.T.split(columns), grad_weight.split(columns)):
                     so_far.copy_(some @ scaled) if first else so_far.add_((some @ scaled).float())
         ctx.grads = grad_hidden, None if grad_weight is None else grad_weight[:vocabulary].to(kind)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt.data.batches import TrainBatches
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.generate import stream
@@ -67,6 +66,12 @@ class Peer:
     @cached_property
     def model(self) -> nn.Module:
         raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        """V; on a GPU rounded up, as the others do, to what its products have fast kernels for."""
+        size = self.config.vocab_size
+        return size + -size % 64 if self.device.type == "cuda" else size
 
     def optimizer(self) -> torch.optim.Optimizer:
         module = self.task.module
@@ -144,7 +149,7 @@ class Bare(Peer):
         return lambda tokens, targets: model.loss(tokens, targets, documents=data.documents(tokens))
 
     def batches(self) -> Callable[[], tuple[Tensor, Tensor]]:
-        batches, count = TrainBatches(self.task.data), iter(range(sys.maxsize))
+        batches, count = self.task.data.train_batches(), iter(range(sys.maxsize))
 
         def draw() -> tuple[Tensor, Tensor]:
             tokens, targets = batches[next(count)]
@@ -182,7 +187,7 @@ class NanoGPT(Peer):
         shape = {"n_layer": c.num_blocks, "n_head": c.num_heads, "n_embd": c.d_model, "dropout": c.dropout}
         module = load_nanogpt(self.task.nanogpt)
         return module.GPT(
-            module.GPTConfig(block_size=c.context_length, vocab_size=c.vocab_size, bias=c.bias, **shape)
+            module.GPTConfig(block_size=c.context_length, vocab_size=self.vocab_size, bias=c.bias, **shape)
         ).to(self.device)
 
     def optimizer(self) -> torch.optim.Optimizer:
@@ -216,7 +221,7 @@ class Transformers(Peer):
             "n_head": c.num_heads,
         }
         # no token ends a text: all write equally many
-        config = GPT2Config(vocab_size=c.vocab_size, bos_token_id=None, eos_token_id=None, **shape, **rates)
+        config = GPT2Config(vocab_size=self.vocab_size, bos_token_id=None, eos_token_id=None, **shape, **rates)
         model: nn.Module = GPT2LMHeadModel(config)
         return model.to(self.device)
 
@@ -236,7 +241,7 @@ class LitGPTPeer(Peer):
 
         c = self.config
         shape = {"n_layer": c.num_blocks, "n_head": c.num_heads, "n_embd": c.d_model, "block_size": c.context_length}
-        theirs = TheirGPT(Config(**shape, vocab_size=c.vocab_size, padded_vocab_size=c.vocab_size, bias=c.bias))
+        theirs = TheirGPT(Config(**shape, vocab_size=c.vocab_size, padded_vocab_size=self.vocab_size, bias=c.bias))
         theirs.apply(theirs._init_weights)
         return theirs.to(self.device)
 

@@ -21,6 +21,7 @@ FLOORS = [
         "data.engines",
         "data.corpus",
         "data.windows",
+        "data.batches",
         "data.datamodule",
         "generate",
     ],

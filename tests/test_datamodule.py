@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_gpt.data.batches import Batch, EvaluationBatches, TrainBatches
+from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import IGNORE
@@ -62,7 +62,7 @@ def test_any_number_of_workers_gives_the_same_batches(numbers: str, sampling: st
 
 
 def test_a_worker_is_no_copy_of_this_process_and_is_sent_no_ids(numbers: str) -> None:
-    batches = TrainBatches(module(numbers))
+    batches = module(numbers).train_batches()
     sent = pickle.dumps(batches)
     assert len(sent) < 1000 < len(batches.ids)
     for one, other in zip(batches[3], pickle.loads(sent)[3]):
@@ -72,12 +72,13 @@ def test_a_worker_is_no_copy_of_this_process_and_is_sent_no_ids(numbers: str) ->
 
 @pytest.mark.parametrize("sampling", ["random", "shuffled"])
 def test_two_devices_share_the_windows_one_device_takes_in_turn(numbers: str, sampling: str) -> None:
-    alone = TrainBatches(module(numbers, sampling=sampling, global_batch_size=16))
-    pair = [TrainBatches(module(numbers, rank, 2, sampling=sampling, global_batch_size=16)) for rank in (0, 1)]
-    assert len(alone) == 2 * len(pair[0]) == 2 * len(pair[1])
+    alone = module(numbers, sampling=sampling, global_batch_size=16)
+    pair = [module(numbers, rank, 2, sampling=sampling, global_batch_size=16) for rank in (0, 1)]
+    assert len(alone.train_dataloader()) == 2 * len(pair[0].train_dataloader()) == 2 * len(pair[1].train_dataloader())
+    whole, (first, second) = alone.train_batches(), [one.train_batches() for one in pair]
     for i in range(10):
-        torch.testing.assert_close(pair[0][i][0], alone[2 * i][0])
-        torch.testing.assert_close(pair[1][i][0], alone[2 * i + 1][0])
+        torch.testing.assert_close(first[i][0], whole[2 * i][0])
+        torch.testing.assert_close(second[i][0], whole[2 * i + 1][0])
 
 
 def test_a_run_goes_on_where_its_step_says(numbers: str) -> None:

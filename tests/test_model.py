@@ -164,7 +164,7 @@ def test_every_weight_is_drawn_once() -> None:
 def test_chunked_loss_and_gradients_are_the_plain_ones(
     monkeypatch: pytest.MonkeyPatch, chunk: int, tie: bool, multiple: int
 ) -> None:
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", chunk)
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": chunk})
     monkeypatch.setattr(LinearCrossEntropy, "MULTIPLE", {"cpu": multiple})
     monkeypatch.setattr(LinearCrossEntropy, "COLUMNS", {"cpu": 7})
     tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
@@ -260,7 +260,7 @@ def test_gradients_of_chunks_are_added_up_in_float32(monkeypatch: pytest.MonkeyP
         return torch.autograd.grad(loss, free)[0]
 
     expected = gradient()
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 2 * 5)  # a row
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 2 * 5})  # a row
     torch.set_default_dtype(torch.bfloat16)  # as under --trainer.precision bf16-true
     try:
         got = gradient()
@@ -270,7 +270,7 @@ def test_gradients_of_chunks_are_added_up_in_float32(monkeypatch: pytest.MonkeyP
 
 
 def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 4 * 50 * 2000)
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 4 * 50 * 2000})
     model = gpt(vocab_size=2000)
     tokens = random_tokens(20, 24)
     with LargestTensor() as watched:
@@ -280,7 +280,7 @@ def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPa
 
 def test_an_evaluation_takes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = gpt(vocab_size=5000), random_tokens(20, 24)
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", 4 * 10 * 5000)  # less than the head's matrix has
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 4 * 10 * 5000})  # less than the head's matrix has
     with torch.no_grad(), LargestTensor() as watched:
         model.loss(tokens, tokens)
     assert watched.elements < model.head.weight.numel()

@@ -7,6 +7,7 @@ from functools import partialmethod
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import Fit, points, weights
@@ -29,7 +30,7 @@ TRAINED = 16  # context_length of small.yaml
 def plain_training(steps: int, batch: int, clip: float = 1.0) -> tuple[list[float], dict[str, torch.Tensor]]:
     """What small.yaml trains, written out by hand: losses and weights."""
     corpus = open_corpus([Source("rows.txt")], Recipe(Reading(), tokenizer="byte"), Path("data/cache"))
-    ids = torch.from_numpy(corpus.part("train").astype("int64"))  # 108 of 120 rows
+    ids = torch.from_numpy(np.asarray(corpus.part("train"), dtype=np.int64))  # 108 of 120 rows
     model = LitGPT.load_from_checkpoint("start.ckpt", weights_only=True).gpt
     decay, rest = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
     optimizer = torch.optim.AdamW(
@@ -102,7 +103,7 @@ def test_the_estimate_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch_s
     logged = points(RUN)
     model, tokenizer, _ = load_model(RUN / "last.ckpt")
     corpus = open_corpus([Source("rows.txt")], Recipe(Reading(), tokenizer="byte"), Path("data/cache"))
-    ids = torch.from_numpy(corpus.part("val").astype("int64"))
+    ids = torch.from_numpy(np.asarray(corpus.part("val"), dtype=np.int64))
     nats = 0.0
     for start in range(0, len(ids) - 1, TRAINED):
         x, y = ids[start : start + TRAINED], ids[start + 1 : start + TRAINED + 1]
@@ -251,7 +252,7 @@ def test_with_a_document_mask_no_token_sees_another_document(fit: Fit) -> None:
     (step, logged), *_ = points(RUN)["loss/train"]
     assert step == 1
     corpus = open_corpus([Source("rows.txt")], Recipe(Reading(), tokenizer="byte"), Path("data/cache"))
-    ids = torch.from_numpy(corpus.part("train").astype("int64"))
+    ids = torch.from_numpy(np.asarray(corpus.part("train"), dtype=np.int64))
     assert fit("--name", "start", "--trainer.max_steps", 1, "--model.learning_rate", 1e-30).status == 0
     model, tokenizer, _ = load_model("logs/start/version_0/last.ckpt")
     nats = 0.0

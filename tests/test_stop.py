@@ -19,8 +19,8 @@ import lit_gpt.data.datamodule
 from lit_gpt.callbacks import GenerateText
 from lit_gpt.checkpoint import open_checkpoint
 from lit_gpt.cli import FitCLI
-from lit_gpt.data.batches import RunSampler
 from lit_gpt.data.corpus import Corpus
+from lit_gpt.data.datamodule import RunSampler
 from lit_gpt.model import GPT
 from lit_gpt.module import LitGPT
 

@@ -5,20 +5,16 @@ A process that prepares batches imports this, and nothing of Lightning.
 
 import multiprocessing
 import signal
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import Dataset
 
 from lit_gpt.data.shards import Ids
 from lit_gpt.data.windows import STARTS, gather
 from lit_gpt.model import IGNORE
-
-if TYPE_CHECKING:
-    from lit_gpt.data.datamodule import TextDataModule
 
 EVALUATION_TOKENS = 4096  # without gradients a batch may be larger than a small training batch, and is faster so
 
@@ -26,44 +22,42 @@ Batch = tuple[Tensor, Tensor]
 
 
 class TrainBatches(Dataset[Batch]):
-    """Item i is this rank's i-th batch since the run began, over all epochs: a pure function of i."""
+    """Item i is a rank's i-th batch since the run began, over all epochs.
 
-    def __init__(self, data: "TextDataModule") -> None:
-        self.ids, self.length = data.train_ids, data.context_length
-        self.starts, self.seed = STARTS[data.sampling], data.seed
-        self.batch_size, self.accumulation = data.batch_size, data.accumulation
-        self.windows_per_step = data.windows_per_step
-        self.rank, self.world_size = (data.trainer.global_rank if data.trainer else 0), data.world_size
-        self.batches = data.steps_per_epoch * data.accumulation
+    Args:
+        ids: of the training split.
+        length: T.
+        sampling: "random" or "shuffled".
+        seed: of the sampling.
+        batch_size: B, windows of one forward.
+        accumulation: forwards of every rank in an optimizer step.
+        rank: whose batches they are.
+        world_size: how many ranks there are.
+    """
 
-    def __len__(self) -> int:
-        return self.batches
+    def __init__(
+        self,
+        ids: Ids,
+        length: int,
+        sampling: str,
+        seed: int,
+        batch_size: int,
+        accumulation: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.ids, self.length, self.starts, self.seed = ids, length, STARTS[sampling], seed
+        self.batch_size, self.accumulation = batch_size, accumulation
+        self.rank, self.world_size = rank, world_size
 
     def __getitem__(self, index: int) -> Batch:
         step, forward = divmod(index, self.accumulation)
-        starts = self.starts(self.seed, step, self.windows_per_step, len(self.ids), self.length)  # (global batch,)
-        first = (forward * self.world_size + self.rank) * self.batch_size
+        together = self.batch_size * self.world_size  # windows of one forward, on all ranks
+        starts = self.starts(
+            self.seed, step, together * self.accumulation, len(self.ids), self.length
+        )  # (global batch,)
+        first = forward * together + self.rank * self.batch_size
         return _tensors(*gather(self.ids, starts[first : first + self.batch_size], self.length))
-
-
-class RunSampler(SequentialSampler):
-    """The batches of the current epoch that are still to come, read off the Trainer's step.
-
-    A sequential sampler by type, which is what `overfit_batches` asks for: then every epoch has the same batches.
-    """
-
-    def __init__(self, data: "TextDataModule") -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.steps_per_epoch * self.data.accumulation
-
-    def __iter__(self) -> Iterator[int]:
-        trainer = self.data.trainer
-        assert trainer is not None
-        overfit = trainer.overfit_batches  # type: ignore[attr-defined]
-        start = 0 if overfit else trainer.global_step * self.data.accumulation
-        return iter(range(start, (start // len(self) + 1) * len(self)))
 
 
 class EvaluationBatches(Dataset[Batch]):

@@ -1,5 +1,6 @@
 """A table of text as Lightning wants it: batches of `(tokens, targets)`, each (B, T) int64."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from lit_gpt.data.batches import Batch, EvaluationBatches, RunSampler, TrainBatches, workers
+from lit_gpt.data.batches import Batch, EvaluationBatches, TrainBatches, workers
 from lit_gpt.data.corpus import Corpus, Recipe, Split, open_corpus
 from lit_gpt.data.readers import Mode, Reading
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
@@ -185,6 +186,10 @@ class TextDataModule(LightningDataModule):
         return self.trainer.world_size if self.trainer else 1
 
     @property
+    def rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
     def accumulation(self) -> int:
         """Forwards of each device per optimizer step."""
         if self.global_batch_size is None:
@@ -239,7 +244,12 @@ class TextDataModule(LightningDataModule):
         trainer.check_val_every_n_epoch = None
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader(TrainBatches(self), sampler=RunSampler(self))
+        return self._loader(self.train_batches(), sampler=RunSampler(self))
+
+    def train_batches(self) -> TrainBatches:
+        """Those of this rank, by their number since the run began."""
+        windows = self.train_ids, self.context_length, self.sampling, self.seed
+        return TrainBatches(*windows, self.batch_size, self.accumulation, self.rank, self.world_size)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Fixed windows of training and of validation, in this order: the course's `estimate_loss`."""
@@ -251,8 +261,8 @@ class TextDataModule(LightningDataModule):
         return self._fixed(self.test_ids, evaluation_starts(len(self.test_ids), self.context_length, self.eval_windows))
 
     def _fixed(self, ids: Ids, starts: np.ndarray) -> DataLoader:
-        rank = self.trainer.global_rank if self.trainer else 0
-        return self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, rank, self.world_size))
+        ranks = self.rank, self.world_size
+        return self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, *ranks))
 
     def _loader(self, batches: "Dataset[Batch]", sampler: SequentialSampler | None = None) -> DataLoader:
         return DataLoader(
@@ -263,6 +273,26 @@ class TextDataModule(LightningDataModule):
             generator=torch.Generator(),  # else every pass would draw from the global random state
             **workers(self.num_workers),
         )
+
+
+class RunSampler(SequentialSampler):
+    """The batches of the current epoch that are still to come, read off the Trainer's step.
+
+    A sequential sampler by type, which is what `overfit_batches` asks for: then every epoch has the same batches.
+    """
+
+    def __init__(self, data: TextDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.steps_per_epoch * self.data.accumulation
+
+    def __iter__(self) -> Iterator[int]:
+        trainer = self.data.trainer
+        assert trainer is not None
+        overfit = trainer.overfit_batches  # type: ignore[attr-defined]
+        start = 0 if overfit else trainer.global_step * self.data.accumulation
+        return iter(range(start, (start // len(self) + 1) * len(self)))
 
 
 def fingerprint(data: TextDataModule) -> dict[str, Any]:

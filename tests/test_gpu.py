@@ -1,0 +1,129 @@
+"""What runs otherwise on a GPU than on a CPU: the same numbers, and nothing that waits."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Fit, points, weights
+from lightning.pytorch import Callback, Trainer
+from test_model import SHAPES, gpt, random_tokens
+from torch.nn import functional as F
+
+from lit_gpt.generate import generate
+from lit_gpt.model import IGNORE, LinearCrossEntropy
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore"),  # torch's compiler has some
+]
+
+RUN = Path("logs/small/version_0")
+ON_GPU = ["--trainer.accelerator", "gpu", "--trainer.devices", 1]
+MIXED = ["--trainer.precision", "bf16-mixed"]
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_loss_and_gradients_are_those_of_a_cpu(shape: dict[str, Any], compiled: bool) -> None:
+    plain = gpt(**{**shape, "context_length": 128, "d_model": 64}).train()
+    tokens, targets = random_tokens(8, 128), random_tokens(8, 128).roll(1)
+    targets[0, 100:] = IGNORE
+    exact = plain(tokens, targets)[1]
+    assert exact is not None
+    wanted = torch.autograd.grad(exact, list(plain.parameters()))
+    model = copy.deepcopy(plain).cuda()
+    model.complete()
+    if compiled:
+        for block in model.blocks:
+            block.compile(fullgraph=True)
+    for kind, within in ((torch.float32, 1e-4), (torch.bfloat16, 0.1 if "sinusoidal" in shape.values() else 0.03)):
+        with torch.autocast("cuda", kind, enabled=kind != torch.float32):
+            loss = model.loss(tokens.cuda(), targets.cuda())
+        torch.testing.assert_close(loss.cpu(), exact, rtol=within / 10, atol=0)
+        for ours, theirs in zip(torch.autograd.grad(loss, list(model.parameters())), wanted):
+            assert ours.dtype == torch.float32
+            assert (ours.cpu() - theirs).norm() < 2 * within * theirs.norm() + 1e-5
+
+
+@pytest.mark.parametrize("chunk", [1, 2**12, 2**30])
+def test_chunks_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cuda": chunk})
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 64).cuda().bfloat16(), torch.randn(101, 64).cuda()
+    targets = torch.randint(101, (300,)).cuda()
+    free = [part.float().requires_grad_() for part in (hidden, weight.bfloat16())]
+    expected = F.cross_entropy(free[0] @ free[1].T, targets)
+    wanted = torch.autograd.grad(expected, free)
+    given = [hidden.requires_grad_(), weight.requires_grad_()]
+    loss = LinearCrossEntropy.apply(*given, targets, torch.tensor(1 / 300).cuda())
+    torch.testing.assert_close(loss, expected, rtol=3e-3, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(loss, given), wanted):
+        assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_documents_are_kept_apart() -> None:
+    model, tokens = gpt(context_length=64).cuda(), random_tokens(2, 64).cuda()
+    model.complete()
+    documents = (torch.arange(64).cuda() >= 30).long().expand(2, 64)
+    together = model(tokens, documents=documents)[0][:, 30:]
+    torch.testing.assert_close(together, model(tokens[:, 30:])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_written_is_what_a_cpu_writes() -> None:
+    model, prompts = gpt(context_length=48), [[1, 2, 3], [4], [5] * 20]
+    expected = generate(model, prompts, max_new_tokens=20, temperature=0)
+    model.cuda().complete()
+    assert generate(model, prompts, max_new_tokens=20, temperature=0) == expected
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_between_logging_steps_nothing_waits_and_no_memory_grows(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, compiled: str
+) -> None:
+    class Watch(Callback):
+        held: list[int] = []  # noqa: RUF012
+
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step % 20 > 2:
+                self.held.append(torch.cuda.memory_allocated())
+            # from here on, until the step that logs, to ask the device for a number raises
+            torch.cuda.set_sync_debug_mode("error" if trainer.global_step % 20 in range(2, 19) else "default")
+
+    start = Trainer.fit
+
+    def instead(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        trainer.callbacks.append(Watch())  # type: ignore[attr-defined]
+        start(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "fit", instead)
+    steps = ["--trainer.max_steps", 60, "--trainer.log_every_n_steps", 20, "--trainer.val_check_interval", 60]
+    more = ["--data.global_batch_size", 8, "--model.config.dropout", "0.1", "--trainer.gradient_clip_val", 1]
+    try:
+        ended = fit(*ON_GPU, *MIXED, *steps, *more, "--model.compile", compiled)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert ended.status == 0, ended.err
+    assert len(set(Watch.held[10:])) <= 2, Watch.held
+    Watch.held.clear()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_on_a_gpu_is_that_on_a_cpu_and_goes_on(fit: Fit, optimizer: str) -> None:
+    flags = ["--model.optimizer", optimizer, "--model.schedule", "constant", "--trainer.precision", "32-true"]
+    assert fit(*flags, "--name", "cpu").status == 0
+    assert fit(*flags, "--name", "gpu", *ON_GPU, "--trainer.max_steps", 3).status == 0
+    ended = fit(*flags, "--name", "gpu", *ON_GPU, "--ckpt_path", "last")
+    assert ended.status == 0, ended.err
+    curves = [points(Path(f"logs/{name}/version_0")) for name in ("cpu", "gpu")]
+    for tag in ("loss/train", "loss/val"):
+        one, other = (torch.tensor([value for _, value in curve[tag]]) for curve in curves)
+        torch.testing.assert_close(one, other, rtol=2e-3 if optimizer == "muon" else 1e-4, atol=0)
+
+
+def test_a_checkpoint_of_a_gpu_is_read_on_a_cpu(fit: Fit) -> None:
+    assert fit(*ON_GPU).status == 0
+    assert {value.device.type for value in weights(RUN / "last.ckpt").values()} == {"cpu"}
+    scored = fit("validate", "--ckpt_path", RUN / "best.ckpt")
+    assert scored.status == 0, scored.err
