@@ -182,12 +182,15 @@ class Split(Profiler):
 
     def stop(self, action_name: str) -> None:
         if part := self.part(action_name):
-            self.spent[part] += time.perf_counter() - self.begun[part]
+            seconds = time.perf_counter() - self.begun.pop(part)
+            self.spent[part] += seconds
+            if "optimizer_ms" in self.begun:  # in which the Trainer takes the last forward and backward pass of a step
+                self.spent["optimizer_ms"] -= seconds
 
     def take(self) -> dict[str, float]:
-        """Seconds since it was last asked; forward and backward lie inside what the Trainer calls the optimizer's."""
+        """Seconds since it was last asked."""
         spent, self.spent = self.spent, dict.fromkeys(PARTS, 0.0)
-        return {**spent, "optimizer_ms": spent["optimizer_ms"] - spent["forward_ms"] - spent["backward_ms"]}
+        return spent
 
 
 class TakeTurns(Callback):

@@ -183,6 +183,7 @@ def quiet_lightning() -> None:
         "You're resuming from a checkpoint that ended before the epoch ended",  # our sampler goes on from the step
         "The number of training batches",  # is smaller than the logging interval: we count across epochs
         "Be aware that when using `ckpt_path`",  # a validation has no use for the state of what only trains
+        "The '.*_dataloader' does not have many workers",  # one process prepares a batch in a third of a millisecond
         "It is recommended to use `self.log",  # with sync_dist: what we log is equal on all devices already
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
     ):

@@ -14,7 +14,6 @@ Shape letters:
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import repeat
 from typing import Any, ClassVar, Literal, get_args, get_origin
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # a target that counts in no loss, torch's own default
@@ -364,23 +362,6 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout
     return (shares @ v).view(B, H, T, E)
 
 
-HOPPER = 9  # the major number of what H100 and H200 can do
-# there cuDNN's attention is the fastest, where it can do what is asked
-KERNELS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-
-
-def attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
-    """In it, torch's attention over whole windows takes the kernels that are fastest on `device`."""
-    if device.type == "cuda" and torch.cuda.get_device_properties(device).major == HOPPER:
-        return sdpa_kernel(KERNELS, set_priority=True)
-    return nullcontext()
-
-
 class Attention(nn.Module):
     """Causal attention over H query heads and K key/value heads."""
 
@@ -417,10 +398,9 @@ class Attention(nn.Module):
         else:
             causal = seen is None and T > 1  # without a mask, one token sees everything, and many start from nothing
             share = self.dropout if self.training else 0.0
-            with attention_kernels(q.device) if causal and cache is None else nullcontext():
-                y = F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=seen, dropout_p=share, is_causal=causal, enable_gqa=self.grouped
-                )  # (B, H, T, E)
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=seen, dropout_p=share, is_causal=causal, enable_gqa=self.grouped
+            )  # (B, H, T, E)
         return self.project(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
 
 
@@ -714,7 +694,8 @@ class GPT(nn.Module):
         # inside an autograd function no one can see that gradients are off: then the head must not ask for one
         weight = self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()  # (V, D)
         scale = 1 / (targets != IGNORE).sum() if reduction == "mean" else None
-        loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
+        with torch.autocast(hidden.device.type, enabled=False):  # which on a GPU would take the softmax in float32
+            loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
         return loss
 
 

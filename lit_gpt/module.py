@@ -160,7 +160,8 @@ class LitGPT(LightningModule):
             UserError: there is no memory for them.
         """
         if self._device_mesh is not None:
-            shard(self.gpt, self._device_mesh["data_parallel"])
+            kind = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard(self.gpt, self._device_mesh["data_parallel"], kind)
         if self.gpt.embedding.weight.is_meta:
             strategy = self.trainer.strategy
             try:

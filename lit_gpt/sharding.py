@@ -5,6 +5,7 @@ What torch has for it is slow to import, and imported when it is used.
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from lit_gpt.model import GPT
@@ -13,14 +14,21 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def shard(gpt: GPT, mesh: "DeviceMesh") -> None:
-    """Slices the weights over the devices of `mesh`, block by block; a block's are put together while it computes."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+def shard(gpt: GPT, mesh: "DeviceMesh", kind: torch.dtype | None = None) -> None:
+    """Slices the weights over the devices of `mesh`, block by block; a block's are put together while it computes.
+
+    Args:
+        gpt: the model.
+        mesh: of one dimension.
+        kind: in which the blocks multiply. Their weights travel in it; gradients are added up in that of the weights.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     if isinstance(gpt, FSDPModule):
         return
+    policy = MixedPrecisionPolicy(kind, gpt.embedding.weight.dtype, cast_forward_inputs=False)
     for block in gpt.blocks:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(gpt, mesh=mesh)
     for method in ("hidden", "loss"):  # ways in, besides forward
         register_fsdp_forward_method(gpt, method)

@@ -14,7 +14,7 @@ SMALLER = {
     "gpt2": [
         *("--model.config.context_length", "32", "--model.config.num_blocks", "2"),
         *("--data.batch_size", "1", "--data.global_batch_size", "2"),
-        *("--model.compile", "false", "--trainer.precision", "32-true", "--data.num_workers", "0"),
+        *("--model.compile", "false", "--trainer.precision", "32-true"),
         *("--trainer.enable_checkpointing", "false"),  # 1.5 GB each
     ],
     "shakespeare_char": ["--data.files", str(ROOT / "LICENSE")],

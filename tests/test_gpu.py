@@ -1,6 +1,7 @@
 """What runs otherwise on a GPU than on a CPU: the same numbers, and nothing that waits."""
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_loss_and_gradients_are_those_of_a_cpu(shape: dict[str, Any], compiled: 
 
 @pytest.mark.parametrize("chunk", [1, 2**12, 2**30])
 def test_chunks_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cuda": chunk})
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 1, "cuda": chunk})
     torch.manual_seed(0)
     hidden, weight = torch.randn(300, 64).cuda().bfloat16(), torch.randn(101, 64).cuda()
     targets = torch.randint(101, (300,)).cuda()
@@ -93,6 +94,7 @@ def test_between_logging_steps_nothing_waits_and_no_memory_grows(
 
     start = Trainer.fit
 
+    @functools.wraps(start)  # whose parameters become flags
     def instead(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         trainer.callbacks.append(Watch())  # type: ignore[attr-defined]
         start(trainer, *args, **kwargs)
