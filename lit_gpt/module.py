@@ -300,13 +300,8 @@ class LitGPT(LightningModule):
             self._to_log = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        fused = self.trainer.precision != "16-mixed"  # there the gradients must be unscaled before they are clipped
-        kind = MuonAdamW if self.optimizer == "muon" else torch.optim.AdamW
         groups = parameter_groups(self.gpt, self.weight_decay, self.optimizer)
-        optimizer = kind(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
-        # Lightning would refuse clipping, fearing the fused step unscales, which it does in 16-mixed only
-        optimizer._step_supports_amp_scaling = False  # type: ignore[union-attr]
-        return optimizer
+        return MuonAdamW(groups, lr=self.learning_rate, betas=self.betas)
 
     # ----------------------------------------------------------------------------------------------- evaluation
 

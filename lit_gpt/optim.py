@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from lit_gpt.sharding import like, whole
 
@@ -38,7 +37,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, optimizer: Optimizer
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW for the others, in one optimizer.
+    """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW (Loshchilov and Hutter 2019) for the others.
 
     A step of Muon is `torch.optim.Muon`'s: momentum, made orthogonal by Newton-Schulz in bfloat16, but for all matrices
     of one shorter side at once, and rounded at most twice as much. It is scaled so that AdamW's learning rate and
@@ -48,11 +47,10 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: of `parameter_groups`.
         lr: of every group.
         betas: AdamW's.
-        fused: whether AdamW's step is one kernel.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], fused: bool = True) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "fused": fused})
+    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "step": 0})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -90,25 +88,28 @@ class MuonAdamW(torch.optim.Optimizer):
                 p.add_(like(update, p), alpha=-rate * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of AdamW. All of a group have taken equally many, which torch's own counts for each anew."""
+        group["step"] += 1
         for p in parameters:
             if not self.state[p]:
-                step = torch.zeros((), dtype=torch.float32, device=p.device if group["fused"] else "cpu")
-                self.state[p].update(step=step, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         states = [self.state[p] for p in parameters]
-        adamw(
+        if not parameters:
+            return
+        step = torch.full((), group["step"], dtype=torch.float32, device=parameters[0].device)
+        torch._fused_adamw_(
             parameters,
             [p.grad for p in parameters],  # type: ignore[misc]
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            [state["step"] for state in states],
-            fused=group["fused"],
-            amsgrad=False,
+            [step] * len(parameters),
+            lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=1e-8,
+            amsgrad=False,
             maximize=False,
         )
 

@@ -73,6 +73,8 @@ class FSDP2(ModelParallelStrategy):
         here = {f"state_dict/{name}": value.detach() for name, value in self.model.state_dict(keep_vars=True).items()}
         for optimizer in self.optimizers:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for group, saved in zip(optimizer.param_groups, checkpoint["optimizer_states"][0]["param_groups"]):
+                group["step"] = saved["step"]
             for number, saved in checkpoint["optimizer_states"][0]["state"].items():
                 p = parameters[number]
                 state = {

@@ -103,6 +103,16 @@ def test_a_step_is_that_of_torchs_muon_and_adamw() -> None:
         torch.testing.assert_close(one, other, rtol=0, atol=5e-4)  # of a step of 8e-3, for bfloat16
 
 
+def test_without_muon_it_is_torchs_adamw() -> None:
+    ours = small_gpt()
+    theirs = copy.deepcopy(ours)
+    optimizer = MuonAdamW(parameter_groups(ours, 0.1, "adamw"), lr=0.01, betas=(0.9, 0.95))
+    groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(theirs, 0.1, "adamw")]
+    assert trained(ours, 5, optimizer) == trained(theirs, 5, torch.optim.AdamW(groups, 0.01, (0.9, 0.95), fused=True))
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_muon_does_the_same_twice_and_goes_on_from_its_state() -> None:
     one, other = small_gpt(), small_gpt()
     assert trained(one, 6, muon(one)) == trained(other, 6, muon(other))
