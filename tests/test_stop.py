@@ -335,7 +335,7 @@ def test_where_to_ask_is_to_wait_it_is_asked_later_and_nothing_after_it_is_kept(
     monkeypatch.setattr(GPT, "loss", broken)
     monkeypatch.setattr("lit_gpt.module.CHECKED_AT_ONCE", ())
     # weights that no step moves stay numbers: the gradients alone tell
-    monkeypatch.setattr("torch.optim.AdamW.step", lambda self, closure: closure())
+    monkeypatch.setattr("lit_gpt.module.MuonAdamW.step", lambda self, closure: closure())
     result = fit("--trainer.log_every_n_steps", interval)
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert f"a step up to {told} is not finite" in result.err
