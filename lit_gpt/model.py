@@ -688,8 +688,10 @@ class GPT(nn.Module):
         reduction: Literal["mean", "sum"] = "mean",
         documents: Tensor | None = None,
     ) -> Tensor:
-        """The loss `forward` gives, in nats, without ever holding (B, T, V): the mean over tokens, or their sum."""
+        """The loss `forward` gives, in nats, without holding more than a chunk of logits: the mean, or the sum."""
         hidden = self.hidden(tokens, documents=documents).flatten(0, 1)  # (N, D)
+        if hidden.dtype == torch.float16:  # too narrow for shares of a vocabulary, and for a mean over many tokens
+            hidden = hidden.float()
         targets = targets.flatten()  # (N,)
         # inside an autograd function no one can see that gradients are off: then the head must not ask for one
         weight = self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()  # (V, D)
@@ -707,7 +709,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     type and added up in float32. A target less likely than e^-87 counts as just that.
     """
 
-    # bytes of logits held at once: fewer are slower; on a CPU more are fresh memory each time, far slower
+    # bytes of logits in a chunk, of which two are held: fewer are slower; on a CPU more are fresh memory each time, far
+    # slower
     CHUNK: ClassVar = {"cpu": 2**25, "cuda": 2**30}
     COLUMNS: ClassVar = {"cpu": 2**12}  # whose products are added up at once, while they are in the cache
     MULTIPLE: ClassVar = {"cuda": 64}  # of columns, for which products have fast kernels; those added are impossible
@@ -726,8 +729,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             weight = F.pad(weight, (0, 0, 0, more))  # (V and more, D)
         evaluating = not want_hidden and not want_weight  # then in float32
         held = len(targets) * len(weight) * (4 if evaluating else hidden.element_size())  # bytes of all logits
-        chunks = max(1, math.ceil(held / LinearCrossEntropy.CHUNK.get(device, LinearCrossEntropy.CHUNK["cpu"])))
-        rows = math.ceil(len(targets) / chunks)  # of a chunk; all have as many
+        chunks = math.ceil(held / LinearCrossEntropy.CHUNK.get(device, LinearCrossEntropy.CHUNK["cpu"]))
+        rows = max(1, math.ceil(len(targets) / max(1, chunks)))  # of a chunk
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             logits = hidden[chunk] @ weight.T  # (n, V)
@@ -739,10 +742,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)
             share = counted if scale is None else counted * scale.type_as(hidden)  # (n, 1)
             grad = logits.softmax(dim=-1)  # (n, V), computed in float32
+            del logits
             picked = torch.arange(len(grad), device=grad.device), targets[chunk].clamp(min=0)  # (n,) each
-            likely = grad[picked].unsqueeze(-1)  # (n, 1)
-            total -= (likely.float().clamp(min=torch.finfo(torch.float32).tiny).log() * counted).sum()
-            grad[picked] -= 1  # to scatter into it would copy a whole bfloat16 chunk
+            likely = grad[picked].float()  # (n,)
+            grad[picked] = 0  # to scatter into it would copy a whole bfloat16 chunk
+            others = grad.sum(dim=-1)  # (n,), added up in float32; from `likely`, rounded, 1 - likely is nothing near 1
+            grad[picked] = -others
+            others, least = others.float(), torch.finfo(torch.float32).tiny
+            nats = torch.where(others < 0.5, -torch.log1p(-others), -likely.clamp(min=least).log())  # (n,)
+            total += (nats * counted.squeeze(-1)).sum()
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight * share  # (n, D)
             if want_weight:
@@ -754,10 +762,11 @@ class LinearCrossEntropy(torch.autograd.Function):
                     torch.addmm(
                         grad_weight, grad.T, scaled, out_dtype=torch.float32, beta=0 if first else 1, out=grad_weight
                     )
-                    continue
-                columns = LinearCrossEntropy.COLUMNS.get(device, len(weight))
-                for some, so_far in zip(grad.T.split(columns), grad_weight.split(columns)):
-                    so_far.copy_(some @ scaled) if first else so_far.add_((some @ scaled).float())
+                else:
+                    columns = LinearCrossEntropy.COLUMNS.get(device, len(weight))
+                    for some, so_far in zip(grad.T.split(columns), grad_weight.split(columns)):
+                        so_far.copy_(some @ scaled) if first else so_far.add_((some @ scaled).float())
+            del grad  # before the next
         ctx.grads = grad_hidden, None if grad_weight is None else grad_weight[:vocabulary].to(kind)
         return total if scale is None else total * scale
 

@@ -160,8 +160,8 @@ class LitGPT(LightningModule):
             UserError: there is no memory for them.
         """
         if self._device_mesh is not None:
-            kind = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-            shard(self.gpt, self._device_mesh["data_parallel"], kind)
+            mixed = self.device.type == "cuda" and self.trainer.precision == "bf16-mixed"
+            shard(self.gpt, self._device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
         if self.gpt.embedding.weight.is_meta:
             strategy = self.trainer.strategy
             try:
@@ -222,7 +222,8 @@ class LitGPT(LightningModule):
         rate = self.learning_rate * self._learning_rate_factor()
         for group in optimizer.param_groups:
             decay = 0.0 if group["name"] == "scales" else self.weight_decay
-            group.update(lr=rate * self.rates.get(group["name"], 1.0), betas=self.betas, weight_decay=decay)
+            rates = {"lr": rate * self.rates.get(group["name"], 1.0), "betas": self.betas, "weight_decay": decay}
+            group.update(step=self.trainer.global_step, **rates)
 
     def configure_gradient_clipping(
         self,

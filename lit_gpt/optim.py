@@ -88,14 +88,13 @@ class MuonAdamW(torch.optim.Optimizer):
                 p.add_(like(update, p), alpha=-rate * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of AdamW. All of a group have taken equally many, which torch's own counts for each anew."""
+        """One step of AdamW. All of a group take equally many, which torch's own counts for each of them."""
+        assert len(parameters) == len(group["params"])  # all have gradients, always
         group["step"] += 1
         for p in parameters:
             if not self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         states = [self.state[p] for p in parameters]
-        if not parameters:
-            return
         step = torch.full((), group["step"], dtype=torch.float32, device=parameters[0].device)
         torch._fused_adamw_(
             parameters,

@@ -83,7 +83,7 @@ class Peer:
 
     def batches(self) -> Callable[[], tuple[Tensor, Tensor]]:
         """Windows drawn as nanoGPT draws them, which scripts of the others copy."""
-        ids, length, count = self.task.data.train_ids, self.config.context_length, self.task.data.batch_size
+        ids, length, count = np.asarray(self.task.data.train_ids), self.config.context_length, self.task.data.batch_size
 
         def draw() -> tuple[Tensor, Tensor]:
             starts = torch.randint(len(ids) - length, (count,))

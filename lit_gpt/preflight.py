@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lit_gpt.callbacks import GenerateText, parts, peak_memory, synchronize, told_seconds, told_time, validations_left
 from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.model import GPT
+from lit_gpt.model import GPT, LinearCrossEntropy
 from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
 from lit_gpt.saving import StepCheckpoint
@@ -149,7 +149,11 @@ def needed_bytes(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, in
     """What a process will take for the weights and what belongs to them, all or its slices, and for activations."""
     device, precision = trainer.strategy.root_device.type, str(trainer.precision)
     holders = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
-    return state_bytes(model, precision) // holders, activation_bytes(model.gpt, windows, precision, device)
+    activations = activation_bytes(model.gpt, windows, precision, device)
+    if device == "cuda":  # where two chunks of the head's logits are no little
+        logits = windows * model.gpt.config.context_length * model.gpt.config.vocab_size * 4
+        activations += 2 * min(LinearCrossEntropy.CHUNK[device], logits)
+    return state_bytes(model, precision) // holders, activations
 
 
 def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu") -> int:

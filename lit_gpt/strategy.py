@@ -73,14 +73,9 @@ class FSDP2(ModelParallelStrategy):
         here = {f"state_dict/{name}": value.detach() for name, value in self.model.state_dict(keep_vars=True).items()}
         for optimizer in self.optimizers:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for group, saved in zip(optimizer.param_groups, checkpoint["optimizer_states"][0]["param_groups"]):
-                group["step"] = saved["step"]
             for number, saved in checkpoint["optimizer_states"][0]["state"].items():
                 p = parameters[number]
-                state = {
-                    name: torch.zeros_like(p) if value.shape == p.shape else torch.zeros_like(value, device=p.device)
-                    for name, value in saved.items()
-                }
+                state = {name: torch.zeros_like(p) for name, value in saved.items() if value.shape == p.shape}
                 optimizer.state[p] = state
                 here |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
         wanted = {name: value for name, value in here.items() if name in there}

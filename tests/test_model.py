@@ -241,6 +241,26 @@ def test_bfloat16_keeps_the_numbers(shape: dict[str, Any]) -> None:
         assert (ours - plain).norm() < bound * plain.norm() + 1e-5  # a bias of keys has no gradient but rounding
 
 
+@pytest.mark.parametrize("likelihood", [1e-4, 0.5, 0.9, 0.99, 0.999])
+def test_in_bfloat16_what_is_known_well_still_has_a_gradient(likelihood: float) -> None:
+    torch.manual_seed(0)
+    hidden, weight, targets = torch.randn(64, 32), torch.randn(50, 32), torch.arange(64) % 50
+    rest = torch.logsumexp((hidden @ weight.T).scatter(1, targets[:, None], -torch.inf), dim=1)  # (64,)
+    more = (
+        rest + math.log(likelihood / (1 - likelihood)) - (hidden * weight[targets]).sum(1)
+    )  # the target's logit wants
+    hidden = torch.cat((hidden, more[:, None] * F.one_hot(targets, 50)), dim=1).bfloat16()  # (64, 82)
+    weight = torch.cat((weight, torch.eye(50)), dim=1).bfloat16()
+    exact = [hidden.float().requires_grad_(), weight.float().requires_grad_()]
+    logits = (hidden @ weight.T).float()  # rounded, as ours
+    expected = F.cross_entropy(logits + exact[0] @ exact[1].T - (exact[0] @ exact[1].T).detach(), targets)
+    given = [hidden.requires_grad_(), weight.requires_grad_()]
+    loss = LinearCrossEntropy.apply(*given, targets, torch.tensor(1 / 64))
+    torch.testing.assert_close(loss, expected, rtol=5e-3, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(loss, given), torch.autograd.grad(expected, exact)):
+        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_a_gradient_can_be_scaled_and_asked_for_once() -> None:
     model, tokens, targets = gpt(), random_tokens(2, 8), random_tokens(2, 8).roll(1)
     weights = list(model.parameters())

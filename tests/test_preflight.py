@@ -41,7 +41,7 @@ def test_the_state_is_what_the_optimizer_holds_after_a_step(fit: Fit, optimizer:
     saved = torch.load(RUN / "last.ckpt", weights_only=True)
     weights = {value.untyped_storage().data_ptr(): value.nbytes for value in saved["state_dict"].values()}
     states = [value for state in saved["optimizer_states"][0]["state"].values() for value in state.values()]
-    held = 2 * sum(weights.values()) + sum(value.nbytes for value in states if value.ndim > 0)  # gradients as weights
+    held = 2 * sum(weights.values()) + sum(value.nbytes for value in states)  # gradients as weights
     name = {"adamw": "AdamW", "muon": "Muon"}[optimizer]
     told = re.match(rf"(\S+ .B) for weights, gradients and {name}, ", line(result.out, "memory"))
     assert told

@@ -3,14 +3,14 @@
 A process that prepares batches imports this, and nothing of Lightning.
 """
 
-import multiprocessing
 import signal
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from lit_gpt.data.shards import Ids
 from lit_gpt.data.windows import STARTS, gather
@@ -91,26 +91,18 @@ def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
     return torch.from_numpy(np.ascontiguousarray(tokens)), torch.from_numpy(np.ascontiguousarray(targets))
 
 
-def workers(count: int) -> dict[str, Any]:
-    """What a DataLoader is told of `count` processes that prepare its batches.
+class Loader(DataLoader):
+    """Starts its workers so that they hear neither Ctrl-C nor SIGTERM.
 
-    They are not copies of this process: one with threads, copied, may hold locks that no one opens.
+    A worker lives as long as the process it works for, which hears them and may still want batches.
     """
-    if not count:
-        return {}
-    known = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
-    context.set_forkserver_preload([__name__])
-    return {
-        "num_workers": count,
-        "persistent_workers": True,
-        "multiprocessing_context": context,
-        "worker_init_fn": _leave_signals,
-    }
 
-
-def _leave_signals(worker: int) -> None:
-    """A worker lives as long as the process it works for, which hears Ctrl-C and SIGTERM and may still want batches."""
-    signal.set_wakeup_fd(-1)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
+    def _get_iterator(self) -> Any:
+        if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
+            return super()._get_iterator()
+        resource_tracker.ensure_running()  # which, when it starts, unblocks them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # workers inherit it
+        try:
+            return super()._get_iterator()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)

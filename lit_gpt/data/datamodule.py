@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from lit_gpt.data.batches import Batch, EvaluationBatches, TrainBatches, workers
+from lit_gpt.data.batches import Batch, EvaluationBatches, Loader, TrainBatches
 from lit_gpt.data.corpus import Corpus, Recipe, Split, open_corpus
 from lit_gpt.data.readers import Mode, Reading
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
@@ -55,7 +55,7 @@ class TextDataModule(LightningDataModule):
         document_mask: keep documents that share a window apart: attention and places stop at their ends.
         eval_windows: windows used to estimate the loss of each split; None: the whole validation split, and as many
             windows of training; `fit.py test`: the whole test split.
-        num_workers: processes that prepare batches; 0: the training process itself.
+        num_workers: processes that prepare the batches to train on; 0: the training process itself.
         seed: of the sampling; linked to seed_everything.
     """
 
@@ -265,13 +265,16 @@ class TextDataModule(LightningDataModule):
         return self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, *ranks))
 
     def _loader(self, batches: "Dataset[Batch]", sampler: SequentialSampler | None = None) -> DataLoader:
-        return DataLoader(
+        helped = sampler is not None and self.num_workers > 0
+        return Loader(
             batches,
             batch_size=None,  # an item is a batch already
             sampler=sampler,
+            num_workers=self.num_workers if helped else 0,
+            persistent_workers=helped,
+            multiprocessing_context="spawn" if helped else None,  # a copy of threads may hold locks that no one opens
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every pass would draw from the global random state
-            **workers(self.num_workers),
         )
 
 

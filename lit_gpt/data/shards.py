@@ -64,7 +64,7 @@ class Shards:
         return found.reshape(places.shape)[()]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it, in memory."""
+        """All of it; in memory, where it lies in more than one file."""
         files = range(self.start // self.size, max(1, -(-self.stop // self.size)))
         stretches = [
             self.arrays[number][max(0, self.start - number * self.size) : max(0, self.stop - number * self.size)]
@@ -89,4 +89,4 @@ def open_shards(folder: Path, dtype: str, start: int = 0, stop: int | None = Non
     """
     paths = [shard_path(folder, number) for number in range(max(1, len(list(folder.glob("ids_*.bin")))))]
     arrays = [np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) for path in paths]
-    return Shards(arrays, len(arrays[0]), start, stop, folder)
+    return Shards(arrays, len(arrays[0]), start, stop, folder.absolute())
