@@ -56,7 +56,7 @@ def test_only_the_first_process_looks_at_the_event_files() -> None:
 
 
 def test_best_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> None:
-    flags = ["--model.learning_rate", 1.0, "--model.schedule", "constant", "--trainer.val_check_interval", 1]
+    flags = ["--model.learning_rate", 20.0, "--model.schedule", "constant", "--trainer.val_check_interval", 1]
     result = fit(*flags, "--trainer.max_steps", 20)
     logged = points(RUN)
     losses = dict(logged["loss/val"])
