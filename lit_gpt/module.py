@@ -160,7 +160,7 @@ class LitGPT(LightningModule):
             UserError: there is no memory for them.
         """
         if self._device_mesh is not None:
-            mixed = self.device.type == "cuda" and self.trainer.precision == "bf16-mixed"
+            mixed = self.trainer.strategy.root_device.type == "cuda" and self.trainer.precision == "bf16-mixed"
             shard(self.gpt, self._device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
         if self.gpt.embedding.weight.is_meta:
             strategy = self.trainer.strategy

@@ -53,9 +53,8 @@ class TrainBatches(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         step, forward = divmod(index, self.accumulation)
         together = self.batch_size * self.world_size  # windows of one forward, on all ranks
-        starts = self.starts(
-            self.seed, step, together * self.accumulation, len(self.ids), self.length
-        )  # (global batch,)
+        count = together * self.accumulation  # of the global batch
+        starts = self.starts(self.seed, step, count, len(self.ids), self.length)  # (count,)
         first = forward * together + self.rank * self.batch_size
         return _tensors(*gather(self.ids, starts[first : first + self.batch_size], self.length))
 
