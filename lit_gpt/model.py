@@ -2,8 +2,8 @@
 
 What it can do: rotary, learned or sinusoidal positions; RMSNorm or LayerNorm; SwiGLU, GELU, ReLU or ReLU² in the
 feed-forward; grouped key/value heads; normalised queries and keys; a tied or free output head; documents in one window
-that do not see each other; a key/value cache for generation; a training loss that never holds the logits of a whole
-batch.
+that do not see each other; a key/value cache for generation; a training loss that holds the logits of some rows at a
+time.
 
 Shape letters:
     B  windows in a batch               D  width, d_model
