@@ -103,6 +103,11 @@ class GPTConfig:
         return self.d_model // self.num_heads
 
 
+def wider(kind: torch.dtype) -> torch.dtype:
+    """The type in which many numbers of `kind` are added up: float32, or what is wider."""
+    return torch.promote_types(kind, torch.float32)
+
+
 class Linear(nn.Linear):
     """The product is taken in the type of what comes in, whatever type the weights are kept in."""
 
@@ -176,7 +181,7 @@ class RootMeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x (..., D), weight (D,) -> (..., D)."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = x.to(wider(x.dtype))
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, weight, scale)
@@ -679,7 +684,8 @@ class GPT(nn.Module):
         logits = self.head(self.hidden(tokens, cache, documents))  # (B, T, V)
         if targets is None:
             return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE)
+        wide = logits.flatten(0, 1).to(wider(logits.dtype))  # (N, V)
+        return logits, F.cross_entropy(wide, targets.flatten(), ignore_index=IGNORE)
 
     def loss(
         self,
@@ -695,7 +701,8 @@ class GPT(nn.Module):
         targets = targets.flatten()  # (N,)
         # inside an autograd function no one can see that gradients are off: then the head must not ask for one
         weight = self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()  # (V, D)
-        scale = 1 / (targets != IGNORE).sum() if reduction == "mean" else None
+        counted = (targets != IGNORE).sum().to(wider(hidden.dtype))
+        scale = 1 / counted if reduction == "mean" else None
         with torch.autocast(hidden.device.type, enabled=False):  # which on a GPU would take the softmax in float32
             loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
         return loss
@@ -706,7 +713,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     The gradients are taken in the forward pass, while a chunk's logits are at hand, so that nothing is computed twice
     and no more than a chunk of logits ever lives (as in Liger Kernel, Hsu et al. 2024). Products are taken in hidden's
-    type and added up in float32. A target less likely than e^-87 counts as just that.
+    type and added up in float32 or more. A target less likely than e^-87 counts as just that.
     """
 
     # bytes of logits in a chunk, of which two are held: fewer are slower; on a CPU more are fresh memory each time, far
@@ -721,14 +728,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         want_hidden, want_weight, *_ = ctx.needs_input_grad
         grad_hidden = torch.empty_like(hidden) if want_hidden else None
         grad_weight: Tensor | None = None
-        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
+        wide = wider(hidden.dtype)
+        total = torch.zeros((), device=hidden.device, dtype=wide)
         kind, vocabulary = weight.dtype, len(weight)
         weight, device = weight.type_as(hidden), weight.device.type
         more = -vocabulary % LinearCrossEntropy.MULTIPLE.get(device, 1)
         if more:
             weight = F.pad(weight, (0, 0, 0, more))  # (V and more, D)
         evaluating = not want_hidden and not want_weight  # then in float32
-        held = len(targets) * len(weight) * (4 if evaluating else hidden.element_size())  # bytes of all logits
+        held = len(targets) * len(weight) * (wide if evaluating else hidden.dtype).itemsize  # bytes of all logits
         chunks = math.ceil(held / LinearCrossEntropy.CHUNK.get(device, LinearCrossEntropy.CHUNK["cpu"]))
         rows = max(1, math.ceil(len(targets) / max(1, chunks)))  # of a chunk
         for start in range(0, len(targets), rows):
@@ -737,18 +745,18 @@ class LinearCrossEntropy(torch.autograd.Function):
             if more:
                 logits[:, vocabulary:] = -torch.inf
             if evaluating:
-                total += F.cross_entropy(logits.float(), targets[chunk], ignore_index=IGNORE, reduction="sum")
+                total += F.cross_entropy(logits.to(wide), targets[chunk], ignore_index=IGNORE, reduction="sum")
                 continue
             counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)
             share = counted if scale is None else counted * scale.type_as(hidden)  # (n, 1)
             grad = logits.softmax(dim=-1)  # (n, V), computed in float32
             del logits
             picked = torch.arange(len(grad), device=grad.device), targets[chunk].clamp(min=0)  # (n,) each
-            likely = grad[picked].float()  # (n,)
+            likely = grad[picked].to(wide)  # (n,)
             grad[picked] = 0  # to scatter into it would copy a whole bfloat16 chunk
             others = grad.sum(dim=-1)  # (n,), added up in float32; from `likely`, rounded, 1 - likely is nothing near 1
             grad[picked] = -others
-            others, least = others.float(), torch.finfo(torch.float32).tiny
+            others, least = others.to(wide), torch.finfo(wide).tiny
             nats = torch.where(others < 0.5, -torch.log1p(-others), -likely.clamp(min=least).log())  # (n,)
             total += (nats * counted.squeeze(-1)).sum()
             if grad_hidden is not None:
@@ -757,15 +765,14 @@ class LinearCrossEntropy(torch.autograd.Function):
                 scaled = hidden[chunk] * share  # (n, D)
                 first = grad_weight is None
                 if grad_weight is None:
-                    grad_weight = torch.empty_like(weight, dtype=torch.float32)  # (V, D)
-                if device == "cuda" and hidden.dtype != torch.float32:
-                    torch.addmm(
-                        grad_weight, grad.T, scaled, out_dtype=torch.float32, beta=0 if first else 1, out=grad_weight
-                    )
+                    grad_weight = torch.empty_like(weight, dtype=wide)  # (V, D)
+                if device == "cuda" or hidden.dtype == wide:
+                    narrow: dict[str, Any] = {} if hidden.dtype == wide else {"out_dtype": wide}
+                    torch.addmm(grad_weight, grad.T, scaled, beta=0 if first else 1, out=grad_weight, **narrow)
                 else:
                     columns = LinearCrossEntropy.COLUMNS.get(device, len(weight))
                     for some, so_far in zip(grad.T.split(columns), grad_weight.split(columns)):
-                        so_far.copy_(some @ scaled) if first else so_far.add_((some @ scaled).float())
+                        so_far.copy_(some @ scaled) if first else so_far.add_((some @ scaled).to(wide))
             del grad  # before the next
         ctx.grads = grad_hidden, None if grad_weight is None else grad_weight[:vocabulary].to(kind)
         return total if scale is None else total * scale

@@ -209,6 +209,7 @@ def run_script(script: str, *words: str, timeout: int = 100) -> subprocess.Compl
 
 def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folder: Path) -> None:
     shared = ["--data.global_batch_size", "8", "--model.config.dropout", "0.1", "--checkpoint.every_n_steps", "4"]
+    shared += ["--trainer.precision", "64-true"]  # where sums in another order are no more than the last digits
     assert fit("--name", "one", *shared).status == 0
     pair = ["--config", str(ROOT / "configs" / "ddp.yaml"), "--trainer.devices", "2"]
     trained = forked(folder, "--config", "small.yaml", "--name", "two", *shared, *pair)
@@ -218,12 +219,13 @@ def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folde
     assert [path.name for path in Path("logs/two").iterdir()] == ["version_0"]
     one, two = (points(Path(f"logs/{name}/version_0")) for name in ("one", "two"))
     for tag in ("loss/train", "loss/val", "loss/train_eval", "optim/grad_norm"):
-        torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=1e-5)
+        torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=5e-7)  # the last one of what is logged
     resumed = forked(folder, "--ckpt_path", "logs/two/version_0/step_00000004.ckpt")
     assert resumed.status == 0, resumed.err
     expected, got = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("one", "two"))
     for name, value in got.items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5)
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-12)
 
 
 def test_two_processes_share_the_cores(folder: Path) -> None:
