@@ -335,6 +335,10 @@ def mistakes(settings: Namespace, command: str) -> Iterator[str]:
         yield "--trainer.use_distributed_sampler true: leave it out, every device draws its own windows"
     if re.search("spawn|fork|notebook", str(trainer.strategy)):
         yield f"--trainer.strategy {trainer.strategy} is for notebooks: give ddp"
+    if "FSDP2" in str(trainer.strategy) and str(trainer.precision) in ("64", "64-true", "16", "16-mixed"):
+        yield f"--trainer.precision {trainer.precision} does not go with slices: give 32-true, bf16-mixed or bf16-true"
+    if command == "fit" and trainer.precision == "16-true":
+        yield "--trainer.precision 16-true cannot hold the squares of gradients: give bf16-true or 16-mixed"
     every = trainer.val_check_interval
     if not isinstance(every, int | float) or every <= 0 or (isinstance(every, float) and every > 1):
         yield f"--trainer.val_check_interval {every}: give optimizer steps, as 250, or a share of an epoch, as 0.5"

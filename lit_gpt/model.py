@@ -713,7 +713,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     The gradients are taken in the forward pass, while a chunk's logits are at hand, so that nothing is computed twice
     and no more than a chunk of logits ever lives (as in Liger Kernel, Hsu et al. 2024). Products are taken in hidden's
-    type and added up in float32 or more. A target less likely than e^-87 counts as just that.
+    type and added up in float32 or more. A target less likely than the least number of that, in float32 e^-87, counts
+    as just that.
     """
 
     # bytes of logits in a chunk, of which two are held: fewer are slower; on a CPU more are fresh memory each time, far
@@ -735,7 +736,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         more = -vocabulary % LinearCrossEntropy.MULTIPLE.get(device, 1)
         if more:
             weight = F.pad(weight, (0, 0, 0, more))  # (V and more, D)
-        evaluating = not want_hidden and not want_weight  # then in float32
+        evaluating = not want_hidden and not want_weight  # then in what they are added up in
         held = len(targets) * len(weight) * (wide if evaluating else hidden.dtype).itemsize  # bytes of all logits
         chunks = math.ceil(held / LinearCrossEntropy.CHUNK.get(device, LinearCrossEntropy.CHUNK["cpu"]))
         rows = max(1, math.ceil(len(targets) / max(1, chunks)))  # of a chunk
@@ -749,12 +750,12 @@ class LinearCrossEntropy(torch.autograd.Function):
                 continue
             counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)
             share = counted if scale is None else counted * scale.type_as(hidden)  # (n, 1)
-            grad = logits.softmax(dim=-1)  # (n, V), computed in float32
+            grad = logits.softmax(dim=-1)  # (n, V), computed in float32 or more
             del logits
             picked = torch.arange(len(grad), device=grad.device), targets[chunk].clamp(min=0)  # (n,) each
             likely = grad[picked].to(wide)  # (n,)
             grad[picked] = 0  # to scatter into it would copy a whole bfloat16 chunk
-            others = grad.sum(dim=-1)  # (n,), added up in float32; from `likely`, rounded, 1 - likely is nothing near 1
+            others = grad.sum(dim=-1)  # (n,); from `likely`, which is rounded, 1 - likely is nothing near 1
             grad[picked] = -others
             others, least = others.to(wide), torch.finfo(wide).tiny
             nats = torch.where(others < 0.5, -torch.log1p(-others), -likely.clamp(min=least).log())  # (n,)

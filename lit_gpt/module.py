@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -47,15 +47,9 @@ def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
     they share one that is compiled once, and gradients travel while those of earlier blocks are taken.
     """
     alone = trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1
-    options = {"cpp_wrapper": True, "guard_filter_fn": may_change} if alone else {}
     for part in [gpt.blocks] if alone else gpt.blocks:
         if part._compiled_call_impl is None:
-            part.compile(options=options)
-
-
-def may_change(guards: Sequence[Any]) -> list[bool]:
-    """Which of torch.compile's guards are asked before every call: of a module nothing but whether it is training."""
-    return [not guard.name.startswith("self") or guard.name.endswith(".training") for guard in guards]
+            part.compile(options={"cpp_wrapper": alone})
 
 
 class LitGPT(LightningModule):
@@ -178,6 +172,8 @@ class LitGPT(LightningModule):
                 ) from None
             self.gpt.seed = strategy.broadcast(self.gpt.seed)  # whose slices make up one model
             self.gpt.initialise(like)
+        if self._trainer is None:  # it is loaded to be used by itself
+            return
         if self.trainer.precision == "64-true":  # the Trainer would when it has read a checkpoint's into float32
             self.gpt.double()
         if self.arguments["compile"]:

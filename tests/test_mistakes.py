@@ -270,6 +270,12 @@ FLAGS: dict[str, Case] = {
         "accumulate_grad_batches is 0: give 1 or more",
     ),
     "precision": (nothing, ["--trainer.precision", "12"], "--trainer.precision"),
+    "half": (nothing, ["--trainer.precision", "16-true"], "--trainer.precision 16-true cannot hold the squares"),
+    "double in slices": (
+        nothing,
+        ["--config", str(ROOT / "configs" / "fsdp.yaml"), "--trainer.precision", "64-true"],
+        "--trainer.precision 64-true does not go with slices: give 32-true",
+    ),
     "patience": (nothing, ["--early_stopping.patience", "0"], "--early_stopping.patience is 0"),
     "monitor": (
         nothing,
