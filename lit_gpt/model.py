@@ -701,8 +701,7 @@ class GPT(nn.Module):
         targets = targets.flatten()  # (N,)
         # inside an autograd function no one can see that gradients are off: then the head must not ask for one
         weight = self.head.weight if torch.is_grad_enabled() else self.head.weight.detach()  # (V, D)
-        counted = (targets != IGNORE).sum().to(wider(hidden.dtype))
-        scale = 1 / counted if reduction == "mean" else None
+        scale = 1 / (targets != IGNORE).sum().to(wider(hidden.dtype)) if reduction == "mean" else None
         with torch.autocast(hidden.device.type, enabled=False):  # which on a GPU would take the softmax in float32
             loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
         return loss

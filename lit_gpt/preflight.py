@@ -136,7 +136,7 @@ def as_bytes(count: float) -> str:
 
 def element_bytes(precision: str) -> int:
     """Of a weight, under the Trainer's `precision`."""
-    return {"16-true": 2, "bf16-true": 2, "64-true": 8}.get(precision, 4)
+    return {"bf16-true": 2, "64-true": 8}.get(precision, 4)
 
 
 def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
