@@ -16,7 +16,7 @@ from lit_gpt.data.batches import Batch
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, IGNORE, GPTConfig
-from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, learning_rate_factor, parameter_groups
+from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
 from lit_gpt.sharding import like, shard, whole
 
 CHECKED_AT_ONCE = ("cpu",)  # devices that can be asked for a number without waiting
@@ -244,12 +244,8 @@ class LitGPT(LightningModule):
             UserError: the loss or a gradient is infinite or not a number.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if gradient_clip_val and gradient_clip_algorithm != "value":
-            norm = torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
-        else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = whole(norm)
-        decides = norm  # the same on every rank
+        sliced = gradient_norm([p.grad for p in parameters if p.grad is not None])
+        norm = decides = whole(sliced)  # the same on every rank
         if (
             self.trainer.precision == "16-mixed"
         ):  # whose gradients overflow now and then; its scaler leaves out that step
@@ -263,6 +259,8 @@ class LitGPT(LightningModule):
             raise UserError(self._not_finite(f"step {self.trainer.global_step + 1:,} was not taken, it is"))
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+        elif gradient_clip_val and (finite.device.type not in CHECKED_AT_ONCE or norm > gradient_clip_val):
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, sliced)
         if self._to_log:
             self._to_log["optim/grad_norm"] = norm
         self.updating = True

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.optim import MuonAdamW, learning_rate_factor, orthogonal, parameter_groups
+from lit_gpt.optim import MuonAdamW, gradient_norm, learning_rate_factor, orthogonal, parameter_groups
 
 
 def test_warm_up_climbs_in_equal_strides_and_never_starts_at_zero() -> None:
@@ -49,6 +49,14 @@ def test_weight_decay_falls_on_matrices_only() -> None:
     assert [group["weight_decay"] for group in groups if group["name"] == "scales"] == [0.0]
     everything = [id(p) for group in groups for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in model.parameters())
+
+
+def test_the_norm_of_large_gradients_is_exact() -> None:
+    gradients = [torch.randn(shape) for shape in ((64,), (40_000, 256), (100, 7), (256, 5_000))]
+    gradients[3] = gradients[3].T
+    exact = torch.cat([g.double().flatten() for g in gradients]).norm().item()
+    assert gradient_norm(gradients).item() == pytest.approx(exact, rel=1e-5)
+    assert torch.nn.utils.get_total_norm(gradients).item() != pytest.approx(exact, rel=1e-4)  # else ours is not needed
 
 
 # --------------------------------------------------------------------------------------------------------- Muon
