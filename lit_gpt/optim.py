@@ -41,8 +41,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW (Loshchilov and Hutter 2019) for the others.
 
     A step of Muon is `torch.optim.Muon`'s: momentum, made orthogonal by Newton-Schulz in bfloat16, but for all matrices
-    of one shorter side at once, and rounded at most twice as much. It is scaled so that AdamW's learning rate and
-    weight decay serve both (Liu et al. 2025, "match_rms_adamw").
+    of one shorter side at once, and rounded more: measured up to twice as much at a side of 128, three times at 384. It
+    is scaled so that AdamW's learning rate and weight decay serve both (Liu et al. 2025, "match_rms_adamw").
 
     Args:
         groups: of `parameter_groups`.
