@@ -15,7 +15,6 @@ Shape letters:
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from itertools import repeat
 from typing import Any, ClassVar, Literal, get_args, get_origin
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # a target that counts in no loss, torch's own default
+FEW_LOGITS = 2**21  # bytes in float32 up to which a CPU is faster with all of them than with `LinearCrossEntropy`
 
 
 @dataclass
@@ -604,6 +604,17 @@ class GPT(nn.Module):
         Raises:
             ValueError: T, with what the cache holds, is more than `context_length`.
         """
+        x, *given = self._begin(tokens, cache, documents)
+        with torch.autocast(tokens.device.type, enabled=False):
+            x = self.norm(self.blocks(x, *given))  # (B, T, D)
+        if cache is not None:
+            cache.length += tokens.shape[1]
+        return x
+
+    def _begin(
+        self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None
+    ) -> tuple[Tensor, Angles, KVCache | None, Tensor | None, Masks]:
+        """What the blocks take: the stream as it begins (B, T, D), and all they need beside it."""
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
         if end > self.config.context_length:
@@ -617,18 +628,12 @@ class GPT(nn.Module):
         by_products = device == "cpu" and cache is None and shortest <= end <= 512
         if by_products:
             seen = self._bias(seen, len(tokens), end, kind)
-        first, *masks = (
-            draw_masks(self.config, len(tokens), end, kind, by_products)
-            if drops and device == "cpu"
-            else repeat(None, 1 + 3 * len(self.blocks))
-        )
+        masks: Masks = [None] * (1 + 3 * len(self.blocks))
+        if drops and device == "cpu":
+            masks = draw_masks(self.config, len(tokens), end, kind, by_products)
         x = self.position.add(self.embed(tokens, cache, documents), places)  # (B, T, D)
-        x = self.dropout(x, first).to(kind)  # (B, T, D)
-        with torch.autocast(device, enabled=False):
-            x = self.blocks(x, self.position.angles(places), cache, seen, masks)  # (B, T, D)
-            if cache is not None:
-                cache.length = end
-            return self.norm(x)  # (B, T, D)
+        x = self.dropout(x, masks[0]).to(kind)  # (B, T, D)
+        return x, self.position.angles(places), cache, seen, masks[1:]
 
     def _seen(
         self, start: int, end: int, cache: KVCache | None, documents: Tensor | None, device: torch.device
@@ -695,6 +700,11 @@ class GPT(nn.Module):
         documents: Tensor | None = None,
     ) -> Tensor:
         """The loss `forward` gives, in nats, without holding more than a chunk of logits: the mean, or the sum."""
+        few = tokens.numel() * self.config.vocab_size * torch.float32.itemsize <= FEW_LOGITS
+        if few and tokens.device.type == "cpu" and torch.is_grad_enabled():
+            given = self._begin(tokens, None, documents)
+            with torch.autocast("cpu", enabled=False):
+                return self.loss_at_once(*given, targets, reduction)
         hidden = self.hidden(tokens, documents=documents).flatten(0, 1)  # (N, D)
         if hidden.dtype == torch.float16:  # too narrow for shares of a vocabulary, and for a mean over many tokens
             hidden = hidden.float()
@@ -705,6 +715,25 @@ class GPT(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):  # which on a GPU would take the softmax in float32
             loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
         return loss
+
+    def loss_at_once(
+        self,
+        x: Tensor,
+        angles: Angles,
+        cache: KVCache | None,
+        seen: Tensor | None,
+        masks: Masks,
+        targets: Tensor,
+        reduction: Literal["mean", "sum"],
+    ) -> Tensor:
+        """The loss from embeddings (B, T, D) on, holding all logits: one graph, where blocks are compiled.
+
+        The embeddings are not of it: compiled, their gradients are added up in whatever order threads come.
+        """
+        logits = self.head(self.norm(self.blocks(x, angles, cache, seen, masks))).flatten(0, 1)  # (N, V)
+        return F.cross_entropy(
+            logits.to(wider(logits.dtype)), targets.flatten(), ignore_index=IGNORE, reduction=reduction
+        )
 
 
 class LinearCrossEntropy(torch.autograd.Function):

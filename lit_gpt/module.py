@@ -43,13 +43,18 @@ def log_points(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
 def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
     """Compiles in place, so that names in a checkpoint stay as they are.
 
-    Alone on a CPU, where calls cost as much as what they call, all blocks become one graph, called from C++. Elsewhere
-    they share one that is compiled once, and gradients travel while those of earlier blocks are taken.
+    Alone on a CPU, where calls cost as much as what they call, all blocks become one graph, called from C++, with the
+    loss in it where there are few logits. Elsewhere blocks share one that is compiled once, and gradients travel while
+    those of earlier blocks are taken.
     """
-    alone = trainer.strategy.root_device.type == "cpu" and trainer.world_size == 1
-    for part in [gpt.blocks] if alone else gpt.blocks:
-        if part._compiled_call_impl is None:
-            part.compile(options={"cpp_wrapper": alone})
+    if trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1:
+        for block in gpt.blocks:
+            if block._compiled_call_impl is None:
+                block.compile()
+    elif gpt.blocks._compiled_call_impl is None:
+        options: dict[str, Any] = {"cpp_wrapper": True}
+        gpt.blocks.compile(options=options)
+        gpt.loss_at_once = torch.compile(gpt.loss_at_once, options=options)  # type: ignore[method-assign]
 
 
 class LitGPT(LightningModule):

@@ -1,7 +1,6 @@
 """The GPT computes what it says, each time beside another computation of the same."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lit_gpt.model
 from lit_gpt.model import (
+    FEW_LOGITS,
     GPT,
     IGNORE,
     GPTConfig,
     KVCache,
     LinearCrossEntropy,
+    Masks,
     RMSNorm,
     attention_by_products,
     draw_masks,
@@ -158,14 +159,16 @@ def test_every_weight_is_drawn_once() -> None:
     assert count.drawn == sum(value.numel() for value in model.parameters() if value.ndim == 2)
 
 
-@pytest.mark.parametrize("chunk", [1, 4 * 64 * 5, 2**25], ids=["a row", "five rows", "all rows"])
+@pytest.mark.parametrize("chunk", [1, 4 * 64 * 5, 2**25, None], ids=["a row", "five rows", "all rows", "at once"])
 @pytest.mark.parametrize("tie", [True, False], ids=["tied", "free head"])
 @pytest.mark.parametrize("multiple", [1, 64], ids=["", "padded vocabulary"])
 @pytest.mark.parametrize(("kind", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
 def test_chunked_loss_and_gradients_are_the_plain_ones(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, tie: bool, multiple: int, kind: torch.dtype, rtol: float
+    monkeypatch: pytest.MonkeyPatch, chunk: int | None, tie: bool, multiple: int, kind: torch.dtype, rtol: float
 ) -> None:
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": chunk})
+    if chunk is not None:
+        monkeypatch.setattr(lit_gpt.model, "FEW_LOGITS", 0)
+        monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": chunk})
     monkeypatch.setattr(LinearCrossEntropy, "MULTIPLE", {"cpu": multiple})
     monkeypatch.setattr(LinearCrossEntropy, "COLUMNS", {"cpu": 7})
     tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
@@ -228,8 +231,10 @@ def test_rmsnorm_is_torchs(kind: torch.dtype, within: float) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_bfloat16_keeps_the_numbers(shape: dict[str, Any]) -> None:
+@pytest.mark.parametrize("few", [0, FEW_LOGITS], ids=["chunks", "at once"])
+def test_bfloat16_keeps_the_numbers(monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any], few: int) -> None:
     """The fast path on a CPU, at a length at which it attends by products, beside plain float32."""
+    monkeypatch.setattr(lit_gpt.model, "FEW_LOGITS", few)
     model = gpt(**{**shape, "context_length": 48}).train()
     tokens, targets = random_tokens(8, 48), random_tokens(8, 48).roll(1)
     exact = F.cross_entropy(model(tokens)[0].flatten(0, 1), targets.flatten())
@@ -263,7 +268,8 @@ def test_in_bfloat16_what_is_known_well_still_has_a_gradient(likelihood: float) 
         assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
-def test_a_gradient_can_be_scaled_and_asked_for_once() -> None:
+def test_a_gradient_can_be_scaled_and_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lit_gpt.model, "FEW_LOGITS", 0)
     model, tokens, targets = gpt(), random_tokens(2, 8), random_tokens(2, 8).roll(1)
     weights = list(model.parameters())
     once = torch.autograd.grad(model.loss(tokens, targets), weights)
@@ -378,11 +384,11 @@ def test_every_mask_is_used_once(monkeypatch: pytest.MonkeyPatch, length: int) -
     assert len(shapes) == 1 + 3 * model.config.num_blocks
     zeroed = []
 
-    def masks(*args: Any) -> Iterator[Tensor | None]:
+    def masks(*args: Any) -> Masks:
         ones = [None if shape is None else torch.ones(shape) for shape in shapes]
         for place in zeroed:
             ones[place].zero_()  # type: ignore[union-attr]
-        return iter(ones)
+        return ones
 
     monkeypatch.setattr(lit_gpt.model, "draw_masks", masks)
     model.train()
