@@ -488,6 +488,10 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)), second)  # (B, T, D)
 
 
+# what `Blocks` takes: the stream (B, T, D), angles, cache, what is seen, masks
+Given = tuple[Tensor, Angles, KVCache | None, Tensor | None, Masks]
+
+
 class Blocks(nn.ModuleList):
     """Block after block.
 
@@ -604,16 +608,14 @@ class GPT(nn.Module):
         Raises:
             ValueError: T, with what the cache holds, is more than `context_length`.
         """
-        x, *given = self._begin(tokens, cache, documents)
+        given = self._begin(tokens, cache, documents)
         with torch.autocast(tokens.device.type, enabled=False):
-            x = self.norm(self.blocks(x, *given))  # (B, T, D)
+            x: Tensor = self.norm(self.blocks(*given))  # (B, T, D)
         if cache is not None:
             cache.length += tokens.shape[1]
         return x
 
-    def _begin(
-        self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None
-    ) -> tuple[Tensor, Angles, KVCache | None, Tensor | None, Masks]:
+    def _begin(self, tokens: Tensor, cache: KVCache | None, documents: Tensor | None) -> Given:
         """What the blocks take: the stream as it begins (B, T, D), and all they need beside it."""
         start = cache.length if cache is not None else 0
         end = start + tokens.shape[1]
@@ -689,8 +691,7 @@ class GPT(nn.Module):
         logits = self.head(self.hidden(tokens, cache, documents))  # (B, T, V)
         if targets is None:
             return logits, None
-        wide = logits.flatten(0, 1).to(wider(logits.dtype))  # (N, V)
-        return logits, F.cross_entropy(wide, targets.flatten(), ignore_index=IGNORE)
+        return logits, plain_loss(logits, targets)
 
     def loss(
         self,
@@ -704,7 +705,7 @@ class GPT(nn.Module):
         if few and tokens.device.type == "cpu" and torch.is_grad_enabled():
             given = self._begin(tokens, None, documents)
             with torch.autocast("cpu", enabled=False):
-                return self.loss_at_once(*given, targets, reduction)
+                return self.loss_at_once(given, targets, reduction)
         hidden = self.hidden(tokens, documents=documents).flatten(0, 1)  # (N, D)
         if hidden.dtype == torch.float16:  # too narrow for shares of a vocabulary, and for a mean over many tokens
             hidden = hidden.float()
@@ -716,24 +717,18 @@ class GPT(nn.Module):
             loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
         return loss
 
-    def loss_at_once(
-        self,
-        x: Tensor,
-        angles: Angles,
-        cache: KVCache | None,
-        seen: Tensor | None,
-        masks: Masks,
-        targets: Tensor,
-        reduction: Literal["mean", "sum"],
-    ) -> Tensor:
-        """The loss from embeddings (B, T, D) on, holding all logits: one graph, where blocks are compiled.
+    def loss_at_once(self, given: Given, targets: Tensor, reduction: Literal["mean", "sum"]) -> Tensor:
+        """The loss from what `_begin` gives on, holding all logits: one graph, where blocks are compiled.
 
         The embeddings are not of it: compiled, their gradients are added up in whatever order threads come.
         """
-        logits = self.head(self.norm(self.blocks(x, angles, cache, seen, masks))).flatten(0, 1)  # (N, V)
-        return F.cross_entropy(
-            logits.to(wider(logits.dtype)), targets.flatten(), ignore_index=IGNORE, reduction=reduction
-        )
+        return plain_loss(self.head(self.norm(self.blocks(*given))), targets, reduction)
+
+
+def plain_loss(logits: Tensor, targets: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    """Cross entropy of logits (…, V) with targets (…), in float32 or more: a scalar in nats."""
+    wide = logits.flatten(0, -2).to(wider(logits.dtype))  # (N, V)
+    return F.cross_entropy(wide, targets.flatten(), ignore_index=IGNORE, reduction=reduction)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -774,7 +769,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if more:
                 logits[:, vocabulary:] = -torch.inf
             if evaluating:
-                total += F.cross_entropy(logits.to(wide), targets[chunk], ignore_index=IGNORE, reduction="sum")
+                total += plain_loss(logits, targets[chunk], "sum")
                 continue
             counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)
             share = counted if scale is None else counted * scale.type_as(hidden)  # (n, 1)
