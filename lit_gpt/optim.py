@@ -13,7 +13,8 @@ OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "linear"]
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at zero, so that few steps do
-NEWTON_SCHULZ_STEPS = (2, 1, 2)  # five; a run of steps shares a Gram matrix
+# five; a run of steps shares a Gram matrix, where matrices are so much longer than wide that this is less work
+NEWTON_SCHULZ_STEPS = {"square": (1, 1, 1, 1, 1), "long": (2, 3)}
 MOMENTUM = 0.95  # Muon's
 ROW = 2**14  # numbers of a large gradient whose squares are added up at once
 
@@ -41,8 +42,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW (Loshchilov and Hutter 2019) for the others.
 
     A step of Muon is `torch.optim.Muon`'s: momentum, made orthogonal by Newton-Schulz in bfloat16, but for all matrices
-    of one shorter side at once, and rounded more: measured up to twice as much at a side of 128, three times at 384. It
-    is scaled so that AdamW's learning rate and weight decay serve both (Liu et al. 2025, "match_rms_adamw").
+    of one kind at once, and long ones rounded more: measured up to 2.3 times as much. It is scaled so that AdamW's
+    learning rate and weight decay serve both (Liu et al. 2025, "match_rms_adamw").
 
     Args:
         groups: of `parameter_groups`.
@@ -62,14 +63,14 @@ class MuonAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if group["muon"]:
-                for short in dict.fromkeys(min(p.shape) for p in moved):  # in their order, not a set's
-                    self._muon([p for p in moved if min(p.shape) == short], group["lr"], group["weight_decay"])
+                for kind in dict.fromkeys(kind_of(p.shape) for p in moved):  # in their order, not a set's
+                    self._muon([p for p in moved if kind_of(p.shape) == kind], group["lr"], group["weight_decay"])
             else:
                 self._adamw(moved, group)
         return loss
 
     def _muon(self, parameters: list[Tensor], rate: float, weight_decay: float) -> None:
-        """One step for matrices (A, B) of one shorter side; those of one shape are stacked."""
+        """One step for matrices (A, B) of one kind; those of one shape are stacked."""
         stacks, shapes = [], list(dict.fromkeys(p.shape for p in parameters))
         alike = [[p for p in parameters if p.shape == shape] for shape in shapes]
         for matrices in alike:
@@ -132,22 +133,28 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm(parts)
 
 
+def kind_of(shape: torch.Size) -> tuple[int, str]:
+    """What matrices share that `orthogonal` takes at once: their shorter side, and whether they are square or long."""
+    short, long = sorted(shape[-2:])
+    return short, "long" if 2 * long >= 3 * short else "square"
+
+
 def orthogonal(stacks: list[Tensor]) -> list[Tensor]:
     """The nearest matrices with all singular values near 1: (n, A, B) each -> (n, A, B) bfloat16 each.
 
     Newton-Schulz as in https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2. All
-    matrices have one shorter side, S, on which the polynomials are taken for all of them at once. Some steps in a row
-    need their Gram matrix alone: X meets the product of their polynomials, and then a Gram matrix is taken anew, before
-    what rounding did to the small singular values has grown. A tall X is multiplied from the right, a wide one from the
-    left, so that nothing is transposed.
+    matrices are of one kind and so have one shorter side, S, on which the polynomials are taken for all of them at once.
+    Of long ones, some steps in a row need their Gram matrix alone: X meets the product of their polynomials, and then a
+    Gram matrix is taken anew, before what rounding did to the small singular values has grown. A tall X is multiplied
+    from the right, a wide one from the left, so that nothing is transposed.
     """
     a, b, c = NEWTON_SCHULZ
     stacks = [stack.bfloat16() for stack in stacks]
     stacks = [stack.div_(stack.norm(dim=(-2, -1), keepdim=True).clamp_(min=1e-7)) for stack in stacks]
     tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
-    counts, short = [len(stack) for stack in stacks], min(stacks[0].shape[1:])
+    counts, (short, kind) = [len(stack) for stack in stacks], kind_of(stacks[0].shape)
     start = a * torch.eye(short, dtype=torch.bfloat16, device=stacks[0].device)  # (S, S)
-    for steps in NEWTON_SCHULZ_STEPS:
+    for steps in NEWTON_SCHULZ_STEPS[kind]:
         gram = stacks[0].new_empty(sum(counts), short, short)
         for x, high, out in zip(stacks, tall, gram.split(counts)):
             torch.bmm(*((x.mT, x) if high else (x, x.mT)), out=out)  # (n, S, S)
