@@ -42,9 +42,9 @@ class GPTConfig:
         dropout: probability of zeroing, on embeddings, attention weights and both branches' outputs.
         bias: whether linear layers and LayerNorm carry a bias.
         position: how a token's place enters.
-        norm: normalisation before each branch and before the head.
+        norm: normalisation before each branch, before the head and of `qk_norm`.
         mlp: the feed-forward.
-        qk_norm: RMSNorm on each head's queries and keys (Dehghani et al. 2023).
+        qk_norm: whether each head's queries and keys are normalised too (Dehghani et al. 2023).
         tie_embeddings: the head shares the embedding's matrix (Press and Wolf 2017).
         previous_tokens: how many tokens back add to a token's embedding, each distance from a table of its own.
 
@@ -378,8 +378,8 @@ class Attention(nn.Module):
         self.grouped = config.kv_heads < config.num_heads
         self.widths = [config.d_model, config.kv_heads * config.head_size, config.kv_heads * config.head_size]
         self.qkv = Linear(config.d_model, sum(self.widths), bias=config.bias)
-        self.q_norm = RMSNorm(config.head_size) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_size) if config.qk_norm else nn.Identity()
+        self.q_norm = NORMS[config.norm](config.head_size, config.bias) if config.qk_norm else nn.Identity()
+        self.k_norm = NORMS[config.norm](config.head_size, config.bias) if config.qk_norm else nn.Identity()
         self.project = Linear(config.d_model, config.d_model, bias=config.bias)
 
     def forward(
@@ -437,7 +437,8 @@ class ReLU2(FeedForward):
     """So et al. 2021."""
 
     def activation(self, x: Tensor) -> Tensor:
-        return F.relu(x).square()
+        y = F.relu(x)
+        return y * y  # `square` goes back through a power, in more passes
 
 
 class GELU(FeedForward):

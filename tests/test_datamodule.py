@@ -117,6 +117,16 @@ def test_both_splits_are_estimated_on_equally_many_windows(numbers: str) -> None
     assert sum(len(x) for x, _ in training) == sum(len(x) for x, _ in validation) == 10
 
 
+@pytest.mark.parametrize(("context_length", "most"), [(2, 256), (64, None)])
+def test_beside_a_whole_validation_split_at_most_256_windows_of_training_are_estimated(
+    numbers: str, context_length: int, most: int | None
+) -> None:
+    data = module(numbers, eval_windows=None, val_fraction=0.4, context_length=context_length)
+    training, validation = (sum(len(x) for x, _ in loader) for loader in data.val_dataloader())
+    assert training == (most or validation)
+    assert validation == -(-(len(data.val_ids) - 1) // context_length)
+
+
 def test_a_short_last_window_has_targets_only_where_there_is_text() -> None:
     ids = np.arange(20, dtype=np.uint16)
     x, y = EvaluationBatches(ids, np.array([0, 8, 16]), length=8, batch_size=1)[0]

@@ -58,7 +58,7 @@ SHAPES: list[dict] = [
     {"dropout": 0.1},
     {"norm": "layernorm", "mlp": "gelu", "position": "learned", "qk_norm": False},
     {"mlp": "relu2", "num_kv_heads": 1},
-    {"mlp": "relu", "position": "sinusoidal", "bias": True, "context_length": 16},
+    {"norm": "layernorm", "mlp": "relu", "position": "sinusoidal", "bias": True, "context_length": 16},
     {"qk_norm": False, "context_length": 600, "num_blocks": 1},
 ]
 

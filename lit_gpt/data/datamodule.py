@@ -22,6 +22,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer
 
 CACHE = Path("data/cache")
+TRAINING_WINDOWS = 256  # most of training that are evaluated beside a whole validation split
 
 
 class TextDataModule(LightningDataModule):
@@ -53,8 +54,8 @@ class TextDataModule(LightningDataModule):
         group_column: rows with the same in this column share a part.
         dedupe: leave out documents that came before.
         document_mask: keep documents that share a window apart: attention and places stop at their ends.
-        eval_windows: windows used to estimate the loss of each split; None: the whole validation split, and as many
-            windows of training; `fit.py test`: the whole test split.
+        eval_windows: windows used to estimate the loss of each split; None: the whole validation split, and 256 windows
+            of training at most, whose loss is only looked at beside it; `fit.py test`: the whole test split.
         num_workers: processes that prepare the batches to train on; 0: the training process itself.
         seed: of the sampling; linked to seed_everything.
     """
@@ -254,7 +255,8 @@ class TextDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         """Fixed windows of training and of validation, in this order: the course's `estimate_loss`."""
         validation = evaluation_starts(len(self.val_ids), self.context_length, self.eval_windows)
-        training = evaluation_starts(len(self.train_ids), self.context_length, len(validation))
+        count = self.eval_windows or min(len(validation), TRAINING_WINDOWS)
+        training = evaluation_starts(len(self.train_ids), self.context_length, count)
         return [self._fixed(self.train_ids, training), self._fixed(self.val_ids, validation)]
 
     def test_dataloader(self) -> DataLoader:
