@@ -181,17 +181,17 @@ class RootMeanSquare(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x (..., D), weight (D,) -> (..., D)."""
-        wide = x.to(wider(x.dtype))
+        wide = x.to(wider(x.dtype), copy=True)
         norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (..., 1)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()  # (..., 1)
         ctx.save_for_backward(x, weight, scale)
-        return (wide * scale).mul_(weight).to(x.dtype)
+        return wide.mul_(scale).mul_(weight).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        unit, grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)  # (..., D) each
+        unit, grad = x.to(scale.dtype, copy=True).mul_(scale), grad.to(scale.dtype)  # (..., D) each
         both = grad * unit  # (..., D)
         along = (both @ weight.to(scale.dtype)).unsqueeze(-1).div_(-x.shape[-1])  # (..., 1)
         grad_x = unit.mul_(along).addcmul_(grad, weight).mul_(scale).to(x.dtype)  # (..., D)
