@@ -91,12 +91,14 @@ def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
 
 
 class Loader(DataLoader):
-    """Starts its workers so that they hear neither Ctrl-C nor SIGTERM.
+    """Starts its workers so that they hear neither Ctrl-C nor SIGTERM, and without any costs little.
 
     A worker lives as long as the process it works for, which hears them and may still want batches.
     """
 
     def _get_iterator(self) -> Any:
+        if not self.num_workers and not self.pin_memory:  # torch's own iterator takes 0.1 ms more for a batch
+            return (self.dataset[i] for i in self.sampler)
         if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
             return super()._get_iterator()
         resource_tracker.ensure_running()  # which, when it starts, unblocks them
