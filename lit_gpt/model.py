@@ -42,7 +42,7 @@ class GPTConfig:
         dropout: probability of zeroing, on embeddings, attention weights and both branches' outputs.
         bias: whether linear layers and LayerNorm carry a bias.
         position: how a token's place enters.
-        norm: normalisation before each branch, before the head and of `qk_norm`.
+        norm: normalisation before each branch and before the head, and that of `qk_norm`.
         mlp: the feed-forward.
         qk_norm: whether each head's queries and keys are normalised too (Dehghani et al. 2023).
         tie_embeddings: the head shares the embedding's matrix (Press and Wolf 2017).
