@@ -143,7 +143,7 @@ def orthogonal(stacks: list[Tensor]) -> list[Tensor]:
     """The nearest matrices with all singular values near 1: (n, A, B) each -> (n, A, B) bfloat16 each.
 
     Newton-Schulz as in https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2. All
-    matrices are of one kind and so have one shorter side, S, on which the polynomials are taken for all of them at once.
+    matrices are of one kind, and so of one shorter side, S, on which the polynomials are taken for all of them at once.
     Of long ones, some steps in a row need their Gram matrix alone: X meets the product of their polynomials, and then a
     Gram matrix is taken anew, before what rounding did to the small singular values has grown. A tall X is multiplied
     from the right, a wide one from the left, so that nothing is transposed.

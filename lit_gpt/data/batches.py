@@ -91,7 +91,7 @@ def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
 
 
 class Loader(DataLoader):
-    """Starts its workers so that they hear neither Ctrl-C nor SIGTERM, and where there are none gives batches the short way.
+    """Starts its workers so that they hear neither Ctrl-C nor SIGTERM; without any, batches come the short way.
 
     A worker lives as long as the process it works for, which hears them and may still want batches.
     """
