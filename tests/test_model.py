@@ -1,6 +1,7 @@
 """The GPT computes what it says, each time beside another computation of the same."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -45,6 +46,13 @@ def gpt(**changes: Any) -> GPT:
 
 def random_tokens(*shape: int) -> Tensor:
     return torch.randint(37, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("norm", "function"), [("rmsnorm", F.rms_norm), ("layernorm", F.layer_norm)])
+def test_queries_and_keys_take_the_norm_of_the_model(norm: str, function: Callable[..., Tensor]) -> None:
+    attention, x = gpt(norm=norm).blocks[0].attention, torch.randn(5, 8) + 1
+    for part in (attention.q_norm, attention.k_norm):
+        torch.testing.assert_close(part(x), function(x, (8,), eps=part.eps))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
