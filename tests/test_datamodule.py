@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import forked
 
 from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
@@ -68,6 +69,15 @@ def test_a_worker_is_no_copy_of_this_process_and_is_sent_no_ids(numbers: str) ->
     for one, other in zip(batches[3], pickle.loads(sent)[3]):
         assert torch.equal(one, other)
     assert module(numbers, num_workers=1).train_dataloader().multiprocessing_context.get_start_method() != "fork"
+
+
+def test_a_worker_imports_nothing_of_lightning(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # heard by what is started from here: the worker
+    ended = forked(folder, "--config", "small.yaml", "--trainer.max_steps", 1, "--data.num_workers", 1)
+    assert ended.status == 0
+    imported = {line.rpartition("|")[2].strip() for line in ended.err.splitlines() if line.startswith("import time:")}
+    assert "lit_gpt.data.batches" in imported
+    assert "lightning" not in imported
 
 
 @pytest.mark.parametrize("sampling", ["random", "shuffled"])

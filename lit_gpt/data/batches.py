@@ -90,6 +90,10 @@ def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
     return torch.from_numpy(np.ascontiguousarray(tokens)), torch.from_numpy(np.ascontiguousarray(targets))
 
 
+def nothing_to_seed(worker: int) -> None:
+    """What a worker does first, for no batch draws from a random state; Lightning's own would have it import Lightning."""
+
+
 class Loader(DataLoader):
     """Starts its workers so that they hear neither Ctrl-C nor SIGTERM; without any, batches come the short way.
 

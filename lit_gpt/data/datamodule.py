@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from lit_gpt.data.batches import Batch, EvaluationBatches, Loader, TrainBatches
+from lit_gpt.data.batches import Batch, EvaluationBatches, Loader, TrainBatches, nothing_to_seed
 from lit_gpt.data.corpus import Corpus, Recipe, Split, open_corpus
 from lit_gpt.data.readers import Mode, Reading
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
@@ -273,6 +273,7 @@ class TextDataModule(LightningDataModule):
             batch_size=None,  # an item is a batch already
             sampler=sampler,
             num_workers=self.num_workers if helped else 0,
+            worker_init_fn=nothing_to_seed,
             persistent_workers=helped,
             multiprocessing_context="spawn" if helped else None,  # a copy of threads may hold locks that no one opens
             pin_memory=torch.cuda.is_available(),
