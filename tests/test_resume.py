@@ -19,37 +19,42 @@ from lit_gpt.data.batches import TrainBatches
 from lit_gpt.module import LitGPT
 
 RUN = Path("logs/small/version_0")
+PAIR = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 @pytest.mark.parametrize(
-    ("flags", "kinds"),
+    ("flags", "kinds", "seed"),
     [
-        ([], KINDS),
-        (["--data.sampling", "shuffled", "--model.optimizer", "muon"], KINDS),
-        (["--data.sampling", "shuffled"], POLITE),
+        ([], KINDS, 2),
+        (["--data.sampling", "shuffled", "--model.optimizer", "muon"], KINDS, 8),  # of other kinds
+        (["--data.sampling", "shuffled"], POLITE, 4),
     ],
     ids=["killed", "killed, shuffled, Muon", "stopped by signals"],
 )
 def test_a_run_killed_anywhere_ends_as_if_it_never_was(
-    tmp_path: Path, flags: list[str], kinds: tuple[str, ...]
+    tmp_path: Path, flags: list[str], kinds: tuple[str, ...], seed: int
 ) -> None:
-    kills, differing = torture(tmp_path, 3, flags, seed=4, kinds=kinds)
+    kills, differing = torture(tmp_path, 3, flags, seed, kinds)
     assert (len(kills), differing) == (3, [])
 
 
 def test_two_ranks_killed_end_as_if_they_never_were(tmp_path: Path) -> None:
-    flags = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    kills, differing = torture(tmp_path, 1, flags, seed=1, kinds=("rename", "validation"))
+    kills, differing = torture(tmp_path, 1, PAIR, seed=1, kinds=("rename", "validation"))
     assert (len(kills), differing) == (1, [])
 
 
-@pytest.mark.parametrize(("optimizer", "bound"), [("adamw", 1e-5), ("muon", 1e-3)])
-def test_a_run_goes_on_with_more_ranks_or_fewer(folder: Path, optimizer: str, bound: float) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "bound", "parts"),
+    [("adamw", 1e-5, [(7, PAIR), (30, [])]), ("muon", 1e-3, [(7, []), (30, PAIR)])],  # from amid an epoch of four steps
+    ids=["fewer, AdamW", "more, Muon"],
+)
+def test_a_run_goes_on_with_more_ranks_or_fewer(
+    folder: Path, optimizer: str, bound: float, parts: list[tuple[int, list[str]]]
+) -> None:
     (folder / "config.yaml").write_text(CONFIG)
     flags = ["--config", "config.yaml", "--model.optimizer", optimizer, "--model.schedule", "constant"]
-    pair = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     assert forked(folder, *flags, "--name", "straight").status == 0
-    for steps, devices in ((7, pair), (16, []), (30, pair)):  # from amid an epoch of four steps
+    for steps, devices in parts:
         last = ["--name", "moved", "--ckpt_path", "last", "--trainer.max_steps", steps]
         ended = forked(folder, *flags, *last, *devices)
         assert ended.status == 0, ended.err
