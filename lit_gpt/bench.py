@@ -116,7 +116,7 @@ def alternate(workers: dict[str, tuple[Any, ...]], messages: list[Any]) -> dict[
     try:
         for name, (function, *arguments) in workers.items():
             pipes[name], theirs = context.Pipe()
-            processes[name] = context.Process(target=_worker, args=(theirs, function, *arguments), daemon=True)
+            processes[name] = context.Process(target=_worker, args=(theirs, function, *arguments))
             processes[name].start()
             theirs.close()
             answers[name].append(_ask(name, pipes[name], messages[0]))
@@ -231,6 +231,8 @@ def train_peer(pipe: Connection, name: str, words: list[str], default_config: Pa
 def train(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
     """Tokens a second, milliseconds a step and where they go, peak memory, beside the others."""
     run = Experiment(words, default_config)
+    if run.trainer.world_size > 1:
+        raise UserError(f"--trainer.devices {run.trainer.num_devices}: one device is measured, leave it out")
     task, gpt = run.task(None), run.model.gpt
     tokens = run.datamodule.windows_per_step * gpt.config.context_length
     workers: dict[str, tuple[Any, ...]] = {"lit_gpt": (train_ours, words, default_config)}

@@ -5,7 +5,7 @@ import os
 import sys
 import textwrap
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from lit_gpt.generate import check_sampling, generate, prompt_tokens, shown
 from lit_gpt.module import LitGPT, log_points, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+HOPPER = {"H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12}
+PEAK_FLOPS = {**HOPPER, "A100": 312e12}  # the first that is in a device's name
 
 FLUSH_SECONDS = 2.0  # for those who watch; what a checkpoint counts on is flushed with it
 
@@ -222,17 +223,22 @@ class StepProgress(ProgressBar):
 class Throughput(Callback):
     """Logs `speed/tokens_per_second` over all devices, `speed/mfu` where the device's peak is known, `memory/peak_gb`.
 
-    The clock stands still while the run validates, writes texts and saves what follows a validation.
+    The clock stands still while the run validates, writes texts and saves.
+
+    Args:
+        saving: the seconds spent saving so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saving: Callable[[], float] = lambda: 0.0) -> None:
+        self.saving = saving
         self._since: float | None = None  # training has run since then, but for
         self._paused_at: float | None = None  # a pause that began then
+        self._saved = 0.0  # and but for saves beyond these seconds
         self._step = 0
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if self._since is None:
-            self._since, self._step = time.perf_counter(), trainer.global_step
+            self._since, self._step, self._saved = time.perf_counter(), trainer.global_step, self.saving()
         elif self._paused_at is not None:
             self._since += time.perf_counter() - self._paused_at
         self._paused_at = None
@@ -246,9 +252,9 @@ class Throughput(Callback):
             return
         assert self._since is not None
         module, data = parts(trainer)
-        now = time.perf_counter()
-        seconds = now - self._since
-        self._since, self._step = now, trainer.global_step
+        now, saved = time.perf_counter(), self.saving()
+        seconds = now - self._since - (saved - self._saved)
+        self._since, self._step, self._saved = now, trainer.global_step, saved
         tokens_per_second = steps * data.windows_per_step * data.context_length / seconds
         values = {"speed/tokens_per_second": tokens_per_second, "memory/peak_gb": peak_memory(module.device) / 1e9}
         peak = peak_flops(module.device)

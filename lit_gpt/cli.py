@@ -91,8 +91,9 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     except Exception as error:
-        if stop.stopped is not None:  # what it interrupted fell over it
-            return _leave(stop.stopped.status, str(stop.stopped))
+        first = stop.stopped or _stopped_before(error)
+        if first is not None:  # what it interrupted fell over it
+            return _leave(first.status, str(first))
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
         if isinstance(error, UserError):
             return _leave(2, f"error: {error}{notes}")
@@ -111,6 +112,13 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
             _leave_alone(stop, f"rank {own_rank()}: {_said(error)}")
         return _leave(2, f"error: {_said(error)}{notes}")
     return 0
+
+
+def _stopped_before(error: BaseException | None) -> Stopped | None:
+    """What ended the run in good order before `error` came, in clearing up after it."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error
 
 
 def _leave_alone(stop: GracefulStop, message: str) -> NoReturn:
@@ -372,7 +380,7 @@ class FitCLI(LightningCLI):
         else:
             theirs = [] if config["logger"] is True else as_list(config["logger"])
             config["logger"] = False if config["logger"] is False else [logger, *theirs]
-            callbacks += [Throughput()]
+            callbacks += [Throughput(lambda: checkpoint.seconds)]
             callbacks += [StepProgress()] if config["enable_progress_bar"] is not False else []
             callbacks += [generate]
             stop_early: StopEarly = self._get(self.config_init, "early_stopping")

@@ -324,6 +324,8 @@ def mistakes(settings: Namespace, command: str) -> Iterator[str]:
         yield "--preflight with --trainer.fast_dev_run measures another run: leave one out"
     if settings.ckpt_path and trainer.overfit_batches:
         yield "--ckpt_path with --trainer.overfit_batches: its few batches are not counted on, start anew"
+    if isinstance(trainer.overfit_batches, float) and trainer.overfit_batches:
+        yield f"--trainer.overfit_batches {trainer.overfit_batches}: give a number of batches, as 2"
     if trainer.accumulate_grad_batches < 1:
         yield f"--trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}: give 1 or more"
     if data.global_batch_size is not None and trainer.accumulate_grad_batches != 1:

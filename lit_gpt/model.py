@@ -773,7 +773,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 total += plain_loss(logits, targets[chunk], "sum")
                 continue
             counted = (targets[chunk] != IGNORE).unsqueeze(-1)  # (n, 1)
-            share = counted if scale is None else counted * scale.type_as(hidden)  # (n, 1)
+            share = counted if scale is None else counted * scale.to(wide)  # (n, 1)
             grad = logits.softmax(dim=-1)  # (n, V), computed in float32 or more
             del logits
             picked = torch.arange(len(grad), device=grad.device), targets[chunk].clamp(min=0)  # (n,) each
@@ -787,7 +787,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[chunk] = grad @ weight * share  # (n, D)
             if want_weight:
-                scaled = hidden[chunk] * share  # (n, D)
+                scaled = (hidden[chunk] * share).type_as(hidden)  # (n, D)
                 first = grad_weight is None
                 if grad_weight is None:
                     grad_weight = torch.empty_like(weight, dtype=wide)  # (V, D)

@@ -146,7 +146,7 @@ def orthogonal(stacks: list[Tensor]) -> list[Tensor]:
     matrices are of one kind, and so of one shorter side, S, on which the polynomials are taken for all of them at once.
     Of long ones, some steps in a row need their Gram matrix alone: X meets the product of their polynomials, and then a
     Gram matrix is taken anew, before what rounding did to the small singular values has grown. A tall X is multiplied
-    from the right, a wide one from the left, so that nothing is transposed.
+    from the right, a wide one from the left, so that nothing is transposed. Stacks in bfloat16 are overwritten.
     """
     a, b, c = NEWTON_SCHULZ
     stacks = [stack.bfloat16() for stack in stacks]

@@ -65,6 +65,7 @@ class StepCheckpoint(Checkpoint):
         self.last_good: Path | None = None  # the last file written, or resumed from
         self._saved_step = self._done_step = self._validated_step = -1
         self._failed = False  # to save, the last time
+        self.seconds = 0.0  # spent saving
         self._events: dict[str, int] = {}  # the sizes of the event files when the checkpoint resumed from was written
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,6 +182,7 @@ class StepCheckpoint(Checkpoint):
         step = trainer.global_step
         if step == self._saved_step:
             return
+        since = time.perf_counter()
         module, _ = parts(trainer)
         module.check_finite(step)
         if not finite(module):
@@ -204,6 +206,7 @@ class StepCheckpoint(Checkpoint):
         if failure is not None:
             raise failure
         self._saved_step, self.last_good = step, self.folder / "last.ckpt"
+        self.seconds += time.perf_counter() - since
 
     def _write(self, trainer: Trainer, path: Path) -> None:
         try:

@@ -20,7 +20,8 @@ def measured(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, 
 
 
 def test_training_is_split_into_its_parts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours, bare = measured(capsys, "train", "--config", "small.yaml", "--steps=3", "--turns=2", "--warm_up=2")
+    words = ["train", "--config", "small.yaml", "--steps=3", "--turns=2", "--warm_up=2"]
+    ours, bare = measured(capsys, *words, "--data.num_workers=1")
     assert (ours["who"], bare["who"]) == ("lit_gpt", "bare")
     parts = ("data_ms", "forward_ms", "backward_ms", "optimizer_ms", "else_ms")
     assert all(float(ours[part]) > 0 for part in parts)
@@ -75,10 +76,14 @@ def test_starting_is_measured(
         (["train", "--config", "small.yaml", "--nanogpt", "nowhere"], "--nanogpt nowhere"),
         (["train", "--config", "none.yaml"], "none.yaml: no such file"),
         (["train", "--model.config.d_mode", "3"], "d_model"),
+        (
+            ["train", "--config", "small.yaml", "--trainer.devices=2", "--trainer.strategy=ddp"],
+            "one device is measured",
+        ),
         (["sing"], "invalid choice"),
         (["train", "--steps", "0"], "--steps"),
     ],
-    ids=["no checkout", "no config", "unknown flag", "unknown kind", "no steps"],
+    ids=["no checkout", "no config", "unknown flag", "two devices", "unknown kind", "no steps"],
 )
 def test_a_mistake_is_said_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Fit, points, texts, weights
+from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -126,6 +127,8 @@ def test_speed_counts_all_tokens_of_a_step(fit: Fit, monkeypatch: pytest.MonkeyP
         def perf_counter(self) -> float:
             return self.now
 
+        monotonic = perf_counter
+
     clock, training_step = Clock(), LitGPT.training_step
 
     def a_third_of_a_second(module: LitGPT, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -136,11 +139,19 @@ def test_speed_counts_all_tokens_of_a_step(fit: Fit, monkeypatch: pytest.MonkeyP
         clock.now += 60
         module.log_dict({"loss/val": 1.0, "loss/train_eval": 1.0})
 
+    write = StepCheckpoint._write
+
+    def an_hour(checkpoint: StepCheckpoint, trainer: Trainer, path: Path) -> None:
+        clock.now += 3600
+        write(checkpoint, trainer, path)
+
     monkeypatch.setattr("lit_gpt.callbacks.time", clock)
+    monkeypatch.setattr("lit_gpt.saving.time", clock)
+    monkeypatch.setattr(StepCheckpoint, "_write", an_hour)
     monkeypatch.setattr(LitGPT, "training_step", a_third_of_a_second)
     monkeypatch.setattr(LitGPT, "on_validation_epoch_end", a_minute)
     flags = ["--data.global_batch_size", 12, "--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 3]
-    assert fit(*flags).status == 0
+    assert fit(*flags, "--checkpoint.every_n_steps", 1).status == 0
     speeds = points(RUN)["speed/tokens_per_second"]
     assert [step for step, _ in speeds] == [3, 6]
     assert [speed for _, speed in speeds] == pytest.approx([12 * 16, 12 * 16])  # three forwards a step

@@ -13,6 +13,7 @@ from conftest import ROOT, Fit, forked, points, tags, weights
 from torch.nn import functional as F
 
 from lit_gpt import load_model
+from lit_gpt.checkpoint import open_checkpoint
 from lit_gpt.cli import FitCLI
 from lit_gpt.data.engines import cores
 
@@ -187,6 +188,14 @@ def test_the_preflight_says_what_is_about_to_be_trained(fit: Fit) -> None:
 @pytest.mark.filterwarnings("ignore:.*barebones.*")
 def test_trainer_flags_work(fit: Fit, flags: list[str]) -> None:
     assert fit(*flags).status == 0
+
+
+def test_batches_to_overfit_are_an_epoch(fit: Fit) -> None:
+    few = ["--trainer.overfit_batches", 4, "--data.global_batch_size", 8]
+    result = fit(*few, "--trainer.max_epochs", 2, "--trainer.max_steps", 20, "--model.schedule", "constant")
+    assert result.status == 0, result.err
+    assert "steps       4 of 128 tokens, 2 to an epoch" in result.out
+    assert open_checkpoint(RUN / "best.ckpt")["global_step"] == 4  # validated at its end
 
 
 @pytest.mark.filterwarnings("ignore:.*barebones.*")

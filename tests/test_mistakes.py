@@ -254,6 +254,12 @@ FLAGS: dict[str, Case] = {
     ),
     "spawn": (nothing, ["--trainer.strategy", "ddp_spawn"], "--trainer.strategy ddp_spawn is for notebooks: give ddp"),
     "cut epochs": (nothing, ["--trainer.limit_train_batches", "3"], "give --trainer.max_steps"),
+    "a share to overfit": (nothing, ["--trainer.overfit_batches", "0.5"], "give a number of batches, as 2"),
+    "overfitting half a step": (
+        nothing,
+        ["--trainer.overfit_batches", "3", "--data.global_batch_size", "8"],
+        "--trainer.overfit_batches 3 is not a multiple of 2, the batches of an optimizer step",
+    ),
     "a sliver to validate": (nothing, ["--trainer.limit_val_batches", "0.001"], "limit_val_batches"),
     "betas": (nothing, ["--model.betas", "[1.5, 0.9]"], "--model.betas is [1.5, 0.9]: give two numbers"),
     "decay": (nothing, ["--model.weight_decay", "-1"], "--model.weight_decay is -1.0: give 0 or more"),

@@ -276,6 +276,17 @@ def test_in_bfloat16_what_is_known_well_still_has_a_gradient(likelihood: float) 
         assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
 
 
+def test_in_bfloat16_the_mean_makes_no_gradient_longer() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16().requires_grad_() for n in (768, 50))
+    targets = torch.randint(50, (768,), generator=generator)
+    exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
+    wanted = torch.autograd.grad(F.cross_entropy(exact[0] @ exact[1].T, targets), exact)
+    loss = LinearCrossEntropy.apply(hidden, weight, targets, torch.tensor(1 / 768))  # in bfloat16 1.002 / 768
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), wanted):
+        assert ((ours * theirs).sum() / theirs.square().sum()).item() == pytest.approx(1, abs=1e-3)
+
+
 def test_a_gradient_can_be_scaled_and_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lit_gpt.model, "FEW_LOGITS", 0)
     model, tokens, targets = gpt(), random_tokens(2, 8), random_tokens(2, 8).roll(1)

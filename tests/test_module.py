@@ -182,6 +182,18 @@ def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: p
     torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_processor_is_called_from_cpp_unless_activations_are_computed_anew(
+    monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda function, options: asked.append(options["cpp_wrapper"]))
+    gpt = LitGPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2), activation_checkpointing=anew).gpt
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=1)
+    compile_blocks(gpt, trainer)
+    assert asked == [not anew] * 2
+
+
 @pytest.mark.filterwarnings("default")  # the compiler warns of its own doings
 def test_where_there_are_several_devices_every_block_is_compiled_by_itself() -> None:
     gpt = GPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2, num_blocks=2))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Fit, forked, points, powerless, texts
+from lightning.pytorch.loops.fit_loop import _FitLoop
 
 import lit_gpt.checkpoint
 import lit_gpt.data.datamodule
@@ -84,6 +85,20 @@ def test_a_signal_during_validation_lets_it_end(folder: Path) -> None:
     assert ended.status == 143
     assert [step for step, _ in points(folder / RUN)["loss/val"]] == [3]
     assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 3
+
+
+def test_what_falls_over_when_a_stopped_run_is_cleared_away_hides_nothing(folder: Path) -> None:
+    def prepare() -> None:
+        def fallen(loop: _FitLoop) -> None:
+            raise RuntimeError("a worker is gone")
+
+        _FitLoop.teardown = fallen  # type: ignore[method-assign]
+        at_step(3, told(signal.SIGTERM))()
+
+    ended = forked(folder, "--config", "small.yaml", prepare=prepare)
+    assert ended.status == 143, ended.err
+    assert "stopped at step 3 by SIGTERM; all of it is in" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
 
 
 def test_a_second_interrupt_leaves_at_once(folder: Path) -> None:

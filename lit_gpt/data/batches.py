@@ -91,7 +91,7 @@ def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
 
 
 def nothing_to_seed(worker: int) -> None:
-    """What a worker does first, for no batch draws from a random state; Lightning's own would have it import Lightning."""
+    """What a worker does first: no batch draws from a random state. Lightning's own would have it import Lightning."""
 
 
 class Loader(DataLoader):

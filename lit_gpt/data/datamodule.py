@@ -204,8 +204,10 @@ class TextDataModule(LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in which about as many windows are drawn as the training split holds."""
-        return max(1, whole_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
+        """Optimizer steps in which about as many windows are drawn as the training split holds: or few, to overfit."""
+        whole = max(1, whole_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
+        few = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
+        return min(whole, int(few) // self.accumulation) if few else whole
 
     @property
     def max_steps(self) -> int | None:
@@ -228,6 +230,12 @@ class TextDataModule(LightningDataModule):
             raise UserError(
                 f"--data.global_batch_size {self.global_batch_size} is not a multiple of {share}, --data.batch_size "
                 f"{self.batch_size} on {self.world_size} device(s): change one of them"
+            )
+        few = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
+        if few % self.accumulation:
+            raise UserError(
+                f"--trainer.overfit_batches {few} is not a multiple of {self.accumulation}, the batches of an "
+                "optimizer step: change one of them"
             )
 
     def setup(self, stage: str) -> None:
