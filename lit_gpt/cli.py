@@ -271,6 +271,11 @@ class FitCLI(LightningCLI):
         dataloaders = {"model", "datamodule", "weights_only", "train_dataloaders", "val_dataloaders", "dataloaders"}
         return {"fit": dataloaders, "validate": dataloaders | {"verbose"}, "test": dataloaders | {"verbose"}}
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand != self.arguments.words[0]:  # its flags would take as long as those of the one that is meant
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--name", type=str, default=self.arguments.name, help="The run's folder under logs/ (letters, digits, ._-)."
