@@ -24,8 +24,14 @@ from lit_gpt.generate import check_sampling, generate, prompt_tokens, shown
 from lit_gpt.module import LitGPT, log_points, logs_at
 
 # dense bfloat16 operations a second, as the makers state them
-HOPPER = {"H200 NVL": 835e12, "H200": 989e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989e12}
-PEAK_FLOPS = {**HOPPER, "A100": 312e12}  # the first that is in a device's name
+PEAK_FLOPS = {  # of the first that is in a device's name
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
 
 FLUSH_SECONDS = 2.0  # for those who watch; what a checkpoint counts on is flushed with it
 

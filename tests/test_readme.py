@@ -19,7 +19,7 @@ SHORT = {
         *("--data.eval_windows", "2", "--generate.max_new_tokens", "4"),
     ],
     "generate.py": ["--max_new_tokens", "8"],
-    "bench.py": ["--help"],  # test_bench.py measures
+    "bench.py": ["--turns", "1", "--steps", "1", "--warm_up", "1"],
 }
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -43,18 +43,12 @@ def test_two_ranks_killed_end_as_if_they_never_were(tmp_path: Path) -> None:
     assert (len(kills), differing) == (1, [])
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "bound", "parts"),
-    [("adamw", 1e-5, [(7, PAIR), (30, [])]), ("muon", 1e-3, [(7, []), (30, PAIR)])],  # from amid an epoch of four steps
-    ids=["fewer, AdamW", "more, Muon"],
-)
-def test_a_run_goes_on_with_more_ranks_or_fewer(
-    folder: Path, optimizer: str, bound: float, parts: list[tuple[int, list[str]]]
-) -> None:
+@pytest.mark.parametrize(("optimizer", "bound"), [("adamw", 1e-5), ("muon", 1e-3)])
+def test_a_run_goes_on_with_more_ranks_or_fewer(folder: Path, optimizer: str, bound: float) -> None:
     (folder / "config.yaml").write_text(CONFIG)
     flags = ["--config", "config.yaml", "--model.optimizer", optimizer, "--model.schedule", "constant"]
     assert forked(folder, *flags, "--name", "straight").status == 0
-    for steps, devices in parts:
+    for steps, devices in ((7, PAIR), (16, []), (30, PAIR)):  # from amid an epoch of four steps
         last = ["--name", "moved", "--ckpt_path", "last", "--trainer.max_steps", steps]
         ended = forked(folder, *flags, *last, *devices)
         assert ended.status == 0, ended.err

@@ -203,11 +203,15 @@ class TextDataModule(LightningDataModule):
         return self.batch_size * self.world_size * self.accumulation
 
     @property
+    def overfit_batches(self) -> int:
+        """The batches that are all there is to train on; 0: all there are."""
+        return int(self.trainer.overfit_batches) if self.trainer else 0  # type: ignore[attr-defined]
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which about as many windows are drawn as the training split holds: or few, to overfit."""
         whole = max(1, whole_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
-        few = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
-        return min(whole, int(few) // self.accumulation) if few else whole
+        return min(whole, self.overfit_batches // self.accumulation) if self.overfit_batches else whole
 
     @property
     def max_steps(self) -> int | None:
@@ -231,10 +235,9 @@ class TextDataModule(LightningDataModule):
                 f"--data.global_batch_size {self.global_batch_size} is not a multiple of {share}, --data.batch_size "
                 f"{self.batch_size} on {self.world_size} device(s): change one of them"
             )
-        few = self.trainer.overfit_batches if self.trainer else 0  # type: ignore[attr-defined]
-        if few % self.accumulation:
+        if self.overfit_batches % self.accumulation:
             raise UserError(
-                f"--trainer.overfit_batches {few} is not a multiple of {self.accumulation}, the batches of an "
+                f"--trainer.overfit_batches {self.overfit_batches} is not a multiple of {self.accumulation}, the batches of an "
                 "optimizer step: change one of them"
             )
 
@@ -304,8 +307,7 @@ class RunSampler(SequentialSampler):
     def __iter__(self) -> Iterator[int]:
         trainer = self.data.trainer
         assert trainer is not None
-        overfit = trainer.overfit_batches  # type: ignore[attr-defined]
-        start = 0 if overfit else trainer.global_step * self.data.accumulation
+        start = 0 if self.data.overfit_batches else trainer.global_step * self.data.accumulation
         return iter(range(start, (start // len(self) + 1) * len(self)))
 
 
