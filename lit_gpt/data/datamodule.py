@@ -237,8 +237,8 @@ class TextDataModule(LightningDataModule):
             )
         if self.overfit_batches % self.accumulation:
             raise UserError(
-                f"--trainer.overfit_batches {self.overfit_batches} is not a multiple of {self.accumulation}, the batches of an "
-                "optimizer step: change one of them"
+                f"--trainer.overfit_batches {self.overfit_batches} is not a multiple of {self.accumulation}, the "
+                "batches of an optimizer step: change one of them"
             )
 
     def setup(self, stage: str) -> None:
