@@ -9,14 +9,14 @@ _HOME = {
     "GPT": "model",
     "GPTConfig": "model",
     "KVCache": "model",
-    "LitGPT": "module",
+    "LitGPT": "training.module",
     "TextDataModule": "data.datamodule",
     "Tokenizer": "tokenizer",
     "UserError": "errors",
-    "generate": "generate",
-    "load_model": "checkpoint",
-    "quicken": "generate",
-    "stream_text": "generate",
+    "generate": "inference.generate",
+    "load_model": "checkpoint.store",
+    "quicken": "inference.generate",
+    "stream_text": "inference.generate",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -5,37 +5,14 @@ What torch has for it is slow to import, and imported when it is used.
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from lit_gpt.model import GPT
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
+    pass
 
 
-def shard(gpt: GPT, mesh: "DeviceMesh", kind: torch.dtype | None = None) -> None:
-    """Slices the weights over the devices of `mesh`, block by block; a block's are put together while it computes.
-
-    Args:
-        gpt: the model.
-        mesh: of one dimension.
-        kind: in which the blocks multiply. Their weights travel in it; gradients are added up in that of the weights.
-    """
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-    if isinstance(gpt, FSDPModule):
-        return
-    policy = MixedPrecisionPolicy(kind, gpt.embedding.weight.dtype, cast_forward_inputs=False)
-    for block in gpt.blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(gpt, mesh=mesh)
-    for method in ("hidden", "loss"):  # ways in, besides forward
-        register_fsdp_forward_method(gpt, method)
-
-
-def is_sharded(gpt: GPT) -> bool:
-    return hasattr(gpt.embedding.weight, "placements")
+def is_sharded(model: nn.Module) -> bool:
+    return hasattr(next(model.parameters()), "placements")
 
 
 def whole(x: Tensor) -> Tensor:

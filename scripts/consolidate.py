@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.checkpoint import open_checkpoint, write_whole
-from lit_gpt.errors import LineParser, UserError, exit_status
+from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.errors import UserError
+from lit_gpt.files import write_whole
 
 
 def consolidate(words: list[str]) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.checkpoint import load_model, newest_checkpoint
-from lit_gpt.errors import LineParser, UserError, exit_status
-from lit_gpt.generate import check_sampling, prompt_tokens, quicken, shown, stream_text
+from lit_gpt.checkpoint.store import load_model, newest_checkpoint
+from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.errors import UserError
+from lit_gpt.inference.generate import prompt_tokens, quicken, shown, stream_text
+from lit_gpt.inference.sampling import check_sampling
 
 
 def write(words: list[str]) -> None:

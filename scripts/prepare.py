@@ -4,6 +4,6 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from lit_gpt.prepare import main
+    from lit_gpt.cli.prepare import main
 
     sys.exit(main(sys.argv[1:], default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))

@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.util import tensor_util
 
-from lit_gpt.checkpoint import open_checkpoint
-from lit_gpt.cli import main
+from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.cli.fit import main
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads
 

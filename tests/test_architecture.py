@@ -1,8 +1,12 @@
-"""The house of CONTRIBUTING.md: who may import whom."""
+"""The dependency rules of docs/architecture.md, read from the source."""
 
 import ast
+import graphlib
+import importlib
+import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,63 +14,168 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lit_gpt"
 
-# files of one floor are listed in the order in which they may import each other (floor 0: not at all)
-FLOORS = [
-    ["errors", "tokenizer", "model", "sharding", "optim"],
-    [
-        "data.sample",
-        "data.sources",
-        "data.readers",
-        "data.shards",
-        "data.engines",
-        "data.corpus",
-        "data.windows",
-        "data.batches",
-        "data.datamodule",
-        "generate",
-    ],
-    ["module"],
-    ["slices", "checkpoint", "callbacks", "saving", "strategy"],
-    ["flags", "preflight", "cli"],
-    ["peers", "bench", "prepare"],
+# A module imports only from its own layer, without cycles, and from the layers before it.
+LAYERS = [
+    ["errors", "device", "sharding", "files", "tokenizer"],
+    ["ops"],
+    ["model", "kv_cache", "optim"],
+    ["data"],
+    ["checkpoint"],
+    ["inference"],
+    ["training"],
+    ["cli"],
+    ["benchmark"],
 ]
-ORDER = [name for floor in FLOORS for name in floor]
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+# Packages that only some modules may import: they are slow to import, or a rule of docs/architecture.md says so.
+ONLY_IN = {
+    "lightning": ("data/datamodule.py", "training/", "cli/", "benchmark/"),
+    "jsonargparse": ("training/compat.py", "cli/"),
+    "transformers": ("benchmark/",),
+    "litgpt": ("benchmark/",),
+}
 
 
-def imports(path: Path) -> set[str]:
-    """Every module a file imports, wherever in it."""
+def module_paths() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module a file imports, wherever in it, except for type checking."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+
+    def visit(node: ast.AST) -> None:
+        if is_type_checking(node):
+            return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: say lit_gpt.…, not a relative import"
-            found.add(node.module or "")
+            assert node.level == 0, f"{path}: import lit_gpt.…, not a relative module"
+            module = node.module or ""
+            for alias in node.names:  # `from lit_gpt import ops` imports lit_gpt.ops
+                inner = ROOT / module.replace(".", "/") / alias.name
+                is_module = inner.with_suffix(".py").exists() or (inner / "__init__.py").exists()
+                found.add(f"{module}.{alias.name}" if module.startswith("lit_gpt") and is_module else module)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
     return found
 
 
-def modules() -> list[str]:
-    names = (path.relative_to(PACKAGE).with_suffix("").parts for path in PACKAGE.rglob("*.py"))
-    return sorted(".".join(parts) for parts in names if parts[-1] != "__init__")
+def test_every_module_has_a_layer() -> None:
+    assert {name_of(path).split(".")[1] for path in module_paths()} <= LAYER_OF.keys()
 
 
-def test_every_file_stands_on_a_floor() -> None:
-    assert modules() == sorted(ORDER)
+@pytest.mark.parametrize("path", module_paths(), ids=name_of)
+def test_module_imports_only_from_its_layer_or_earlier_ones(path: Path) -> None:
+    own = LAYER_OF[name_of(path).split(".")[1]]
+    for imported in imported_modules(path):
+        top, *rest = imported.split(".")
+        assert top not in ("scripts", "tests"), imported
+        if top == "lit_gpt" and rest:
+            assert LAYER_OF[rest[0]] <= own, f"{name_of(path)} imports {imported}"
 
 
-@pytest.mark.parametrize("name", ORDER)
-def test_a_file_imports_only_what_stands_below_it(name: str) -> None:
-    found = imports(PACKAGE / (name.replace(".", "/") + ".py"))
-    if name == "peers":  # whose business the other project is
-        found -= {"litgpt", "litgpt.generate.base"}
-    ours = {module.removeprefix("lit_gpt.") for module in found if module.split(".")[0] == "lit_gpt"}
-    assert ours <= set(ORDER[: ORDER.index(name)])
-    assert not {module.split(".")[0] for module in found} & {"scripts", "tests", "litgpt", "tiktoken_ext"}
+def test_imports_have_no_cycle() -> None:
+    names = {name_of(path): path for path in module_paths()}
+    graph = {name: {other for other in imported_modules(path) if other in names} for name, path in names.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
-def test_the_model_needs_torch_and_nothing_else() -> None:
-    beyond = {module.split(".")[0] for module in imports(PACKAGE / "model.py")} - set(sys.stdlib_module_names)
-    assert beyond == {"torch"}
+@pytest.mark.parametrize("path", module_paths(), ids=name_of)
+def test_heavy_packages_are_imported_only_where_allowed(path: Path) -> None:
+    place = path.relative_to(PACKAGE).as_posix()
+    for imported in imported_modules(path):
+        allowed = ONLY_IN.get(imported.split(".")[0])
+        assert allowed is None or place.startswith(allowed), f"{place} imports {imported}"
+
+
+@pytest.mark.parametrize("place", ["model.py", "kv_cache.py", "ops"])
+def test_model_and_ops_import_only_torch(place: str) -> None:
+    found = PACKAGE / place
+    for path in found.rglob("*.py") if found.is_dir() else [found] if found.exists() else []:
+        tops = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
+        assert tops <= {"torch", "lit_gpt"}, path
+        ours = {module for module in imported_modules(path) if module.startswith("lit_gpt")}
+        assert all(module.split(".")[1] in ("ops", "kv_cache") for module in ours), path
+
+
+@pytest.mark.xfail(reason="the restructuring shortens them", strict=False)
+def test_longest_function_has_at_most_60_lines() -> None:
+    for path in module_paths():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
+                lines = (node.end_lineno or start) - start + 1
+                assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
+
+
+# ------------------------------------------------------------------------- private attributes of other libraries
+
+
+def own_private_names() -> set[str]:
+    """The names with one leading underscore that this package defines or assigns, anywhere."""
+    names: set[str] = set()
+    for path in module_paths():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                owner = node.value
+                names |= {node.attr} if isinstance(owner, ast.Name) and owner.id == "self" else set()
+    return names
+
+
+def foreign_private_names(path: Path) -> Iterator[str]:
+    """Private attributes and imports in a file that this package does not define itself."""
+    own = own_private_names()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Attribute):
+            names = [node.attr]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):  # getattr(trainer, "_name")
+            names = [node.value] if node.value.isidentifier() else []
+        elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("lit_gpt"):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        for name in names:
+            if name.startswith("_") and not name.startswith("__") and name != "_" and name not in own:
+                yield f"line {node.lineno}: {name}"
+
+
+def overridden_private_names(path: Path) -> Iterator[str]:
+    """Private attributes of other libraries' classes that a class of ours replaces."""
+    module, source = importlib.import_module(name_of(path)), path.read_text(encoding="utf-8")
+    for _, cls in inspect.getmembers(module, inspect.isclass):
+        if cls.__module__ != module.__name__:
+            continue
+        for name in vars(cls):
+            if name.startswith("_") and not name.startswith("__") and name in source:
+                for base in cls.__mro__[1:]:
+                    if not base.__module__.startswith("lit_gpt") and name in vars(base):
+                        yield f"{cls.__name__}.{name} overrides {base.__module__}.{base.__name__}"
+
+
+@pytest.mark.xfail(reason="the restructuring moves them there", strict=False)
+@pytest.mark.parametrize("path", module_paths(), ids=name_of)
+def test_private_attributes_of_other_libraries_stay_in_compat(path: Path) -> None:
+    if path != PACKAGE / "training" / "compat.py":
+        assert [*foreign_private_names(path), *overridden_private_names(path)] == []
+
+
+# --------------------------------------------------------------------------------------------- the package itself
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
@@ -77,7 +186,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert printed.strip() == "[]"
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_can_be_imported() -> None:
     import lit_gpt
 
     for name in lit_gpt.__all__:

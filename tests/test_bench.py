@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import DEFAULT, ROOT, forked
 
-from lit_gpt.bench import main
+from lit_gpt.benchmark.benchmark import main
 from lit_gpt.data.corpus import cores
 
 

@@ -12,12 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from lit_gpt.callbacks import RunLogger, flops_per_token
-from lit_gpt.checkpoint import open_checkpoint
+from lit_gpt.checkpoint.store import open_checkpoint
 from lit_gpt.data.datamodule import Batch
 from lit_gpt.model import GPTConfig
-from lit_gpt.module import LitGPT
-from lit_gpt.saving import StepCheckpoint
+from lit_gpt.training.checkpointing import StepCheckpoint
+from lit_gpt.training.logger import RunLogger
+from lit_gpt.training.module import LitGPT
+from lit_gpt.training.throughput import flops_per_token
 
 RUN = Path("logs/small/version_0")
 
@@ -145,8 +146,8 @@ def test_speed_counts_all_tokens_of_a_step(fit: Fit, monkeypatch: pytest.MonkeyP
         clock.now += 3600
         write(checkpoint, trainer, path)
 
-    monkeypatch.setattr("lit_gpt.callbacks.time", clock)
-    monkeypatch.setattr("lit_gpt.saving.time", clock)
+    monkeypatch.setattr("lit_gpt.training.throughput.time", clock)
+    monkeypatch.setattr("lit_gpt.training.checkpointing.time", clock)
     monkeypatch.setattr(StepCheckpoint, "_write", an_hour)
     monkeypatch.setattr(LitGPT, "training_step", a_third_of_a_second)
     monkeypatch.setattr(LitGPT, "on_validation_epoch_end", a_minute)

@@ -13,10 +13,11 @@ from conftest import Fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.checkpoint import CONTENTS, load_model, newest_checkpoint, open_checkpoint, write_whole
+from lit_gpt.checkpoint.store import CONTENTS, load_model, newest_checkpoint, open_checkpoint
 from lit_gpt.errors import UserError
+from lit_gpt.files import write_whole
 from lit_gpt.model import GPT
-from lit_gpt.module import LitGPT
+from lit_gpt.training.module import LitGPT
 
 
 def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path) -> None:

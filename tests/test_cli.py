@@ -13,9 +13,9 @@ from conftest import ROOT, Fit, forked, points, tags, weights
 from torch.nn import functional as F
 
 from lit_gpt import load_model
-from lit_gpt.checkpoint import open_checkpoint
-from lit_gpt.cli import FitCLI
-from lit_gpt.data.engines import cores
+from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.cli.fit import FitCLI
+from lit_gpt.device import cores
 
 RUN = Path("logs/small/version_0")
 

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_gpt.data import corpus
-from lit_gpt.data.corpus import Corpus, Recipe, Split, corpus_key, open_corpus
+from lit_gpt.data import corpus, tokenize
+from lit_gpt.data.corpus import Corpus, corpus_key, open_corpus
 from lit_gpt.data.readers import Reading
+from lit_gpt.data.recipe import Recipe, Split
 from lit_gpt.data.sample import write_sample
 from lit_gpt.data.shards import Ids, Shards
 from lit_gpt.data.sources import Source
@@ -178,14 +179,14 @@ def contents(corpus: Corpus) -> dict[str, bytes]:
 
 def _killed(path: Path, blocks: int, tokenizer: str) -> None:
     """Builds until `blocks` blocks have been tokenized, and dies there as it would of SIGKILL."""
-    original, made = corpus.encode, iter(range(blocks))
+    original, made = tokenize.encode, iter(range(blocks))
 
     def counted(*args: object) -> object:
         if next(made, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args)  # type: ignore[arg-type]
 
-    corpus.encode, corpus.BLOCK, corpus.RECORDS = counted, 20_000, 1000  # type: ignore[assignment]
+    tokenize.encode, corpus.BLOCK, corpus.RECORDS = counted, 20_000, 1000  # type: ignore[assignment]
     build(path, tokenizer, columns=("name",))
 
 
@@ -198,7 +199,7 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
     with open(path, "a", encoding="utf-8") as file:
         file.write("a,b\n\n ,\n")
     monkeypatch.setattr(corpus, "BLOCK", 20_000)
-    monkeypatch.setattr(corpus, "RECORDS", 1000)
+    monkeypatch.setattr(tokenize, "RECORDS", 1000)
     straight = contents(build(path, tokenizer, columns=("name",)))
     shutil.rmtree(tmp_path / "cache")
     for blocks in (3, 8):
@@ -212,8 +213,8 @@ def test_a_killed_build_goes_on_and_ends_in_the_same_bytes(
     assert len(list(left.rglob("*.npz"))) == 3 + 8
     (left / "work" / "half.new").write_bytes(b"half a block")
     encoded: list[int] = []
-    original = corpus.encode
-    monkeypatch.setattr(corpus, "encode", lambda *args: encoded.append(1) or original(*args))
+    original = tokenize.encode
+    monkeypatch.setattr(tokenize, "encode", lambda *args: encoded.append(1) or original(*args))
     assert contents(build(path, tokenizer, columns=("name",))) == straight
     assert 0 < len(encoded) < 30 - 3 - 8
 
@@ -355,8 +356,8 @@ def test_files_of_their_own_validate_and_test(tmp_path: Path) -> None:
 
 
 def test_duplicates_are_counted_and_left_out_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "SORTED", 300)  # several shares
-    monkeypatch.setattr(corpus, "RECORDS", 128)
+    monkeypatch.setattr("lit_gpt.data.split.SORTED", 300)  # several shares
+    monkeypatch.setattr(tokenize, "RECORDS", 128)
     path, texts = table(tmp_path / "t.csv", ROWS), [text for text, _, _ in ROWS]
     _, report = split(path)
     assert report["duplicates"] == 1000 - 90

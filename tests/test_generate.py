@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lit_gpt.device import has_bfloat16
 from lit_gpt.errors import UserError
-from lit_gpt.generate import generate, has_bfloat16, next_token, prompt_tokens, quicken, shown, stream, stream_text
+from lit_gpt.inference.generate import generate, prompt_tokens, quicken, shown, stream, stream_text
+from lit_gpt.inference.sampling import next_token
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -135,7 +137,7 @@ def written(monkeypatch: pytest.MonkeyPatch, ids: list[int], rows: bool = True) 
         for token in ids:
             yield torch.tensor([token])
 
-    monkeypatch.setattr("lit_gpt.generate.stream", draw)
+    monkeypatch.setattr("lit_gpt.inference.generate.stream", draw)
     return list(stream_text(gpt(), ByteTokenizer(), "", rows))
 
 

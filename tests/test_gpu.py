@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from test_model import SHAPES, gpt, random_tokens
 from torch.nn import functional as F
 
-from lit_gpt.generate import generate
+from lit_gpt.inference.generate import generate
 from lit_gpt.model import IGNORE, LinearCrossEntropy
 
 pytestmark = [

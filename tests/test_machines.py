@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import ROOT, Fit, forked, points
 
-from lit_gpt.checkpoint import open_checkpoint
-from lit_gpt.module import LitGPT
+from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
 PAIR = ["--config", "small.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.global_batch_size", 8]
@@ -161,7 +161,7 @@ def test_machines_that_see_different_text_are_refused(folder: Path) -> None:
         Path(f"rank{rank}/rows.txt").write_text(f"row {rank} of a text\n" * 50)
     program = Path("apart.py")
     program.write_text(
-        "import os, sys, pathlib; from lit_gpt.cli import main\n"
+        "import os, sys, pathlib; from lit_gpt.cli.fit import main\n"
         f"os.chdir('rank' + os.environ['RANK']); sys.exit(main(pathlib.Path({str(ROOT / 'configs/default.yaml')!r})))\n"
     )
     words = ["--nproc-per-node", "2", "--master-port", "29617", str(program), "--config", str(folder / "small.yaml")]

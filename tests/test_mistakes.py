@@ -13,9 +13,9 @@ import torch
 from conftest import ROOT, Fit, Result, forked, powerless
 from filelock import FileLock
 
-import lit_gpt.saving
+import lit_gpt.training.checkpointing
 from lit_gpt import LitGPT, UserError
-from lit_gpt.errors import exit_status
+from lit_gpt.cli.messages import exit_status
 
 RUN = Path("logs/small/version_0")
 LAST = str(RUN / "last.ckpt")
@@ -509,7 +509,7 @@ def test_two_processes_do_not_train_in_one_folder(fit: Fit, folder: Path) -> Non
     assert fit("--trainer.max_steps", 3).status == 0
     before = contents()
     with FileLock(RUN / ".lock"):
-        at_once = partial(setattr, lit_gpt.saving, "LOCK_SECONDS", 0.1)
+        at_once = partial(setattr, lit_gpt.training.checkpointing, "LOCK_SECONDS", 0.1)
         result = forked(folder, "--config", "small.yaml", "--ckpt_path", "last", prepare=at_once)
     is_one_line(result, "logs/small/version_0: another process trains there: wait for it, or take another --name")
     (RUN / ".lock").unlink()

@@ -14,14 +14,15 @@ from conftest import Fit, points, weights
 from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
-from lit_gpt.checkpoint import load_model, open_checkpoint
-from lit_gpt.data.corpus import Recipe, open_corpus
+from lit_gpt.checkpoint.store import load_model, open_checkpoint
+from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.datamodule import Batch
 from lit_gpt.data.readers import Reading
+from lit_gpt.data.recipe import Recipe
 from lit_gpt.data.sources import Source
 from lit_gpt.data.windows import random_starts
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.module import LitGPT, compile_blocks
+from lit_gpt.training.module import LitGPT, compile_blocks
 
 RUN = Path("logs/small/version_0")
 TRAINED = 16  # context_length of small.yaml
@@ -246,8 +247,8 @@ def test_gradients_are_let_go_of_when_they_are_used(fit: Fit, monkeypatch: pytes
 def test_without_a_flag_the_processor_and_the_work_decide_the_precision(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, native: bool, pays: float, precision: str
 ) -> None:
-    monkeypatch.setattr("lit_gpt.cli.has_bfloat16", lambda device: native)
-    monkeypatch.setattr("lit_gpt.cli.PAYS", pays)
+    monkeypatch.setattr("lit_gpt.cli.fit.has_bfloat16", lambda device: native)
+    monkeypatch.setattr("lit_gpt.cli.fit.PAYS", pays)
     result = fit("--trainer.precision", "null")
     assert f"device      1 x cpu, {precision}\n" in result.out
     assert f"precision: {precision}" in (RUN / "config.yaml").read_text()

@@ -9,10 +9,14 @@ import pytest
 import torch
 from conftest import Fit, points
 
-import lit_gpt.preflight
-from lit_gpt.callbacks import StepProgress, told_seconds, told_time, validations_left
+import lit_gpt.cli.fit
+import lit_gpt.cli.preflight
+import lit_gpt.training.profiler
+from lit_gpt.device import free_memory, left_to_groups
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.preflight import Measure, activation_bytes, free_memory, left_to_groups, usual
+from lit_gpt.training.memory import activation_bytes
+from lit_gpt.training.profiler import Measure, usual
+from lit_gpt.training.progress import StepProgress, told_seconds, told_time, validations_left
 
 RUN = Path("logs/small/version_0")
 
@@ -21,7 +25,7 @@ RUN = Path("logs/small/version_0")
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures for a moment."""
     for name in ("STEP_SECONDS", "VALIDATION_SECONDS", "SLOPE_SECONDS"):
-        monkeypatch.setattr(lit_gpt.preflight, name, 0.0)
+        monkeypatch.setattr(lit_gpt.training.profiler, name, 0.0)
 
 
 def line(out: str, name: str) -> str:
@@ -88,7 +92,7 @@ def test_activations_are_those_that_autograd_keeps(shape: dict, precision: str) 
 
 def test_a_run_that_cannot_fit_is_warned_of(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "warning" not in fit("--trainer.max_steps", 1).out
-    monkeypatch.setattr(lit_gpt.preflight, "free_memory", lambda device: 100_000)
+    monkeypatch.setattr(lit_gpt.cli.preflight, "free_memory", lambda device: 100_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 100_000))  # type: ignore[attr-defined]
     result = fit("--trainer.max_steps", 1)
     assert result.status == 0
@@ -151,14 +155,14 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return x, y
 
     monkeypatch.setattr(Measure, "_cut", count)
-    monkeypatch.setattr(lit_gpt.preflight, "own_memory", lambda device, peak=False: 10**8 + 10**7 * given[-1])
+    monkeypatch.setattr(lit_gpt.training.profiler, "own_memory", lambda device, peak=False: 10**8 + 10**7 * given[-1])
     return given
 
 
 def test_batches_grow_no_further_than_what_fits(
     fit: Fit, quick: None, memory: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lit_gpt.preflight, "free_memory", lambda device: 10**8)  # for 100 MB and 9.5 windows
+    monkeypatch.setattr(lit_gpt.training.profiler, "free_memory", lambda device: 10**8)  # for 100 MB and 9.5 windows
     result = fit("--preflight", "--data.batch_size", 16)
     assert result.status == 0
     assert list(dict.fromkeys(memory)) == [0, 1, 2, 4, 8]
@@ -189,7 +193,7 @@ def test_a_batch_that_runs_out_of_memory_is_told_of(
 
 
 def test_what_does_not_fit_at_all_is_not_tried(fit: Fit, memory: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (lit_gpt.preflight, lit_gpt.cli):
+    for module in (lit_gpt.cli.preflight, lit_gpt.cli.fit):
         monkeypatch.setattr(module, "free_memory", lambda device: 1000)
     result = fit("--preflight")
     assert (result.status, memory) == (0, [0])

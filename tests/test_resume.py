@@ -14,9 +14,9 @@ from conftest import Fit, forked, points, texts, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torture import CONFIG, KINDS, POLITE, die, differences, torture
 
-from lit_gpt.checkpoint import open_checkpoint
+from lit_gpt.checkpoint.store import open_checkpoint
 from lit_gpt.data.batches import TrainBatches
-from lit_gpt.module import LitGPT
+from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
 PAIR = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]

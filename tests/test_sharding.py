@@ -17,8 +17,9 @@ from conftest import ROOT, Fit, forked, points, weights
 from torture import at_call, differences
 
 from lit_gpt import UserError
-from lit_gpt.checkpoint import copy_whole, load_model, newest_checkpoint, open_checkpoint, put_in_place, sweep
-from lit_gpt.module import LitGPT
+from lit_gpt.checkpoint.store import copy_whole, load_model, newest_checkpoint, open_checkpoint, sweep
+from lit_gpt.files import put_in_place
+from lit_gpt.training.module import LitGPT
 
 SHARED = [
     "--model.schedule",

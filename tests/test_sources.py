@@ -17,8 +17,9 @@ import pyarrow.parquet
 import pytest
 
 from lit_gpt.data import readers
-from lit_gpt.data.corpus import Recipe, open_corpus
+from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.readers import Reading, Rejected, Row, open_rows, resolved
+from lit_gpt.data.recipe import Recipe
 from lit_gpt.data.sources import Source, find_encoding, find_sources
 from lit_gpt.errors import UserError
 

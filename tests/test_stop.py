@@ -15,15 +15,15 @@ import torch
 from conftest import Fit, forked, points, powerless, texts
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
-import lit_gpt.checkpoint
+import lit_gpt.checkpoint.store
 import lit_gpt.data.datamodule
-from lit_gpt.callbacks import GenerateText
-from lit_gpt.checkpoint import open_checkpoint
-from lit_gpt.cli import FitCLI
+from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.cli.fit import FitCLI
 from lit_gpt.data.corpus import Corpus
 from lit_gpt.data.datamodule import RunSampler
 from lit_gpt.model import GPT
-from lit_gpt.module import LitGPT
+from lit_gpt.training.module import LitGPT
+from lit_gpt.training.samples import GenerateText
 
 RUN = Path("logs/small/version_0")
 
@@ -350,9 +350,9 @@ def test_where_to_ask_is_to_wait_it_is_asked_later_and_nothing_after_it_is_kept(
         return value * float("nan") if sum(calls) == 2 and self.training else value
 
     monkeypatch.setattr(GPT, "loss", broken)
-    monkeypatch.setattr("lit_gpt.module.CHECKED_AT_ONCE", ())
+    monkeypatch.setattr("lit_gpt.training.module.CHECKED_AT_ONCE", ())
     # weights that no step moves stay numbers: the gradients alone tell
-    monkeypatch.setattr("lit_gpt.module.MuonAdamW.step", lambda self, closure: closure())
+    monkeypatch.setattr("lit_gpt.training.module.MuonAdamW.step", lambda self, closure: closure())
     result = fit("--trainer.log_every_n_steps", interval)
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert f"a step up to {told} is not finite" in result.err
@@ -439,7 +439,7 @@ exec {sys.executable} -c "
 import sys, pathlib
 sys.argv = ['fit.py', '--data.files', 'rows.txt', '--data.tokenizer', 'byte', '--config', 'c.yaml']
 pathlib.Path('c.yaml').write_text('model: {{config: {{context_length: 16, d_model: 16, num_blocks: 2, num_heads: 2}}}}')
-from lit_gpt.cli import main
+from lit_gpt.cli.fit import main
 status = main(pathlib.Path('c.yaml'))
 print('left', sorted(path.name for path in pathlib.Path('logs').rglob('*') if path.suffix == '.ckpt'))
 sys.exit(status)

@@ -8,37 +8,34 @@ split.
 Nothing that is held grows with the text but some ten bytes a document.
 """
 
-import array
 import hashlib
 import itertools
 import json
 import os
 import shutil
 import sys
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from lit_gpt.data.engines import Engine, EngineName, cores, open_engine
-from lit_gpt.data.readers import Reading, Rejected, open_pieces, open_rows, resolved
+from lit_gpt.data.executors import Engine, EngineName, open_engine
+from lit_gpt.data.readers import Reading, resolved
+from lit_gpt.data.recipe import Recipe
 from lit_gpt.data.shards import SHARD, Shards, open_shards, shard_path
 from lit_gpt.data.sources import Source
+from lit_gpt.data.split import LEFT_OUT, _deal
+from lit_gpt.data.tokenize import PARTS, RECORD, _whole, learned_tokenizer, read_blocks, tokenize_block
+from lit_gpt.device import cores
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
     BytePairTokenizer,
-    CharTokenizer,
     Tokenizer,
-    Vocab,
     from_state,
-    learn_bpe,
     open_tokenizer,
     prune,
     tokenizer_key,
@@ -46,83 +43,8 @@ from lit_gpt.tokenizer import (
 
 FORMAT = 3  # part of the key: raise it when the same input would give other files, or other blocks on the way
 BLOCK = 2**20  # characters tokenized at once
-RECORDS = 2**16  # documents looked at together, and rows in a block at most
-SORTED = 2**20  # documents sorted together
 PARALLEL = 2**24  # bytes of text under which other processes take longer to start than they save
 TOLERATED = 0.1  # share of rows that may be rejected
-LEARNED_FROM = 2**26  # characters a vocabulary is learned from at most
-PARTS = ("train", "val", "test")
-PART_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}  # in a column
-
-RECORD = np.dtype(  # of a document, or of a block of a raw text
-    [("tokens", "<u4"), ("characters", "<u4"), ("file", "<u4"), ("line", "<u4"), ("mark", "<u8"), ("hash", "<u8", 2)]
-)
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which documents train, validate and test; the `data.*` flags of the same names.
-
-    Attributes:
-        val_fraction: the share that validates; of documents, in a raw text of tokens.
-        test_fraction: the share kept for a test.
-        seed: None: in order, the last ones are validation's and then the test's; a number: dealt by their text, so that
-            equal texts share a part, and a document keeps its part when others come.
-        column: holds the part's name instead: train, val or test.
-        group: a column; documents with the same in it share a part.
-        dedupe: whether a document that came before is left out.
-    """
-
-    val_fraction: float = 0.1
-    test_fraction: float = 0.0
-    seed: int | None = None
-    column: str | None = None
-    group: str | None = None
-    dedupe: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise UserError(f"--data.val_fraction is {self.val_fraction}: give a share between 0 and 1, as 0.1")
-        if not 0 <= self.test_fraction < 1 - self.val_fraction:
-            raise UserError(
-                f"--data.test_fraction is {self.test_fraction}: give a share from 0 up that leaves some to train on"
-            )
-        if self.column is not None and (self.group is not None or self.seed is not None):
-            raise UserError("--data.split_column decides alone: leave out --data.group_column and --data.split_seed")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything but the files that decides a corpus.
-
-    Attributes:
-        reading: how files are read.
-        split: how documents are dealt.
-        tokenizer: its name, or the path of a .tiktoken file.
-        vocab: of a byte-pair vocabulary: "pruned" to what the corpus uses, or "full".
-        vocab_size: of one that is learned from the text.
-    """
-
-    reading: Reading
-    split: Split = Split()
-    tokenizer: str = "cl100k_base"
-    vocab: Vocab = "pruned"
-    vocab_size: int = 4096
-
-    def __post_init__(self) -> None:
-        by_rows = self.split.seed, self.split.column, self.split.group, self.split.dedupe or None
-        if self.reading.mode == "raw" and any(setting is not None for setting in by_rows):
-            raise UserError(
-                "--data.mode raw has no rows: leave out data.split_seed, split_column, group_column and dedupe"
-            )
-
-    @property
-    def tokenizer_name(self) -> str:
-        """As it is shown, "cl100k_base pruned"."""
-        if self.tokenizer == "bpe":
-            return f"bpe {self.vocab_size}"
-        prunes = self.tokenizer not in ("byte", "char")
-        return f"{self.tokenizer} {self.vocab}" if prunes else self.tokenizer
 
 
 @dataclass(frozen=True)
@@ -260,136 +182,7 @@ def _tokenizer(files: list[Source], recipe: Recipe, work: Path) -> Tokenizer:
     return tokenizer
 
 
-@contextmanager
-def _whole(path: Path, work: Path) -> Iterator[IO[bytes]]:
-    """Writes a file in `work`, under a name of its own; it appears at `path` when it is whole and on the disk."""
-    new = work / f"{uuid.uuid4().hex}.new"
-    with open(new, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
-def learned_tokenizer(files: list[Source], recipe: Recipe) -> Tokenizer:
-    """The vocabulary of the characters, or of the byte pairs, of a text."""
-    if recipe.tokenizer == "char":
-        characters: set[str] = set()
-        for text in read_texts(files, recipe.reading):
-            characters.update(text)
-        return CharTokenizer("".join(sorted(characters)))
-    return learn_bpe(_spread(files, recipe), recipe.vocab_size)
-
-
-def read_texts(files: list[Source], reading: Reading) -> Iterator[str]:
-    """All documents, or the blocks of all raw texts, that can be read and are not blank."""
-    for source in files:
-        known, _ = resolved(source, reading)
-        if reading.mode == "raw":
-            with open_pieces(source, known) as (pieces, _):
-                yield from pieces
-        else:
-            with open_rows(source, known) as (rows, _):
-                yield from (row.text for row in rows if not isinstance(row, Rejected) and row.text.strip())
-
-
-def _spread(files: list[Source], recipe: Recipe) -> Iterator[str]:
-    """Documents that train, and of a long text as many of them as `LEARNED_FROM` allows, from all over it."""
-    size = sum(source.size() for source in files)
-    every = max(1, round(size / LEARNED_FROM))
-    for number, text in enumerate(read_texts([source for source in files if not source.part], recipe.reading)):
-        if number % every == 0:
-            yield text
-
-
 # ------------------------------------------------------------------------------------------------------- reading
-
-
-@dataclass
-class Block:
-    """Documents that are tokenized together, or a stretch of a raw text.
-
-    Attributes:
-        texts: of the documents.
-        lines: where each begins.
-        marks: of each, what `Split` asks of it.
-        rows: read for it, blank and rejected ones too.
-        empty_rows: of them, those without text.
-        rejected: of them, those that cannot be read.
-        bytes: of the file, read for it.
-        file: the number of theirs.
-        number: of the block in it.
-        follows: in raw mode, whether a text of another file ended before.
-    """
-
-    texts: list[str] = field(default_factory=list)
-    lines: array.array = field(default_factory=partial(array.array, "L"))
-    marks: array.array = field(default_factory=partial(array.array, "Q"))
-    rows: int = 0
-    empty_rows: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
-    bytes: int = 0
-    file: int = 0
-    number: int = 0
-    follows: bool = False
-
-
-def read_blocks(files: list[Source], readings: list[Reading], split: Split, size: int, number: int) -> Iterator[Block]:
-    """The blocks of file `number`, in order: always the same.
-
-    Args:
-        files: all of them.
-        readings: of each, its encoding known.
-        split: what it asks of a row is read.
-        size: characters in a block that make it whole.
-        number: of the file.
-    """
-    source, reading = files[number], readings[number]
-    blocks = _raw_blocks if reading.mode == "raw" else _row_blocks
-    read = 0
-    for i, (block, position) in enumerate(blocks(source, reading, split, size)):
-        block.file, block.number, block.bytes = number, i, position - read
-        block.follows = reading.mode == "raw" and number > 0 and i == 0
-        read = position
-        yield block
-
-
-def _raw_blocks(source: Source, reading: Reading, split: Split, size: int) -> Iterator[tuple[Block, int]]:
-    with open_pieces(source, reading) as (pieces, raw):
-        for i, piece in enumerate(pieces):
-            yield Block([piece], array.array("L", [1]), array.array("Q", [0]), rows=int(i == 0)), raw.tell()
-
-
-def _row_blocks(source: Source, reading: Reading, split: Split, size: int) -> Iterator[tuple[Block, int]]:
-    block, characters = Block(), 0
-    with open_rows(source, reading) as (rows, raw):
-        for row in rows:
-            block.rows += 1
-            if not isinstance(row, Rejected) and (mark := _mark(row.mark, split)) is None:
-                row = Rejected(row.line, f"{row.mark!r} is no part: write train, val or test")
-            if isinstance(row, Rejected):
-                block.rejected.append(row)
-            elif not row.text.strip():
-                block.empty_rows += 1
-            else:
-                block.texts.append(row.text)
-                block.lines.append(row.line)
-                block.marks.append(mark)
-                characters += len(row.text)
-            if characters >= size or block.rows >= RECORDS:
-                yield block, raw.tell()
-                block, characters = Block(), 0
-    if block.rows:
-        yield block, source.size()
-
-
-def _mark(text: str, split: Split) -> int | None:
-    """What is remembered of a row's mark: the part it names, or the hash of its group."""
-    if split.column is not None:
-        return PART_NAMES.get(text.strip().lower())
-    if split.group is not None:
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
-    return 0
 
 
 @dataclass
@@ -431,60 +224,6 @@ class Tally:
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizing
-
-
-@dataclass
-class Encoded:
-    """Of a block: its ids end to end, how many each document has, each one's hash, and UTF-8 bytes in all."""
-
-    ids: np.ndarray
-    counts: np.ndarray
-    hashes: np.ndarray
-    size: int
-
-
-def encode(tokenizer: Tokenizer, block: Block, raw: bool) -> Encoded:
-    """A document closes with the end-of-text id; a raw text is taken as it is, only between two stands one."""
-    if not block.texts:  # but rows that are none
-        nothing = np.zeros(0, dtype=np.uint32)
-        return Encoded(nothing, nothing, np.zeros((0, 2), dtype=np.uint64), 0)
-    if raw:
-        text = tokenizer.encode_documents(block.texts)[0][:-1]
-        text = np.append(np.full(int(block.follows), tokenizer.end_of_text, dtype=np.uint32), text)
-        size, nothing = len(block.texts[0].encode()), np.zeros((1, 2), dtype=np.uint64)
-        return Encoded(text, np.array([len(text)]), nothing, size)
-    ids, counts = tokenizer.encode_documents(block.texts)
-    contents = [text.encode() for text in block.texts]
-    digests = b"".join([hashlib.blake2b(content, digest_size=16).digest() for content in contents])
-    return Encoded(ids, counts, np.frombuffer(digests, dtype="<u8").reshape(-1, 2), sum(map(len, contents)))
-
-
-_tokenizers: dict[Path, Tokenizer] = {}  # in this process, by the folder that asks for them
-
-
-def tokenize_block(work: Path, raw: bool, block: Block) -> dict[str, int]:
-    """Leaves a block's ids in `work`, with the record of every document and the rest that is known of it.
-
-    One that an earlier process has left is taken as it is.
-
-    Returns:
-        The block's rows, those rejected, and bytes read.
-    """
-    path = work / f"{block.file:07}_{block.number:09}.npz"
-    if not path.exists():
-        if work not in _tokenizers:
-            _tokenizers[work] = from_state(json.loads((work / "tokenizer.json").read_text(encoding="utf-8")))
-        encoded = encode(_tokenizers[work], block, raw)
-        record = np.zeros(len(encoded.counts), dtype=RECORD)
-        record["tokens"], record["hash"], record["file"] = encoded.counts, encoded.hashes, block.file
-        record["characters"] = [len(text) for text in block.texts]
-        record["line"], record["mark"] = block.lines, block.marks
-        known: dict[str, Any] = {"file": block.file, "rows": block.rows, "empty_rows": block.empty_rows}
-        known |= {"rejected": block.rejected, "bytes": encoded.size}
-        known["used"] = np.flatnonzero(np.bincount(encoded.ids)).tolist()
-        with _whole(path, work) as file:
-            np.savez(file, ids=encoded.ids, record=record, known=np.array(json.dumps(known)))
-    return {"rows": block.rows, "rejected": len(block.rejected), "bytes": block.bytes}
 
 
 def _tokenize(tally: Tally, work: Path, engine: Engine) -> None:
@@ -530,13 +269,6 @@ def _gather(tally: Tally, work: Path, rejected: TextIO) -> dict[Path, int]:
 
 
 # ---------------------------------------------------------------------------------------------------- laying out
-
-
-def _records(path: Path, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Records, `RECORDS` at a time, each time with the number of the first."""
-    while len(records := np.fromfile(path, RECORD, RECORDS, offset=start * RECORD.itemsize)):
-        yield start, records
-        start += len(records)
 
 
 class Stretch(NamedTuple):
@@ -675,96 +407,3 @@ def _lay_out(
             for token in rare
         ],
     }
-
-
-LEFT_OUT = len(PARTS)  # the part of documents that came before
-
-
-def _deal(count: int, recipe: Recipe, files: list[Source], work: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """The part of every document, (count,) uint8, and what is to be said of documents."""
-    path, split = work / "records.bin", recipe.split
-    of_file = np.array([PARTS.index(source.part or "train") for source in files], dtype=np.uint8)
-    if recipe.reading.mode == "raw":
-        parts = np.concatenate([of_file[records["file"]] for _, records in _records(path)])
-        counts = [int((of_file == number).sum()) for number in range(len(PARTS))]
-        return parts, {"documents": counts, "duplicates": 0, "across": 0, "pairs": [], "longest": []}
-    copies, pairs = _copies(path, count)
-    parts = np.full(count, LEFT_OUT, dtype=np.uint8)
-    kept = count - int(copies.sum()) if split.dedupe else count
-    ends = [int(kept * (1 - split.val_fraction - split.test_fraction)), int(kept * (1 - split.test_fraction))]
-    longest: list[tuple[int, int, int]] = []
-    before = 0
-    for first, records in _records(path):
-        stays = ~copies[first : first + len(records)] if split.dedupe else np.ones(len(records), dtype=bool)
-        if split.column is not None:
-            dealt = records["mark"]
-        elif any(source.part for source in files):
-            dealt = of_file[records["file"]]
-        elif split.seed is not None or split.group is not None:
-            drawn = _uniform(records["mark"] if split.group is not None else records["hash"][:, 0], split.seed or 0)
-            dealt = np.searchsorted([split.test_fraction, split.test_fraction + split.val_fraction], drawn, "right")
-            dealt = np.array([2, 1, 0])[dealt]
-        else:
-            dealt = np.searchsorted(ends, before + np.cumsum(stays) - 1, side="right")
-            before += int(stays.sum())
-        parts[first : first + len(records)] = np.where(stays, dealt, LEFT_OUT)
-        for i in np.argsort(records["characters"], kind="stable")[-5:]:
-            longest.append((int(records["characters"][i]), int(records["file"][i]), int(records["line"][i])))
-        longest = sorted(longest, key=lambda row: (-row[0], row[1:]))[:5]
-    return parts, {
-        "documents": [int((parts == number).sum()) for number in range(len(PARTS))],
-        "duplicates": int(copies.sum()),
-        "across": _across(path, parts),
-        "pairs": [[_place(path, files, i) for i in pair] for pair in pairs],
-        "longest": [[str(files[file]), line, size] for size, file, line in longest],
-    }
-
-
-def _uniform(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Hashes, turned by the seed, as numbers from 0 to 1."""
-    return (keys + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)) * 2.0**-64
-
-
-def _place(path: Path, files: list[Source], number: int) -> list[Any]:
-    (record,) = np.fromfile(path, RECORD, 1, offset=number * RECORD.itemsize)
-    return [str(files[record["file"]]), int(record["line"])]
-
-
-def _equals(path: Path, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Documents sorted so that equal ones stand together in their order, some millions at a time.
-
-    Yields:
-        Their numbers (n,), and where documents of a new text begin (n,) bool.
-    """
-    shares = 1 + count // SORTED
-    for share in range(shares):
-        numbers, hashes = [], []
-        for first, records in _records(path):
-            here = np.flatnonzero(records["hash"][:, 0] % shares == share)
-            numbers.append(first + here)
-            hashes.append(records["hash"][here])
-        number, found = np.concatenate(numbers), np.concatenate(hashes)  # (n,), (n, 2)
-        order = np.lexsort((found[:, 1], found[:, 0]))
-        found = found[order]
-        yield number[order], np.append(True, (found[1:] != found[:-1]).any(axis=1))[: len(order)]
-
-
-def _copies(path: Path, count: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Which documents came before, (count,) bool, and the first twenty of them, each with the one it is a copy of."""
-    copies, pairs = np.zeros(count, dtype=bool), []
-    for numbers, begins in _equals(path, count):
-        copies[numbers[~begins]] = True
-        originals = numbers[begins][np.cumsum(begins) - 1]
-        first = np.argsort(np.where(begins, count, numbers))[:20]
-        pairs += [(int(numbers[i]), int(originals[i])) for i in first if not begins[i]]
-    return copies, sorted(pairs)[:20]
-
-
-def _across(path: Path, parts: np.ndarray) -> int:
-    """Documents outside training whose text is also in it."""
-    across = 0
-    for numbers, begins in _equals(path, len(parts)):
-        part = parts[numbers]
-        trained = np.logical_or.reduceat(part == 0, np.flatnonzero(begins)) if len(part) else part.astype(bool)
-        across += int(((part == 1) | (part == 2))[trained[np.cumsum(begins) - 1]].sum())
-    return across

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from lit_gpt.data.batches import Batch, EvaluationBatches, Loader, TrainBatches, nothing_to_seed
-from lit_gpt.data.corpus import Corpus, Recipe, Split, open_corpus
+from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.readers import Mode, Reading
+from lit_gpt.data.recipe import Recipe, Split
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
 from lit_gpt.data.shards import Ids, Shards
 from lit_gpt.data.sources import Source, check_once, find_sources

@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lit_gpt.bench import print_rows
-from lit_gpt.cli import FitCLI, quiet_lightning
-from lit_gpt.data.corpus import PARTS, Corpus, learned_tokenizer, open_corpus, read_texts
+from lit_gpt.cli.arguments import Arguments
+from lit_gpt.cli.fit import FitCLI, quiet_lightning
+from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.cli.table import print_rows
+from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.datamodule import CACHE, TextDataModule
-from lit_gpt.data.engines import ENGINES
-from lit_gpt.errors import LineParser, UserError, exit_status
-from lit_gpt.flags import Arguments
-from lit_gpt.saving import GracefulStop
+from lit_gpt.data.executors import ENGINES
+from lit_gpt.data.tokenize import PARTS, learned_tokenizer, read_texts
+from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, open_tokenizer, prune
+from lit_gpt.training.stop import GracefulStop
 
 COMPARED = 2**24  # characters that tokenizers are compared on at most
 LEARNED = (1024, 4096, 16384)  # sizes of vocabularies learned for the comparison

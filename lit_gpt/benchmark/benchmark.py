@@ -6,7 +6,6 @@ and to wait, so that a noisy machine treats all alike; compared are medians over
 
 import argparse
 import importlib.util
-import json
 import multiprocessing
 import os
 import re
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -30,18 +29,22 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import Profiler
 from torch.nn import functional as F
 
-from lit_gpt.callbacks import flops_per_token, peak_flops, peak_memory, synchronize
-from lit_gpt.cli import FitCLI, keep_freed_memory, quiet_lightning
+from lit_gpt.benchmark.peers import PEERS, Task, load_nanogpt
+from lit_gpt.cli.arguments import Arguments
+from lit_gpt.cli.fit import FitCLI, quiet_lightning
+from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.cli.table import print_rows
 from lit_gpt.data.batches import EvaluationBatches
-from lit_gpt.data.corpus import cores, open_corpus, read_texts
+from lit_gpt.data.corpus import cores, open_corpus
 from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.data.tokenize import read_texts
 from lit_gpt.data.windows import evaluation_starts
-from lit_gpt.errors import LineParser, UserError, exit_status
-from lit_gpt.flags import Arguments
-from lit_gpt.generate import quicken
+from lit_gpt.device import keep_freed_memory, peak_flops, peak_memory, synchronize
+from lit_gpt.errors import UserError
+from lit_gpt.inference.generate import quicken
 from lit_gpt.model import GPT
-from lit_gpt.peers import PEERS, Task, load_nanogpt
-from lit_gpt.saving import GracefulStop
+from lit_gpt.training.stop import GracefulStop
+from lit_gpt.training.throughput import flops_per_token
 
 Row = dict[str, Any]
 PARTS = {  # of a step, and what the Trainer calls them
@@ -466,28 +469,6 @@ def startup(options: argparse.Namespace, words: list[str], default_config: Path)
 
 
 # ------------------------------------------------------------------------------------------------ what is printed
-
-
-def print_rows(rows: Iterable[Row], as_json: bool) -> None:
-    """Prints rows under the names of their values; or each as JSON, as soon as it is there."""
-    if as_json:
-        for row in rows:
-            print(json.dumps(row), flush=True)
-        return
-    rows = list(rows)
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [keys] + [[f"{row[key]:.4f}" if key == "loss" else _cell(row.get(key)) for key in keys] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    for line in cells:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
 
 
 KINDS = {"train": train, "loss": loss, "generate": generate, "prepare": prepare, "startup": startup}

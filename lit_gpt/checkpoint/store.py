@@ -10,46 +10,17 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from lit_gpt.errors import UserError
+from lit_gpt.files import OLD, not_written, put_in_place, unfinished, write_whole
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer, from_state
 
 REST = "rest.pt"  # in a folder of slices, what is no tensor
-OLD = ".old"  # what a folder is called while another takes its place
-
-
-def sync_folder(folder: Path) -> None:
-    """Has the disk remember what the files in it are called."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
-def unfinished(path: Path) -> Path:
-    """What is called `path` when it is whole."""
-    return path.with_name(f".{path.name}.unfinished")
-
-
-def put_in_place(unfinished: Path, path: Path) -> None:
-    """Gives a whole file or folder its name; a folder that had it goes when the new one stands there."""
-    old = path.with_name(f".{path.name}{OLD}")
-    if unfinished.is_dir() or path.is_dir():  # neither can be replaced in one step
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-    os.replace(unfinished, path)
-    sync_folder(path.parent)
-    if old.exists():
-        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
 
 
 def _give_back(run: Path) -> None:
@@ -66,37 +37,6 @@ def sweep(run: Path) -> None:
         _give_back(run)
         for left in run.glob(".*.ckpt.*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-
-def not_written(path: Path, why: object) -> UserError:
-    before = "; what it held before is whole" if path.exists() else ""
-    return UserError(
-        f"{path} cannot be written ({why}){before}: make room there, or write elsewhere with --trainer.default_root_dir"
-    )
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Makes the file `path` appear whole or not at all: written beside it, synced, renamed, the folder synced.
-
-    Raises:
-        UserError: the disk is full, the folder may not be written to, …; what stood at `path` before still does.
-    """
-    file_path = unfinished(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(file_path, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        put_in_place(file_path, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            file_path.unlink()
-        # torch.save turns what the disk says into a RuntimeError
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(error, OSError | RuntimeError) and isinstance(cause, OSError):
-            raise not_written(path, cause.strerror or cause) from error
-        raise
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -163,7 +103,7 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
                 if broken := parts.testzip() or next(odd, None):  # what torch never writes, no checksum covers
                     raise UserError(f"{path} is damaged (checksum of {broken}): {remedy}")
         if sliced:
-            from lit_gpt.slices import read_slices  # slow to import
+            from lit_gpt.checkpoint.sharded import read_slices  # slow to import
 
             rest = torch.load(path / REST, map_location="cpu", weights_only=True)
             checkpoint = read_slices(path, rest, shapes_only=mmap)

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.generate import stream
+from lit_gpt.inference.generate import stream
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.module import LitGPT
+from lit_gpt.training.module import LitGPT
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # tokens (B, T), targets (B, T) -> nats per token
 

@@ -3,16 +3,21 @@
 import shutil
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lit_gpt.checkpoint import REST, not_written, open_checkpoint, put_in_place, sync_folder, unfinished, write_whole
+from lit_gpt.checkpoint.sharded import SliceReader, take_apart
+from lit_gpt.checkpoint.store import REST, open_checkpoint
+from lit_gpt.files import not_written, put_in_place, sync_folder, unfinished, write_whole
+from lit_gpt.model import GPT
 from lit_gpt.sharding import like
-from lit_gpt.slices import SliceReader, take_apart
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class FSDP2(ModelParallelStrategy):
@@ -88,3 +93,23 @@ class FSDP2(ModelParallelStrategy):
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
         """Has been done by `load_checkpoint`, and so has the optimizer's."""
+
+
+def shard(gpt: GPT, mesh: "DeviceMesh", kind: torch.dtype | None = None) -> None:
+    """Slices the weights over the devices of `mesh`, block by block; a block's are put together while it computes.
+
+    Args:
+        gpt: the model.
+        mesh: of one dimension.
+        kind: in which the blocks multiply. Their weights travel in it; gradients are added up in that of the weights.
+    """
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    if isinstance(gpt, FSDPModule):
+        return
+    policy = MixedPrecisionPolicy(kind, gpt.embedding.weight.dtype, cast_forward_inputs=False)
+    for block in gpt.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(gpt, mesh=mesh)
+    for method in ("hidden", "loss"):  # ways in, besides forward
+        register_fsdp_forward_method(gpt, method)

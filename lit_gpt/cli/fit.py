@@ -1,7 +1,6 @@
 """The command line of scripts/fit.py: what is built of its flags, what a person is told, how it ends."""
 
 import contextlib
-import ctypes
 import logging
 import os
 import re
@@ -30,29 +29,27 @@ from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from lit_gpt.callbacks import GenerateText, RunLogger, StepProgress, Throughput, flops_per_token
-from lit_gpt.checkpoint import open_checkpoint, write_whole
+from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.cli.arguments import LOGS, Arguments, Parser, plain
+from lit_gpt.cli.preflight import preflight
+from lit_gpt.cli.validation import TRAINER_DEFAULTS, as_list, check_name, launched, mistakes, refuse_null
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
-from lit_gpt.errors import UserError
-from lit_gpt.flags import (
-    LOGS,
-    TRAINER_DEFAULTS,
-    Arguments,
-    Parser,
-    as_list,
-    check_name,
-    launched,
-    mistakes,
-    plain,
-    refuse_null,
-)
-from lit_gpt.generate import has_bfloat16, prompt_tokens
+from lit_gpt.device import free_memory, has_bfloat16, keep_freed_memory
+from lit_gpt.errors import Stopped, UserError
+from lit_gpt.files import write_whole
+from lit_gpt.inference.generate import prompt_tokens
 from lit_gpt.model import GPTConfig
-from lit_gpt.module import LitGPT
 from lit_gpt.optim import parameter_groups
-from lit_gpt.preflight import Measure, free_memory, needed_bytes, preflight
-from lit_gpt.saving import GracefulStop, StepCheckpoint, StopEarly, Stopped, WholeFileIO, own_rank, peer_lost
 from lit_gpt.tokenizer import from_state
+from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly, WholeFileIO
+from lit_gpt.training.logger import RunLogger
+from lit_gpt.training.memory import needed_bytes
+from lit_gpt.training.module import LitGPT
+from lit_gpt.training.profiler import Measure
+from lit_gpt.training.progress import StepProgress
+from lit_gpt.training.samples import GenerateText
+from lit_gpt.training.stop import GracefulStop, own_rank, peer_lost
+from lit_gpt.training.throughput import Throughput, flops_per_token
 
 
 def tool(name: str) -> str:
@@ -169,18 +166,6 @@ def quiet_writer() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep tensors of up to 32 MiB that are freed, for the next step.
-
-    To give them back and take them anew is a third of a step where the gradients of the embedding are of that size.
-    """
-    if sys.platform == "linux":
-        library, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1  # as in its malloc.h
-        if hasattr(library, "mallopt"):
-            library.mallopt(mmap_threshold, 2**25)
-            library.mallopt(trim_threshold, 2**29)
 
 
 def quiet_lightning() -> None:

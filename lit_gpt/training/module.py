@@ -17,7 +17,8 @@ from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
-from lit_gpt.sharding import like, shard, whole
+from lit_gpt.sharding import like, whole
+from lit_gpt.training.fsdp import shard
 
 CHECKED_AT_ONCE = ("cpu",)  # devices that can be asked for a number without waiting
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
@@ -404,3 +405,11 @@ def count(loops: dict[str, Any], step: int, accumulation: int, steps_per_epoch: 
     optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     put(optimizer["step"], step, steps)
     put(optimizer["zero_grad"], step, steps)
+
+
+def parts(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
+    """The module and the data of a run."""
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(module, LitGPT)
+    assert isinstance(data, TextDataModule)
+    return module, data

@@ -38,11 +38,6 @@ class Engine(Protocol):
         """
 
 
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def open_engine(name: EngineName, processes: int) -> AbstractContextManager[Engine]:
     """The engine of that name.
 

@@ -1,0 +1,1 @@
+"""Measure speed beside other projects; nothing imports it."""

@@ -1,0 +1,1 @@
+"""Checkpoints: written atomically, verified, opened without running code."""
