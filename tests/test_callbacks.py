@@ -16,7 +16,7 @@ from lit_gpt.checkpoint.store import open_checkpoint
 from lit_gpt.data.datamodule import Batch
 from lit_gpt.model import GPTConfig
 from lit_gpt.training.checkpointing import StepCheckpoint
-from lit_gpt.training.logger import RunLogger
+from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.throughput import flops_per_token
 
@@ -52,7 +52,7 @@ def test_a_process_that_was_killed_leaves_nothing_half_written_for_long(fit: Fit
 
 def test_only_the_first_process_looks_at_the_event_files() -> None:
     saved: dict[str, Any] = {}
-    trainer: Any = SimpleNamespace(is_global_zero=False, logger=RunLogger("logs", "small"))
+    trainer: Any = SimpleNamespace(is_global_zero=False, logger=StepLogger("logs", "small"))
     StepCheckpoint().on_save_checkpoint(trainer, None, saved)  # type: ignore[arg-type]
     assert saved == {}
 

@@ -15,8 +15,8 @@ import lit_gpt.training.profiler
 from lit_gpt.device import free_memory, left_to_groups
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.training.memory import activation_bytes
-from lit_gpt.training.profiler import Measure, usual
-from lit_gpt.training.progress import StepProgress, told_seconds, told_time, validations_left
+from lit_gpt.training.profiler import RunProfiler, trimmed_mean
+from lit_gpt.training.progress import StepProgress, format_duration, format_eta, remaining_validations
 
 RUN = Path("logs/small/version_0")
 
@@ -147,14 +147,14 @@ def test_a_preflight_that_cannot_be_meant(fit: Fit, flags: list, message: str) -
 def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine on which a process takes 100 MB, and 10 for every window: the windows of each batch it was given."""
     given = [0]
-    cut = Measure._cut
+    cut = RunProfiler._cut
 
-    def count(self: Measure, batch: tuple, index: int) -> tuple:
+    def count(self: RunProfiler, batch: tuple, index: int) -> tuple:
         x, y = cut(self, batch, index)
         given.append(len(x))
         return x, y
 
-    monkeypatch.setattr(Measure, "_cut", count)
+    monkeypatch.setattr(RunProfiler, "_cut", count)
     monkeypatch.setattr(lit_gpt.training.profiler, "own_memory", lambda device, peak=False: 10**8 + 10**7 * given[-1])
     return given
 
@@ -178,14 +178,14 @@ def test_batches_grow_no_further_than_what_fits(
 def test_a_batch_that_runs_out_of_memory_is_told_of(
     fit: Fit, quick: None, memory: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cut = Measure._cut
+    cut = RunProfiler._cut
 
-    def fail(self: Measure, batch: tuple, index: int) -> tuple:
+    def fail(self: RunProfiler, batch: tuple, index: int) -> tuple:
         if self._windows > 1:
             raise torch.OutOfMemoryError("out of memory")
         return cut(self, batch, index)
 
-    monkeypatch.setattr(Measure, "_cut", fail)
+    monkeypatch.setattr(RunProfiler, "_cut", fail)
     result = fit("--preflight")
     assert (result.status, result.err) == (0, "")
     assert line(result.out, "measured") == "110.0 MB with 1 window in a batch"
@@ -224,18 +224,18 @@ def test_the_free_memory_of_a_cpu_is_no_more_than_there_is() -> None:
 
 
 def test_times_are_told_in_units_a_person_can_use() -> None:
-    assert [told_seconds(s) for s in (0.0331, 1.26, 119, 121, 7300, 200_000)] == [
+    assert [format_duration(s) for s in (0.0331, 1.26, 119, 121, 7300, 200_000)] == [
         *("33.1 ms", "1.3 s", "119.0 s", "2.0 min", "2.0 h", "2.3 days")
     ]
-    assert told_time(1000, 0.033, 5, 0.4) == "about 35.0 s: 1,000 steps of 33 ms, 5 validations of 400 ms"
-    assert told_time(10, 3.0, 0, 0.0, 30.0) == "about 60.0 s: 10 steps of 3.0 s"
-    assert usual([1.0] * 30 + [2.0] * 10 + [50.0]) == pytest.approx(46 / 37)  # but for two at either end
+    assert format_eta(1000, 0.033, 5, 0.4) == "about 35.0 s: 1,000 steps of 33 ms, 5 validations of 400 ms"
+    assert format_eta(10, 3.0, 0, 0.0, 30.0) == "about 60.0 s: 10 steps of 3.0 s"
+    assert trimmed_mean([1.0] * 30 + [2.0] * 10 + [50.0]) == pytest.approx(46 / 37)  # but for two at either end
 
 
 def test_validations_that_are_left_are_counted() -> None:
     for step, end, interval in itertools.product(range(10), range(1, 9), range(1, 5)):
         at = [s for s in range(step + 1, end + 1) if s % interval == 0 or s == end]
-        assert validations_left(step, end, interval) == len(at)
+        assert remaining_validations(step, end, interval) == len(at)
 
 
 def test_a_long_run_says_once_what_time_is_left(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,7 +278,7 @@ def test_an_exception_amid_a_step_saves_nothing_and_names_the_last_good(folder: 
         elif place == "validation":
             at_step(6, lambda module: setattr(LitGPT, "validation_step", fail))()
         else:
-            at_step(6, lambda module: setattr(GenerateText, "texts", fail))()
+            at_step(6, lambda module: setattr(GenerateText, "generate_texts", fail))()
 
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
     assert ended.status == 1

@@ -107,7 +107,7 @@ def arm(kind: str | None, draw: random.Random, seconds: float) -> None:
     elif kind == "validation":
         LitGPT.validation_step = at_call(number, LitGPT.validation_step, after)  # type: ignore[method-assign]
     elif kind == "text":
-        GenerateText.texts = at_call(number, GenerateText.texts, after)  # type: ignore[method-assign]
+        GenerateText.generate_texts = at_call(number, GenerateText.generate_texts, after)  # type: ignore[method-assign]
 
 
 def equal(one: Any, other: Any) -> bool:

@@ -42,10 +42,10 @@ from lit_gpt.model import GPTConfig
 from lit_gpt.optim import parameter_groups
 from lit_gpt.tokenizer import from_state
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly, WholeFileIO
-from lit_gpt.training.logger import RunLogger
-from lit_gpt.training.memory import needed_bytes
+from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.memory import estimate_memory
 from lit_gpt.training.module import LitGPT
-from lit_gpt.training.profiler import Measure
+from lit_gpt.training.profiler import RunProfiler
 from lit_gpt.training.progress import StepProgress
 from lit_gpt.training.samples import GenerateText
 from lit_gpt.training.stop import GracefulStop, own_rank, peer_lost
@@ -238,7 +238,7 @@ class FitCLI(LightningCLI):
         self.folder = Path()
         self.resumes_here = False  # in the folder its checkpoint lies in
         self.saves: StepCheckpoint | None = None  # what saves the run
-        self.measure: Measure | None = None  # the run that is only tried
+        self.profiler: RunProfiler | None = None  # the run that is only tried
         super().__init__(
             on_meta,
             TextDataModule,
@@ -362,8 +362,8 @@ class FitCLI(LightningCLI):
         if settings.preflight:
             config.update(logger=False, callbacks=None, enable_checkpointing=False, enable_progress_bar=False)
             self.save_config_callback, self.stop.timer = None, None
-            self.measure = Measure(generate)
-            callbacks += [self.measure]
+            self.profiler = RunProfiler(generate)
+            callbacks += [self.profiler]
         elif leaves_nothing:
             config["logger"] = False
             self.save_config_callback = None
@@ -402,7 +402,7 @@ class FitCLI(LightningCLI):
             trainer.strategy._timeout = timedelta(seconds=self.config[self.subcommand].timeout)  # type: ignore[attr-defined]
         return trainer
 
-    def _run_logger(self, settings: Any, config: dict[str, Any]) -> RunLogger:
+    def _run_logger(self, settings: Any, config: dict[str, Any]) -> StepLogger:
         """Of a new version folder, or of the one the checkpoint lies in."""
         logs = Path(config.get("default_root_dir") or LOGS)
         checkpoint = Path(settings.ckpt_path).absolute() if settings.ckpt_path else None
@@ -416,7 +416,7 @@ class FitCLI(LightningCLI):
         words = [*self.arguments.resuming, "--name", settings.name, *place, "--ckpt_path", "last"]
         everywhere = "start on every machine, as before: " if launched() else f"{shlex.quote(tool('python'))} "
         self.stop.go_on = everywhere + shlex.join([sys.argv[0], *words])
-        return RunLogger(logs, name=settings.name, version=version)
+        return StepLogger(logs, name=settings.name, version=version)
 
     # ---------------------------------------------------------------------------------------------- what is told
 
@@ -518,8 +518,8 @@ class FitCLI(LightningCLI):
         if self.datamodule.max_steps == 0:
             raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
         if self.trainer.is_global_zero:
-            folder = self.folder if self.save_config_callback or self.measure else None
-            if folder is not None and self.measure is None:
+            folder = self.folder if self.save_config_callback or self.profiler else None
+            if folder is not None and self.profiler is None:
                 self.stop.take(folder, fresh=not self.resumes_here)
                 if self.stop.checkpoint is not None and self.resumes_here and checkpoint and self.resumed:
                     self.stop.checkpoint.mend(Path(self.resumed), checkpoint)
@@ -528,9 +528,10 @@ class FitCLI(LightningCLI):
             print(preflight(self.trainer, self.model, self.datamodule, folder, self.saves))
             if checkpoint is not None:
                 print("\n".join(self._resuming(checkpoint)))
-        if isinstance(logger, RunLogger) and self.trainer.is_global_zero and not self.resumes_here:
+        if isinstance(logger, StepLogger) and self.trainer.is_global_zero and not self.resumes_here:
             settings = self.config.fit.as_dict()
-            logger.start(flat({part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}))
+            shown = {part: settings[part] for part in ("seed_everything", "data", "model", "trainer")}
+            logger.log_settings(flat(shown))
 
     def _resuming(self, checkpoint: dict[str, Any]) -> list[str]:
         """What to tell of a run that goes on: from where, with which flags changed, and whether there is work left."""
@@ -554,27 +555,27 @@ class FitCLI(LightningCLI):
 
     def fit(self, **kwargs: Any) -> None:
         """Trains; or, where that is all a person asks for, takes the steps that are measured."""
-        if self.measure is None:
+        if self.profiler is None:
             self.trainer.fit(**kwargs)
             return
         free = free_memory(self.trainer.strategy.root_device)
-        if free is not None and sum(needed_bytes(self.trainer, self.model, 1)) > free:
+        if free is not None and sum(estimate_memory(self.trainer, self.model, 1)) > free:
             return
         if self.resumed:
-            self.measure.step = open_checkpoint(Path(self.resumed), mmap=True)["global_step"]
+            self.profiler.completed_steps = open_checkpoint(Path(self.resumed), mmap=True)["global_step"]
         kwargs["ckpt_path"] = None  # from where it starts is all the same
         try:
             self.trainer.fit(**kwargs)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
-            self.measure.ran_out()
+            self.profiler.handle_out_of_memory()
 
     def after_fit(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        if self.measure is not None:
-            print(self.measure.told())
+        if self.profiler is not None:
+            print(self.profiler.report())
             return
         lines = [
             f"stopped     at step {self.trainer.global_step:,}, {callback.reason(callback.wait_count)}"
@@ -590,7 +591,7 @@ class FitCLI(LightningCLI):
             lines.append(
                 f"more text   {tool('python')} scripts/generate.py --ckpt_path {best if best.exists() else last}"
             )
-        if isinstance(self.trainer.logger, RunLogger):
+        if isinstance(self.trainer.logger, StepLogger):
             lines.append(f"curves      {tool('tensorboard')} --logdir {self.folder.parents[1]}")
         print("\n".join(lines))
 

@@ -9,11 +9,11 @@ from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.memory import (
-    as_bytes,
     checkpoint_bytes,
-    kept_checkpoints,
-    needed_bytes,
-    processes,
+    checkpoint_count,
+    estimate_memory,
+    format_bytes,
+    processes_sharing_memory,
 )
 from lit_gpt.training.module import LitGPT
 
@@ -84,32 +84,34 @@ def _unused(model: LitGPT, data: TextDataModule) -> str | None:
 
 def _memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> tuple[str, list[str]]:
     """What a run takes and there is, and what is wrong with it."""
-    state, kept = needed_bytes(trainer, model, data.batch_size)
+    state, kept = estimate_memory(trainer, model, data.batch_size)
     optimizer = "Muon" if model.optimizer == "muon" else "AdamW"
-    told = f"{as_bytes(state)} for weights, gradients and {optimizer}, {as_bytes(kept)} and more for activations"
+    told = f"{format_bytes(state)} for weights, gradients and {optimizer}, "
+    told += f"{format_bytes(kept)} and more for activations"
     free = free_memory(trainer.strategy.root_device)
     if free is None:
         return told, []
-    told += f"; {as_bytes(free)} free"
-    needed = (state + kept) * processes(trainer)
+    told += f"; {format_bytes(free)} free"
+    needed = (state + kept) * processes_sharing_memory(trainer)
     if needed <= free:
         return told, []
     remedy = "give a smaller --data.batch_size, or a smaller --model.config"
-    return told, [f"the run needs {as_bytes(needed)} of memory, and {as_bytes(free)} are free: {remedy}"]
+    return told, [f"the run needs {format_bytes(needed)} of memory, and {format_bytes(free)} are free: {remedy}"]
 
 
 def _disk(
     trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path, saves: StepCheckpoint
 ) -> tuple[str, list[str]]:
     """What a run's checkpoints take and there is, and what is wrong with it."""
-    size, kept = checkpoint_bytes(model, data), kept_checkpoints(saves, trainer, data.max_steps)
+    size, kept = checkpoint_bytes(model, data), checkpoint_count(saves, trainer, data.max_steps)
     free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
-    told = f"{as_bytes(kept * size)} for {kept} checkpoints of {as_bytes(size)}; {as_bytes(free)} free"
+    told = f"{format_bytes(kept * size)} for {kept} checkpoints of {format_bytes(size)}; {format_bytes(free)} free"
     needed = (kept + 1) * size  # one more while it is written
     if needed <= free:
         return told, []
     remedy = "make room there, or write elsewhere with --trainer.default_root_dir"
-    return told, [f"the run needs {as_bytes(needed)} of disk, and {as_bytes(free)} are free at {folder}: {remedy}"]
+    shortage = f"the run needs {format_bytes(needed)} of disk, and {format_bytes(free)} are free at {folder}"
+    return told, [f"{shortage}: {remedy}"]
 
 
 # ------------------------------------------------------------------------------------------------- what is needed

@@ -15,7 +15,7 @@ from lit_gpt.checkpoint.store import copy_whole, open_checkpoint, sweep
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.files import unfinished, write_whole
 from lit_gpt.sharding import is_sharded, whole
-from lit_gpt.training.logger import RunLogger
+from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT, parts
 
 
@@ -69,10 +69,10 @@ class StepCheckpoint(Checkpoint):
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.is_global_zero and isinstance(trainer.logger, RunLogger):
+        if trainer.is_global_zero and isinstance(trainer.logger, StepLogger):
             # now, and not earlier: until something new is saved, the points belong to what was saved before
-            trainer.logger.cut_back(self._events)
-            checkpoint["events"] = trainer.logger.sizes()
+            trainer.logger.truncate_event_files(self._events)
+            checkpoint["events"] = trainer.logger.event_file_sizes()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._events = checkpoint.get("events", {})
@@ -101,7 +101,7 @@ class StepCheckpoint(Checkpoint):
         loss = float(trainer.callback_metrics["loss/val"])
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
-            if isinstance(trainer.logger, RunLogger):
+            if isinstance(trainer.logger, StepLogger):
                 trainer.logger.log_metrics({"best/loss_val": loss}, trainer.global_step - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

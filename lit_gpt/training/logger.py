@@ -20,7 +20,7 @@ FLUSH_SECONDS = 2.0  # for those who watch; what a checkpoint counts on is flush
 OVERLAY = {"loss": {"train and validation": ["Multiline", ["loss/train$", "loss/train_eval", "loss/val"]]}}
 
 
-class RunLogger(TensorBoardLogger):
+class StepLogger(TensorBoardLogger):
     """TensorBoard events whose x axis counts optimizer steps, with one chart of both losses."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -46,7 +46,7 @@ class RunLogger(TensorBoardLogger):
             self.experiment._get_file_writer().add_summary(event, None if step is None else step + 1)
 
     @rank_zero_only
-    def start(self, settings: dict[str, Any]) -> None:
+    def log_settings(self, settings: dict[str, Any]) -> None:
         """Writes the chart that overlays the losses, and the settings, tied to `best/loss_val`."""
         self.experiment.add_custom_scalars(OVERLAY)
         for summary in hparams(settings, {"best/loss_val": 0.0}):
@@ -69,7 +69,7 @@ class RunLogger(TensorBoardLogger):
         with contextlib.suppress(OSError) if status == "failed" else self._writing():
             super().finalize(status)
 
-    def sizes(self) -> dict[str, int]:
+    def event_file_sizes(self) -> dict[str, int]:
         """The bytes of every event file of the run, once all points so far are in them.
 
         Raises:
@@ -84,7 +84,7 @@ class RunLogger(TensorBoardLogger):
         return sizes
 
     @rank_zero_only
-    def cut_back(self, sizes: dict[str, int]) -> None:
+    def truncate_event_files(self, sizes: dict[str, int]) -> None:
         """Takes out what an earlier process wrote after a checkpoint with these `sizes`: it will be written again."""
         if self._earlier & sizes.keys():  # else they are not the files of the run the checkpoint is of
             for path in (Path(self.log_dir, name) for name in self._earlier):

@@ -12,7 +12,7 @@ from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.module import LitGPT
 
 
-def as_bytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
@@ -27,7 +27,7 @@ def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
     return element_bytes(precision) * sum((3 if g["muon"] else 4) * p.numel() for g in groups for p in g["params"])
 
 
-def needed_bytes(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, int]:
+def estimate_memory(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, int]:
     """What a process will take for the weights and what belongs to them, all or its slices, and for activations."""
     device, precision = trainer.strategy.root_device.type, str(trainer.precision)
     holders = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
@@ -80,12 +80,12 @@ def checkpoint_bytes(model: LitGPT, data: TextDataModule) -> int:
     return state + len(pickle.dumps(data.tokenizer.state())) + 2000 * len(weights)
 
 
-def kept_checkpoints(saves: StepCheckpoint, trainer: Trainer, steps: int | None) -> int:
+def checkpoint_count(saves: StepCheckpoint, trainer: Trainer, steps: int | None) -> int:
     """How many files a run of `steps` leaves: last.ckpt, best.ckpt where it validates, and periodic ones."""
     periodic = saves.keep if steps is None else min(saves.keep, steps // saves.every_n_steps)
     return 1 + (trainer.limit_val_batches != 0) + periodic
 
 
-def processes(trainer: Trainer) -> int:
+def processes_sharing_memory(trainer: Trainer) -> int:
     """How many of the run's share one memory: on a CPU, all on this machine."""
     return 1 if trainer.strategy.root_device.type == "cuda" else trainer.num_devices

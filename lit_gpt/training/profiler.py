@@ -15,11 +15,11 @@ from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import forget_peak, free_memory, own_memory, synchronize
 from lit_gpt.training.memory import (
     activation_bytes,
-    as_bytes,
-    processes,
+    format_bytes,
+    processes_sharing_memory,
 )
 from lit_gpt.training.module import LitGPT, parts
-from lit_gpt.training.progress import told_seconds, told_time, validations_left
+from lit_gpt.training.progress import format_duration, format_eta, remaining_validations
 from lit_gpt.training.samples import GenerateText
 
 USABLE = 0.95  # of the memory that is free; the rest is for what the allocator cannot put together
@@ -50,13 +50,13 @@ FEWEST = 2
 WRITTEN = 16  # tokens, by which the time of texts is known
 
 
-def usual(values: list[float]) -> float:
+def trimmed_mean(values: list[float]) -> float:
     """The mean of the middle nine tenths: a machine that is now faster and now slower is told by it, a stall is not."""
     few = len(values) // 20
     return statistics.mean(sorted(values)[few : len(values) - few])
 
 
-class Measure(Callback):
+class RunProfiler(Callback):
     """Takes steps of a run that is not made, of batches that grow, and knows then what the run would need.
 
     The steps are the Trainer's, with all its settings, but for logs, checkpoints and validations; evaluation and texts
@@ -78,8 +78,8 @@ class Measure(Callback):
         text_seconds: of the texts that are written after it.
     """
 
-    def __init__(self, generate: GenerateText, step: int = 0) -> None:
-        self.generate, self.step = generate, step
+    def __init__(self, generate: GenerateText, completed_steps: int = 0) -> None:
+        self.generate, self.completed_steps = generate, completed_steps
         self.peaks: dict[int, int] = {}
         self.peak = 0
         self.allowed: int | None = None
@@ -114,7 +114,7 @@ class Measure(Callback):
         self._validates, trainer.limit_val_batches = trainer.limit_val_batches != 0, 0
         free = free_memory(self._device)
         if free is not None:
-            self.allowed = own_memory(self._device) + int(USABLE * free / processes(trainer))
+            self.allowed = own_memory(self._device) + int(USABLE * free / processes_sharing_memory(trainer))
         self._plan = self._stages(trainer, module, data)
         self._windows = next(self._plan)
         self._since = time.perf_counter()
@@ -157,13 +157,13 @@ class Measure(Callback):
                 break
         taken: list[list[float]] = []
         since = time.perf_counter()
-        most = sys.maxsize if self._steps is None else self._steps - self.step  # no more than the run takes
+        most = sys.maxsize if self._steps is None else self._steps - self.completed_steps  # no more than the run takes
         while len(taken) < FEWEST or agreed(
             len(taken) < most and time.perf_counter() < min(since + STEP_SECONDS, begun + SECONDS)
         ):
             yield whole
             taken.append(self._seconds)
-        before, last = (usual([seconds[place] for seconds in taken]) for place in (0, -1))
+        before, last = (trimmed_mean([seconds[place] for seconds in taken]) for place in (0, -1))
         self.step_seconds = (self._forwards - 1) * before + last
         if compiles:
             self.start_seconds = max(0.0, sum(first) - len(first) * last)
@@ -218,13 +218,13 @@ class Measure(Callback):
         for prompt in self.generate.prompts[:1] * 3:  # once to get ready
             some.sampling = {**self.generate.sampling, "max_new_tokens": length}
             since = time.perf_counter()
-            some.texts(trainer, prompt)
+            some.generate_texts(trainer, prompt)
             seconds = (time.perf_counter() - since) * whole / length
             if trainer.strategy.broadcast(seconds < TEXT_SECONDS):
                 length = whole  # those beyond the context take longer
         return seconds * len(self.generate.prompts)
 
-    def ran_out(self) -> None:
+    def handle_out_of_memory(self) -> None:
         """There was no memory for the batches that were just tried: what is held now is all there is."""
         if not self.peak:
             self.refused, self.allowed = self._windows, own_memory(self._device, peak=True)
@@ -245,11 +245,11 @@ class Measure(Callback):
         largest = max(self.peaks)
         return self.peaks[largest] + (windows - largest) * self.slope()
 
-    def told(self) -> str:
+    def report(self) -> str:
         """What was found."""
         if not self.peaks:
             return "measured    nothing, since not even one window fits"
-        each = [f"{as_bytes(peak)} with {windows:,}" for windows, peak in self.peaks.items()]
+        each = [f"{format_bytes(peak)} with {windows:,}" for windows, peak in self.peaks.items()]
         lines = [f"measured    {', '.join(each)} window{'s'[: max(self.peaks) != 1]} in a batch"]
         needed, place = self.expected(self.refused) if self.refused else self.peak, ""
         if self.allowed is not None:
@@ -257,19 +257,19 @@ class Measure(Callback):
             held = max(self.peaks[largest], self.peak)
             most = max(1, int(largest + (self.allowed - held) / self.slope()))
             verdict = "does not fit" if self.refused or needed > self.allowed else "fits"
-            place = f" of {as_bytes(self.allowed)}: {verdict}; the largest batch that fits is of about {most:,}"
-        lines.append(f"needed      {as_bytes(needed)} with {self.refused or self.windows:,}{place}")
+            place = f" of {format_bytes(self.allowed)}: {verdict}; the largest batch that fits is of about {most:,}"
+        lines.append(f"needed      {format_bytes(needed)} with {self.refused or self.windows:,}{place}")
         if self.refused:
             lines.append("time        not measured, since the batch does not fit")
             return "\n".join(lines)
         pace = f"{self._tokens / self.step_seconds:,.0f} tokens/s"
         if self._steps is None:
-            lines.append(f"time        {told_seconds(self.step_seconds)} a step, {pace}; no end is set")
+            lines.append(f"time        {format_duration(self.step_seconds)} a step, {pace}; no end is set")
             return "\n".join(lines)
-        steps, times = max(0, self._steps - self.step), 0
+        steps, times = max(0, self._steps - self.completed_steps), 0
         if self._validates and self._interval is not None:
-            times = validations_left(self.step, self._steps, self._interval)
+            times = remaining_validations(self.completed_steps, self._steps, self._interval)
         more = self.start_seconds + self.text_seconds * (1 + times)
-        told = told_time(steps, self.step_seconds, times, self.validation_seconds, more)
+        told = format_eta(steps, self.step_seconds, times, self.validation_seconds, more)
         lines.append(f"time        {told}; {pace}")
         return "\n".join(lines)

@@ -12,23 +12,23 @@ from lit_gpt.device import synchronize
 from lit_gpt.training.module import logs_at, parts
 
 
-def validations_left(step: int, end: int, interval: int) -> int:
+def remaining_validations(step: int, end: int, interval: int) -> int:
     """How many follow after optimizer step `step`: every `interval` steps, and after the last."""
     return 0 if step >= end else -(-end // interval) - step // interval
 
 
-def told_time(
+def format_eta(
     steps: int, step_seconds: float, validations: int, validation_seconds: float, more_seconds: float = 0.0
 ) -> str:
     """`about 35 s: 1,000 steps of 33 ms, 5 validations of 400 ms`; `more_seconds` count too."""
     seconds = steps * step_seconds + validations * validation_seconds + more_seconds
-    validating = f", {validations:,} validation{'s'[: validations != 1]} of {told_seconds(validation_seconds)}"
-    return f"about {told_seconds(seconds)}: {steps:,} steps of {told_seconds(step_seconds)}" + (
+    validating = f", {validations:,} validation{'s'[: validations != 1]} of {format_duration(validation_seconds)}"
+    return f"about {format_duration(seconds)}: {steps:,} steps of {format_duration(step_seconds)}" + (
         validating if validations else ""
     )
 
 
-def told_seconds(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """In the unit of which there are not too many."""
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
@@ -90,10 +90,10 @@ class StepProgress(ProgressBar):
                 return
             times, seconds = 0, 0.0
             if trainer.enable_validation and data.validation_interval is not None:
-                times = validations_left(trainer.global_step, end, data.validation_interval)
+                times = remaining_validations(trainer.global_step, end, data.validation_interval)
                 windows = sum(len(loader.dataset.starts) for loader in trainer.val_dataloaders or [])
                 seconds = windows / (data.batch_size * data.accumulation) * step_seconds / 3
-            self.print(f"time        {told_time(end - trainer.global_step, step_seconds, times, seconds)}")
+            self.print(f"time        {format_eta(end - trainer.global_step, step_seconds, times, seconds)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is None or trainer.sanity_checking:

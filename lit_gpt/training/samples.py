@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import generate, prompt_tokens, shown
 from lit_gpt.inference.sampling import check_sampling
-from lit_gpt.training.logger import RunLogger
+from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import parts
 
 
@@ -66,17 +66,17 @@ class GenerateText(Callback):
         """Every rank draws the same texts, since the model may be spread over them; the first one shows them."""
         step = self._written_step = trainer.global_step
         for number, prompt in enumerate(self.prompts, start=1):
-            texts = [shown(text) for text in self.texts(trainer, prompt)]
+            texts = [shown(text) for text in self.generate_texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
             between = "\n\n" if any("\n" in text for text in texts) else "\n"
             bar = trainer.progress_bar_callback
             (print if bar is None else bar.print)(between.join(textwrap.indent(text, "  | ", bool) for text in texts))
-            if isinstance(trainer.logger, RunLogger):
+            if isinstance(trainer.logger, StepLogger):
                 markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
                 trainer.logger.experiment.add_text(f"samples/prompt_{number}", markdown, step)
 
-    def texts(self, trainer: Trainer, prompt: str) -> list[str]:
+    def generate_texts(self, trainer: Trainer, prompt: str) -> list[str]:
         """`num_samples` texts, prompts included; they depend on the weights, the seed and the step alone."""
         module, data = parts(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
