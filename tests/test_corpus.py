@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gpt.data import corpus, tokenize
+from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, corpus_key, open_corpus
 from lit_gpt.data.readers import Reading
-from lit_gpt.data.recipe import Recipe, Split
 from lit_gpt.data.sample import write_sample
 from lit_gpt.data.shards import Ids, Shards
 from lit_gpt.data.sources import Source
@@ -27,8 +27,10 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, Vocab
 
 
-def recipe(name: str = "byte", vocab: Vocab = "pruned", split: Split = Split(), **reading: object) -> Recipe:  # noqa: B008
-    return Recipe(Reading(**reading), split, name, vocab)  # type: ignore[arg-type]
+def recipe(
+    name: str = "byte", vocab: Vocab = "pruned", split: SplitConfig | None = None, **reading: object
+) -> CorpusConfig:
+    return CorpusConfig(Reading(**reading), split or SplitConfig(), name, vocab)  # type: ignore[arg-type]
 
 
 def build(path: Path, name: str = "byte", vocab: Vocab = "pruned", **reading: object) -> Corpus:
@@ -98,7 +100,7 @@ def test_many_blocks_and_shards_are_one_corpus(names: Path, monkeypatch: pytest.
     assert len(list(again.folder.glob("ids_*.bin"))) == -(-len(whole.ids) // 4)
     np.testing.assert_array_equal(again.ids, whole.ids)
     for part in ("train", "val", "test"):
-        np.testing.assert_array_equal(again.part(part), whole.part(part))
+        np.testing.assert_array_equal(again.split(part), whole.split(part))
     assert again.tokenizer == whole.tokenizer
     assert again.report == whole.report
 
@@ -147,6 +149,13 @@ def test_everything_that_decides_the_ids_is_in_the_key(names: Path) -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_cache_key_is_stable_across_versions(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text,writer\na,b\n", encoding="utf-8")
+    split = SplitConfig(group="writer", dedupe=True)
+    config = CorpusConfig(Reading(columns=("text",), mark="writer"), split, "bpe", vocab_size=300)
+    assert corpus_key([Source(str(tmp_path / "t.csv"))], config) == "21ec2ca6905a3e5fb3fa10d3fe25bf05"
+
+
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n", encoding="utf-8")
     with pytest.raises(UserError, match="line 3"):
@@ -186,7 +195,7 @@ def _killed(path: Path, blocks: int, tokenizer: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*args)  # type: ignore[arg-type]
 
-    tokenize.encode, corpus.BLOCK, corpus.RECORDS = counted, 20_000, 1000  # type: ignore[assignment]
+    tokenize.encode, corpus.BLOCK, tokenize.RECORDS = counted, 20_000, 1000  # type: ignore[assignment]
     build(path, tokenizer, columns=("name",))
 
 
@@ -304,9 +313,9 @@ ROWS = [(f"poem {i % 90}", ["train", "Validation", "test"][i % 3], f"writer {i %
 def split(path: Path, **how: object) -> tuple[list[list[str]], dict]:
     """The documents of each part, and the report."""
     mark = how.get("column", how.get("group"))
-    made = recipe("byte", split=Split(**how), columns=("text",), mark=mark)  # type: ignore[arg-type]
+    made = recipe("byte", split=SplitConfig(**how), columns=("text",), mark=mark)  # type: ignore[arg-type]
     found = open_corpus([Source(str(path))], made, path.parent / "cache")
-    return [documents(found, found.part(part)) for part in ("train", "val", "test")], found.report
+    return [documents(found, found.split(part)) for part in ("train", "val", "test")], found.report
 
 
 def test_in_order_the_last_rows_validate_and_test(tmp_path: Path) -> None:
@@ -351,13 +360,13 @@ def test_files_of_their_own_validate_and_test(tmp_path: Path) -> None:
     for mode in ("rows", "raw"):
         found = open_corpus(files, recipe("byte", mode=mode), tmp_path / "cache")
         for part, name in (("train", "a"), ("val", "b"), ("test", "c")):
-            text = found.tokenizer.decode(found.part(part))
+            text = found.tokenizer.decode(found.split(part))
             assert text.replace("\n", "") == f"of {name}" * 3
 
 
 def test_duplicates_are_counted_and_left_out_where_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_gpt.data.split.SORTED", 300)  # several shares
-    monkeypatch.setattr(tokenize, "RECORDS", 128)
+    monkeypatch.setattr("lit_gpt.data.split.RECORDS", 128)
     path, texts = table(tmp_path / "t.csv", ROWS), [text for text, _, _ in ROWS]
     _, report = split(path)
     assert report["duplicates"] == 1000 - 90

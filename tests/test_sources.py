@@ -17,9 +17,9 @@ import pyarrow.parquet
 import pytest
 
 from lit_gpt.data import readers
+from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.readers import Reading, Rejected, Row, open_rows, resolved
-from lit_gpt.data.recipe import Recipe
 from lit_gpt.data.sources import Source, find_encoding, find_sources
 from lit_gpt.errors import UserError
 
@@ -64,7 +64,7 @@ FORMS: dict[str, bytes] = {
 
 
 def ids(source: Source, folder: Path) -> np.ndarray:
-    recipe = Recipe(Reading(template="{title}\\n{text}"), tokenizer="byte")
+    recipe = CorpusConfig(Reading(template="{title}\\n{text}"), tokenizer="byte")
     return np.asarray(open_corpus([source], recipe, folder / "cache").ids)
 
 

@@ -414,11 +414,11 @@ def prepare(options: argparse.Namespace, words: list[str], default_config: Path)
     data = Experiment(words, default_config).datamodule
     corpus, files = data.corpus, data.sources()
     size = sum(source.size() for source in files) / 1e6
-    documents = list(read_texts(files, data.recipe.reading))
+    documents = list(read_texts(files, data.corpus_config.reading))
 
     def build(processes: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            open_corpus(files, data.recipe, Path(folder), processes)
+            open_corpus(files, data.corpus_config, Path(folder), processes)
 
     def encode() -> None:
         for document in documents:

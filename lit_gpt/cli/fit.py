@@ -514,7 +514,7 @@ class FitCLI(LightningCLI):
             )
         generate: GenerateText = self._get(self.config_init, "generate")
         for prompt in generate.prompts:  # one that has no ids is said now, not in mid-run
-            prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.recipe.reading.mode == "rows")
+            prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.corpus_config.reading.mode == "rows")
         if self.datamodule.max_steps == 0:
             raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
         if self.trainer.is_global_zero:

@@ -40,7 +40,7 @@ def preflight(
         f"text        {counts['documents']:,} document{'s'[: counts['documents'] != 1]}, "
         f"{counts['characters']:,} characters{skipped}",
         f"tokens      {tokens:,} ({len(data.train_ids):,} to train on, {len(data.val_ids):,} to validate{tested}), "
-        f"{data.model_vocab_size:,} different ({data.recipe.tokenizer_name})",
+        f"{data.model_vocab_size:,} different ({data.corpus_config.tokenizer_name})",
         f"model       {parameters:,} parameters, {tokens / parameters:.2g} tokens a parameter; "
         f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
         f"memory      {memory}",
@@ -72,10 +72,12 @@ def _unused(model: LitGPT, data: TextDataModule) -> str | None:
     spent, whole = tables * size * config.d_model, sum(p.numel() for p in model.gpt.parameters())
     if size < 1000 or used > size / 2 or spent < whole / 4:
         return None
-    if data.recipe.tokenizer == "bpe":
+    if data.corpus_config.tokenizer == "bpe":
         remedy = "a smaller --data.vocab_size"
     else:
-        remedy = "--data.vocab pruned" if data.recipe.tokenizer_name.endswith(" full") else "--data.tokenizer bpe"
+        remedy = (
+            "--data.vocab pruned" if data.corpus_config.tokenizer_name.endswith(" full") else "--data.tokenizer bpe"
+        )
     return (
         f"of {size:,} different tokens {used:,} occur, and {spent:,} of {whole:,} parameters stand for them all: give "
         f"{remedy}; scripts/prepare.py --compare shows more"

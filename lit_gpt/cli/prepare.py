@@ -16,10 +16,11 @@ from lit_gpt.cli.arguments import Arguments
 from lit_gpt.cli.fit import FitCLI, quiet_lightning
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.cli.table import print_rows
+from lit_gpt.data.config import SPLITS
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.datamodule import CACHE, TextDataModule
 from lit_gpt.data.executors import ENGINES
-from lit_gpt.data.tokenize import PARTS, learned_tokenizer, read_texts
+from lit_gpt.data.tokenize import read_texts, train_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, open_tokenizer, prune
 from lit_gpt.training.stop import GracefulStop
@@ -74,7 +75,7 @@ def shown(corpus: Corpus) -> str:
         f"{report['vocab_size']:,} different ones {report['vocabulary_in_use']:,} occur"
     )
     lines.append("rarest      " + ", ".join(f"{text!r} {count:,}" for _, text, count in report["least_frequent"]))
-    for part in PARTS:
+    for part in SPLITS:
         if counts := report["parts"][part]["tokens"]:
             lines.append(f"{part:11} {report['parts'][part]['documents']:,} documents, {counts:,} tokens")
     return "\n".join(lines)
@@ -82,7 +83,7 @@ def shown(corpus: Corpus) -> str:
 
 def compare(data: TextDataModule, shape: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What each tokenizer would make of the text, and what its embeddings would cost at the config's width."""
-    sources, recipe = data.sources(), data.recipe
+    sources, recipe = data.sources(), data.corpus_config
     texts: list[str] = []
     size = 0
     for text in read_texts(sources, recipe.reading):
@@ -101,7 +102,7 @@ def compare(data: TextDataModule, shape: dict[str, Any]) -> Iterator[dict[str, A
         row: dict[str, Any] = {"tokenizer": " ".join(filter(None, (name, vocab, str(vocab_size or ""))))}
         try:
             if name in ("bpe", "char"):
-                tokenizer = learned_tokenizer(sources, replace(recipe, tokenizer=name, vocab_size=vocab_size or 4096))
+                tokenizer = train_tokenizer(sources, replace(recipe, tokenizer=name, vocab_size=vocab_size or 4096))
             else:
                 tokenizer = open_tokenizer(name)
         except UserError as error:
@@ -147,7 +148,9 @@ def report(words: list[str], default_config: Path) -> None:
         print_rows(compare(run.data, run.shape), options.json)
         return
     with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
-        corpus = open_corpus(run.data.sources(), run.data.recipe, Path(folder), options.processes, options.engine)
+        corpus = open_corpus(
+            run.data.sources(), run.data.corpus_config, Path(folder), options.processes, options.engine
+        )
         print(json.dumps(corpus.report, ensure_ascii=False) if options.json else shown(corpus))
         if not options.dry_run and not options.json:
             print(f"cache       {corpus.folder}")

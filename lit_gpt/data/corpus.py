@@ -23,13 +23,13 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from lit_gpt.data.config import SPLITS, CorpusConfig
 from lit_gpt.data.executors import Engine, EngineName, open_engine
 from lit_gpt.data.readers import Reading, resolved
-from lit_gpt.data.recipe import Recipe
 from lit_gpt.data.shards import SHARD, Shards, open_shards, shard_path
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import LEFT_OUT, _deal
-from lit_gpt.data.tokenize import PARTS, RECORD, _whole, learned_tokenizer, read_blocks, tokenize_block
+from lit_gpt.data.tokenize import RECORD, _whole, read_blocks, tokenize_block, train_tokenizer
 from lit_gpt.device import cores
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
@@ -65,15 +65,15 @@ class Corpus:
     report: dict[str, Any]
     folder: Path
 
-    def part(self, name: str) -> Shards:
+    def split(self, name: str) -> Shards:
         """The ids of "train", "val" or "test"."""
-        sizes = [self.report["parts"][part]["tokens"] for part in PARTS]
-        start = sum(sizes[: PARTS.index(name)])
-        return self.ids[start : start + sizes[PARTS.index(name)]]
+        sizes = [self.report["parts"][part]["tokens"] for part in SPLITS]
+        start = sum(sizes[: SPLITS.index(name)])
+        return self.ids[start : start + sizes[SPLITS.index(name)]]
 
 
 def open_corpus(
-    files: list[Source], recipe: Recipe, cache: Path, processes: int | None = None, engine: EngineName = "local"
+    files: list[Source], recipe: CorpusConfig, cache: Path, processes: int | None = None, engine: EngineName = "local"
 ) -> Corpus:
     """The corpus of `files`, from `cache` or built into it.
 
@@ -123,21 +123,31 @@ def _open(folder: Path) -> Corpus | None:
             report=json.loads((folder / "report.json").read_text(encoding="utf-8")),
             folder=folder,
         )
-        return corpus if len(corpus.ids) == sum(corpus.report["parts"][part]["tokens"] for part in PARTS) else None
+        return corpus if len(corpus.ids) == sum(corpus.report["parts"][part]["tokens"] for part in SPLITS) else None
     except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, ValueError):
         return None
 
 
-def corpus_key(files: list[Source], recipe: Recipe) -> str:
+def corpus_key(files: list[Source], recipe: CorpusConfig) -> str:
     """A fingerprint of everything that decides the ids: 32 hexadecimal digits."""
     contents = [(source.kind, source.packing, source.part, source.digest()) for source in files]
     learned = recipe.vocab_size if recipe.tokenizer == "bpe" else None
     tokenizer = tokenizer_key(recipe.tokenizer, recipe.vocab)
-    settings = [FORMAT, contents, asdict(recipe.reading), asdict(recipe.split), tokenizer, learned]
+    reading = {  # the names of fields are part of the key: renaming a field of Reading must not change the name here
+        "mode": recipe.reading.mode,
+        "columns": recipe.reading.columns,
+        "template": recipe.reading.template,
+        "delimiter": recipe.reading.delimiter,
+        "quote": recipe.reading.quote,
+        "header": recipe.reading.header,
+        "encoding": recipe.reading.encoding,
+        "mark": recipe.reading.mark,
+    }
+    settings = [FORMAT, contents, reading, asdict(recipe.split), tokenizer, learned]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
 
 
-def _build(files: list[Source], recipe: Recipe, folder: Path, processes: int | None, name: EngineName) -> None:
+def _build(files: list[Source], recipe: CorpusConfig, folder: Path, processes: int | None, name: EngineName) -> None:
     """Writes a corpus into `folder`, which appears when it is whole."""
     unfinished = folder.with_suffix(".unfinished").absolute()
     work = unfinished / "work"
@@ -170,13 +180,13 @@ def _build(files: list[Source], recipe: Recipe, folder: Path, processes: int | N
         raise
 
 
-def _tokenizer(files: list[Source], recipe: Recipe, work: Path) -> Tokenizer:
+def _tokenizer(files: list[Source], recipe: CorpusConfig, work: Path) -> Tokenizer:
     """The tokenizer, left in tokenizer.json for those who work; if it is learned from the text, then only once."""
     saved = work / "tokenizer.json"
     if saved.exists():
         return from_state(json.loads(saved.read_text(encoding="utf-8")))
     learned = recipe.tokenizer in ("char", "bpe")
-    tokenizer = learned_tokenizer(files, recipe) if learned else open_tokenizer(recipe.tokenizer)
+    tokenizer = train_tokenizer(files, recipe) if learned else open_tokenizer(recipe.tokenizer)
     with _whole(saved, work) as file:
         file.write(json.dumps(tokenizer.state()).encode())
     return tokenizer
@@ -204,7 +214,7 @@ class Tally:
 
     files: list[Source]
     readings: list[Reading]
-    recipe: Recipe
+    recipe: CorpusConfig
     rows: int = 0
     empty_rows: int = 0
     rejected: int = 0
@@ -298,7 +308,7 @@ def _stretches(documents: dict[Path, int], parts: np.ndarray, work: Path, size: 
         np.add.at(tokens[i], parts[first : firsts[i + 1]], record["tokens"])
     shards: list[list[Stretch]] = [[]]
     room = size
-    for part in range(len(PARTS)):
+    for part in range(len(SPLITS)):
         for path, first, count in zip(documents, firsts, tokens[:, part].tolist()):
             start = 0
             while start < count:
@@ -367,9 +377,9 @@ def _lay_out(
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     shards = _stretches(documents, parts, work, SHARD)
-    sizes = dict.fromkeys(PARTS, 0)
+    sizes = dict.fromkeys(SPLITS, 0)
     for stretch in itertools.chain.from_iterable(shards):
-        sizes[PARTS[stretch.part]] += stretch.stop - stretch.start
+        sizes[SPLITS[stretch.part]] += stretch.stop - stretch.start
     shown = {"desc": "writing", "unit": "token", "unit_scale": True, "delay": 2, "mininterval": 0.5, "leave": False}
     with tqdm(total=sum(sizes.values()), **shown) as bar:
         write = partial(write_shard, unfinished, tokenizer.vocab_size, dtype)
@@ -379,7 +389,7 @@ def _lay_out(
     if recipe.reading.mode == "raw" and not any(source.part for source in tally.files):  # one text, cut by tokens
         tokens, split = sizes["train"], recipe.split
         ends = [int(tokens * (1 - split.val_fraction - split.test_fraction)), int(tokens * (1 - split.test_fraction))]
-        sizes = dict(zip(PARTS, (ends[0], ends[1] - ends[0], tokens - ends[1])))
+        sizes = dict(zip(SPLITS, (ends[0], ends[1] - ends[0], tokens - ends[1])))
     description = {"dtype": dtype.str, "tokenizer": tokenizer.state()}
     (unfinished / "corpus.json").write_text(json.dumps(description), encoding="utf-8")
     tokens = sum(sizes.values())
@@ -399,7 +409,7 @@ def _lay_out(
         "bytes": tally.bytes,
         "tokens": tokens,
         "tokens_per_character": tokens / tally.characters,
-        "parts": {part: {"documents": count, "tokens": sizes[part]} for part, count in zip(PARTS, found["documents"])},
+        "parts": {part: {"documents": count, "tokens": sizes[part]} for part, count in zip(SPLITS, found["documents"])},
         "vocab_size": tokenizer.vocab_size,
         "vocabulary_in_use": int((frequencies > 0).sum()),
         "least_frequent": [

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from lit_gpt.data.batches import Batch, EvaluationBatches, Loader, TrainBatches, nothing_to_seed
+from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.readers import Mode, Reading
-from lit_gpt.data.recipe import Recipe, Split
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
 from lit_gpt.data.shards import Ids, Shards
 from lit_gpt.data.sources import Source, check_once, find_sources
@@ -107,7 +107,7 @@ class TextDataModule(LightningDataModule):
             raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
         check_tokenizer(tokenizer)
         self.files, self.val_files, self.test_files = files, val_files, test_files
-        self.recipe = Recipe(
+        self.corpus_config = CorpusConfig(
             reading=Reading(
                 mode=mode,
                 columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
@@ -118,7 +118,7 @@ class TextDataModule(LightningDataModule):
                 encoding=encoding,
                 mark=split_column if split_column is not None else group_column,
             ),
-            split=Split(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe),
+            split=SplitConfig(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe),
             tokenizer=tokenizer,
             vocab=vocab,
             vocab_size=vocab_size,
@@ -145,11 +145,11 @@ class TextDataModule(LightningDataModule):
     @cached_property
     def corpus(self) -> Corpus:
         """The tokenized files; built on first use, once for all processes."""
-        corpus = open_corpus(self.sources(), self.recipe, CACHE)
+        corpus = open_corpus(self.sources(), self.corpus_config, CACHE)
         for part, name in (("train", "training"), ("val", "validation")):
-            if len(corpus.part(part)) <= self.context_length:
+            if len(corpus.split(part)) <= self.context_length:
                 raise UserError(
-                    f"the {name} split has {len(corpus.part(part)):,} tokens, fewer than one window of "
+                    f"the {name} split has {len(corpus.split(part)):,} tokens, fewer than one window of "
                     f"{self.context_length + 1}: give more text or a smaller --model.config.context_length"
                 )
         return corpus
@@ -165,16 +165,16 @@ class TextDataModule(LightningDataModule):
 
     @property
     def train_ids(self) -> Shards:
-        return self.corpus.part("train")
+        return self.corpus.split("train")
 
     @property
     def val_ids(self) -> Shards:
-        return self.corpus.part("val")
+        return self.corpus.split("val")
 
     @property
     def test_ids(self) -> Shards:
         """None, unless data.test_fraction, test_files or split_column give some."""
-        return self.corpus.part("test")
+        return self.corpus.split("test")
 
     def documents(self, tokens: Tensor) -> Tensor | None:
         """Which document of its window each token (B, T) is of, if that matters; None if it does not.
@@ -316,10 +316,10 @@ def fingerprint(data: TextDataModule) -> dict[str, Any]:
     """What a checkpoint remembers of the data it was trained on."""
     report = data.corpus.report
     return {
-        "mode": data.recipe.reading.mode,
+        "mode": data.corpus_config.reading.mode,
         "documents": report["documents"],
         "characters": report["characters"],
-        "tokenizer": data.recipe.tokenizer_name,
+        "tokenizer": data.corpus_config.tokenizer_name,
         **{f"{part} tokens": counts["tokens"] for part, counts in report["parts"].items()},
         "key": data.corpus.key,
     }

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.recipe import Recipe
+from lit_gpt.data.config import SPLITS, CorpusConfig
 from lit_gpt.data.sources import Source
-from lit_gpt.data.tokenize import PARTS, RECORD, RECORDS
+from lit_gpt.data.tokenize import RECORD, RECORDS
 
 SORTED = 2**20  # documents sorted together
 
@@ -20,16 +20,16 @@ def _records(path: Path, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
         start += len(records)
 
 
-LEFT_OUT = len(PARTS)  # the part of documents that came before
+LEFT_OUT = len(SPLITS)  # the part of documents that came before
 
 
-def _deal(count: int, recipe: Recipe, files: list[Source], work: Path) -> tuple[np.ndarray, dict[str, Any]]:
+def _deal(count: int, recipe: CorpusConfig, files: list[Source], work: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """The part of every document, (count,) uint8, and what is to be said of documents."""
     path, split = work / "records.bin", recipe.split
-    of_file = np.array([PARTS.index(source.part or "train") for source in files], dtype=np.uint8)
+    of_file = np.array([SPLITS.index(source.part or "train") for source in files], dtype=np.uint8)
     if recipe.reading.mode == "raw":
         parts = np.concatenate([of_file[records["file"]] for _, records in _records(path)])
-        counts = [int((of_file == number).sum()) for number in range(len(PARTS))]
+        counts = [int((of_file == number).sum()) for number in range(len(SPLITS))]
         return parts, {"documents": counts, "duplicates": 0, "across": 0, "pairs": [], "longest": []}
     copies, pairs = _copies(path, count)
     parts = np.full(count, LEFT_OUT, dtype=np.uint8)
@@ -55,7 +55,7 @@ def _deal(count: int, recipe: Recipe, files: list[Source], work: Path) -> tuple[
             longest.append((int(records["characters"][i]), int(records["file"][i]), int(records["line"][i])))
         longest = sorted(longest, key=lambda row: (-row[0], row[1:]))[:5]
     return parts, {
-        "documents": [int((parts == number).sum()) for number in range(len(PARTS))],
+        "documents": [int((parts == number).sum()) for number in range(len(SPLITS))],
         "duplicates": int(copies.sum()),
         "across": _across(path, parts),
         "pairs": [[_place(path, files, i) for i in pair] for pair in pairs],

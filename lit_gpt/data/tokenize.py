@@ -14,8 +14,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.readers import Reading, Rejected, open_pieces, open_rows, resolved
-from lit_gpt.data.recipe import Recipe, Split
 from lit_gpt.data.sources import Source
 from lit_gpt.tokenizer import (
     CharTokenizer,
@@ -28,9 +28,6 @@ RECORDS = 2**16  # documents looked at together, and rows in a block at most
 
 
 LEARNED_FROM = 2**26  # characters a vocabulary is learned from at most
-
-
-PARTS = ("train", "val", "test")
 
 
 PART_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}  # in a column
@@ -52,7 +49,7 @@ def _whole(path: Path, work: Path) -> Iterator[IO[bytes]]:
     os.replace(new, path)
 
 
-def learned_tokenizer(files: list[Source], recipe: Recipe) -> Tokenizer:
+def train_tokenizer(files: list[Source], recipe: CorpusConfig) -> Tokenizer:
     """The vocabulary of the characters, or of the byte pairs, of a text."""
     if recipe.tokenizer == "char":
         characters: set[str] = set()
@@ -74,7 +71,7 @@ def read_texts(files: list[Source], reading: Reading) -> Iterator[str]:
                 yield from (row.text for row in rows if not isinstance(row, Rejected) and row.text.strip())
 
 
-def _spread(files: list[Source], recipe: Recipe) -> Iterator[str]:
+def _spread(files: list[Source], recipe: CorpusConfig) -> Iterator[str]:
     """Documents that train, and of a long text as many of them as `LEARNED_FROM` allows, from all over it."""
     size = sum(source.size() for source in files)
     every = max(1, round(size / LEARNED_FROM))
@@ -90,7 +87,7 @@ class Block:
     Attributes:
         texts: of the documents.
         lines: where each begins.
-        marks: of each, what `Split` asks of it.
+        marks: of each, what `SplitConfig` asks of it.
         rows: read for it, blank and rejected ones too.
         empty_rows: of them, those without text.
         rejected: of them, those that cannot be read.
@@ -112,7 +109,9 @@ class Block:
     follows: bool = False
 
 
-def read_blocks(files: list[Source], readings: list[Reading], split: Split, size: int, number: int) -> Iterator[Block]:
+def read_blocks(
+    files: list[Source], readings: list[Reading], split: SplitConfig, size: int, number: int
+) -> Iterator[Block]:
     """The blocks of file `number`, in order: always the same.
 
     Args:
@@ -132,13 +131,13 @@ def read_blocks(files: list[Source], readings: list[Reading], split: Split, size
         yield block
 
 
-def _raw_blocks(source: Source, reading: Reading, split: Split, size: int) -> Iterator[tuple[Block, int]]:
+def _raw_blocks(source: Source, reading: Reading, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
     with open_pieces(source, reading) as (pieces, raw):
         for i, piece in enumerate(pieces):
             yield Block([piece], array.array("L", [1]), array.array("Q", [0]), rows=int(i == 0)), raw.tell()
 
 
-def _row_blocks(source: Source, reading: Reading, split: Split, size: int) -> Iterator[tuple[Block, int]]:
+def _row_blocks(source: Source, reading: Reading, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
     block, characters = Block(), 0
     with open_rows(source, reading) as (rows, raw):
         for row in rows:
@@ -161,7 +160,7 @@ def _row_blocks(source: Source, reading: Reading, split: Split, size: int) -> It
         yield block, source.size()
 
 
-def _mark(text: str, split: Split) -> int | None:
+def _mark(text: str, split: SplitConfig) -> int | None:
     """What is remembered of a row's mark: the part it names, or the hash of its group."""
     if split.column is not None:
         return PART_NAMES.get(text.strip().lower())

@@ -80,7 +80,7 @@ class GenerateText(Callback):
         """`num_samples` texts, prompts included; they depend on the weights, the seed and the step alone."""
         module, data = parts(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
-        rows = data.recipe.reading.mode == "rows"
+        rows = data.corpus_config.reading.mode == "rows"
         start = prompt_tokens(data.tokenizer, prompt, rows)
         end = data.tokenizer.end_of_text if rows else None
         was_training = module.gpt.training

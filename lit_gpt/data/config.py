@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from lit_gpt.data.readers import Reading
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import (
-    Vocab,
-)
+from lit_gpt.tokenizer import Vocab
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitConfig:
     """Which documents train, validate and test; the `data.*` flags of the same names.
 
     Attributes:
@@ -42,7 +42,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class CorpusConfig:
     """Everything but the files that decides a corpus.
 
     Attributes:
@@ -54,7 +54,7 @@ class Recipe:
     """
 
     reading: Reading
-    split: Split = Split()
+    split: SplitConfig = SplitConfig()
     tokenizer: str = "cl100k_base"
     vocab: Vocab = "pruned"
     vocab_size: int = 4096
