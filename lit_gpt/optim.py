@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lit_gpt.compat import fused_adamw_
 from lit_gpt.sharding import like, whole
 
 OptimizerName = Literal["adamw", "muon"]
@@ -97,21 +98,15 @@ class MuonAdamW(torch.optim.Optimizer):
             if not self.state[p]:
                 self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         states = [self.state[p] for p in parameters]
-        step = torch.full((), group["step"], dtype=torch.float32, device=parameters[0].device)
-        torch._fused_adamw_(
+        fused_adamw_(
             parameters,
             [p.grad for p in parameters],  # type: ignore[misc]
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
-            [],
-            [step] * len(parameters),
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=1e-8,
-            amsgrad=False,
-            maximize=False,
+            group["step"],
+            group["lr"],
+            group["betas"],
+            group["weight_decay"],
         )
 
 

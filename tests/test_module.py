@@ -200,11 +200,18 @@ def test_where_there_are_several_devices_every_block_is_compiled_by_itself() -> 
     gpt = GPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2, num_blocks=2))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=2)
     compile_blocks(gpt, trainer)
-    compiled = [block._compiled_call_impl for block in gpt.blocks]
-    assert None not in compiled
+    assert None not in [block._compiled_call_impl for block in gpt.blocks]
     assert gpt.blocks._compiled_call_impl is None
-    compile_blocks(gpt, trainer)  # the Trainer asks again and again
-    assert [block._compiled_call_impl for block in gpt.blocks] == compiled
+
+
+def test_configure_model_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("lit_gpt.training.module.compile_blocks", lambda gpt, trainer: calls.append(gpt))
+    module = LitGPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2), compile=True)
+    module.trainer = SimpleNamespace(precision="32-true")  # type: ignore[assignment]
+    module.configure_model()
+    module.configure_model()  # the Trainer calls it once for every fit, validate and test
+    assert calls == [module.gpt]
 
 
 def test_embeddings_and_head_learn_at_rates_of_their_own(fit: Fit) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
+from lit_gpt.compat import set_logged_step
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
@@ -50,9 +51,8 @@ def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
     """
     if trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1:
         for block in gpt.blocks:
-            if block._compiled_call_impl is None:
-                block.compile()
-    elif gpt.blocks._compiled_call_impl is None:
+            block.compile()
+    else:
         options: dict[str, Any] = {"cpp_wrapper": not gpt.blocks.activation_checkpointing}  # torch 2.13 fails with both
         gpt.blocks.compile(options=options)
         gpt.loss_at_once = torch.compile(gpt.loss_at_once, options=options)  # type: ignore[method-assign]
@@ -144,12 +144,15 @@ class LitGPT(LightningModule):
         self.updating = False  # from the check of the gradients until the weights have all been moved
         self._evaluated = torch.zeros(0)  # (2, 3): for each split nats, tokens and bytes
         self._bytes_per_token = torch.zeros(0)  # (V,)
+        self._compiled = False
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # which hook runs: set some fifty times a step, and never a parameter
-            object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+    @property
+    def is_attached(self) -> bool:
+        """Whether the module belongs to a Trainer; `self.trainer` raises if it does not."""
+        try:
+            return self.trainer is not None
+        except RuntimeError:
+            return False
 
     @property
     def data(self) -> TextDataModule:
@@ -165,9 +168,9 @@ class LitGPT(LightningModule):
         Raises:
             UserError: there is no memory for them.
         """
-        if self._device_mesh is not None:
+        if self.device_mesh is not None:
             mixed = self.trainer.strategy.root_device.type == "cuda" and self.trainer.precision == "bf16-mixed"
-            shard(self.gpt, self._device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
+            shard(self.gpt, self.device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
         if self.gpt.embedding.weight.is_meta:
             strategy = self.trainer.strategy
             try:
@@ -178,12 +181,13 @@ class LitGPT(LightningModule):
                 ) from None
             self.gpt.seed = strategy.broadcast(self.gpt.seed)  # whose slices make up one model
             self.gpt.initialise(like)
-        if self._trainer is None:  # it is loaded to be used by itself
+        if not self.is_attached:  # loaded to be used without a Trainer
             return
         if self.trainer.precision == "64-true":  # the Trainer would when it has read a checkpoint's into float32
             self.gpt.double()
-        if self.arguments["compile"]:
+        if self.arguments["compile"] and not self._compiled:
             compile_blocks(self.gpt, self.trainer)
+            self._compiled = True
 
     def cpu(self) -> "LitGPT":
         """Where Lightning leaves it in the end, also of a run that ended before there were weights."""
@@ -192,8 +196,7 @@ class LitGPT(LightningModule):
     # ------------------------------------------------------------------------------------------------- training
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # what Lightning numbers points by; where it resumes at a validation it would be one too many
-        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
+        set_logged_step(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The mean loss of one batch, two times (B, T), in nats per token."""
@@ -380,7 +383,7 @@ class LitGPT(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Counts the Trainer's loops anew from the step: it may have been saved amid one, or on other devices."""
-        if self._trainer is not None and self.trainer.state.fn == "fit":
+        if self.is_attached and self.trainer.state.fn == "fit":
             states = checkpoint.setdefault("callbacks", {})
             for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, EarlyStopping) and callback.state_key in states:
