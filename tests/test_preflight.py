@@ -242,7 +242,7 @@ def test_a_long_run_says_once_what_time_is_left(fit: Fit, monkeypatch: pytest.Mo
     long = ["--trainer.max_steps", 30, "--trainer.val_check_interval", 12, "--data.global_batch_size", 8]
     assert not [text for text in fit(*long).out.splitlines() if text.startswith("time")]
     monkeypatch.setattr(StepProgress, "TIMED_SECONDS", 0.0)
-    monkeypatch.setattr(StepProgress, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(StepProgress, "LEAST_REMAINING_SECONDS", 0.0)
     told = line(fit(*long).out, "time")
     assert re.fullmatch(r"about \S+ \w+: 24 steps of \S+ ms, 3 validations of \S+ ms", told)
     one, other = (points(Path(f"logs/small/version_{n}"))["loss/train"] for n in (0, 1))

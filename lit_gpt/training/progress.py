@@ -1,4 +1,4 @@
-"""Progress on the console: a bar over optimizer steps, a line per validation, an estimate of the time left."""
+"""Progress on the console: a bar over optimizer steps, a line for each validation, the estimated remaining time."""
 
 import sys
 import time
@@ -12,45 +12,63 @@ from lit_gpt.device import synchronize
 from lit_gpt.training.module import logs_at, parts
 
 
-def remaining_validations(step: int, end: int, interval: int) -> int:
-    """How many follow after optimizer step `step`: every `interval` steps, and after the last."""
-    return 0 if step >= end else -(-end // interval) - step // interval
-
-
-def format_eta(
-    steps: int, step_seconds: float, validations: int, validation_seconds: float, more_seconds: float = 0.0
-) -> str:
-    """`about 35 s: 1,000 steps of 33 ms, 5 validations of 400 ms`; `more_seconds` count too."""
-    seconds = steps * step_seconds + validations * validation_seconds + more_seconds
-    validating = f", {validations:,} validation{'s'[: validations != 1]} of {format_duration(validation_seconds)}"
-    return f"about {format_duration(seconds)}: {steps:,} steps of {format_duration(step_seconds)}" + (
-        validating if validations else ""
-    )
+def remaining_validations(step: int, last_step: int, interval: int) -> int:
+    """Return the number of validations after optimizer step `step`: one every `interval` steps, one at `last_step`."""
+    if step >= last_step:
+        return 0
+    up_to_last_step = -(-last_step // interval)  # rounded up: the last step validates
+    return up_to_last_step - step // interval
 
 
 def format_duration(seconds: float) -> str:
-    """In the unit of which there are not too many."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
+    """Return `33.1 ms`, `1.3 s`, `2.0 min`, `2.0 h` or `2.3 days`: a larger unit from two of that unit on."""
+    for unit, unit_seconds in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:.1f} {unit}"
     return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
-class StepProgress(ProgressBar):
-    """A bar over the optimizer steps of the whole run, a line at every validation, and one on the time that is left.
+def format_eta(
+    steps: int, step_seconds: float, validations: int, validation_seconds: float, other_seconds: float = 0.0
+) -> str:
+    """Return the remaining time as `about 35.0 s: 1,000 steps of 33 ms, 5 validations of 400 ms`.
 
-    That one comes once some steps have been timed; a validation yet to come counts as a third of training on so much
-    text, a forward pass without its backward pass (Kaplan et al. 2020).
+    Args:
+        steps: remaining optimizer steps.
+        step_seconds: of one optimizer step.
+        validations: remaining validations.
+        validation_seconds: of one validation.
+        other_seconds: added to the sum and not listed.
+    """
+    seconds = steps * step_seconds + validations * validation_seconds + other_seconds
+    eta = f"about {format_duration(seconds)}: {steps:,} steps of {format_duration(step_seconds)}"
+    if validations:
+        plural = "s" if validations != 1 else ""
+        eta += f", {validations:,} validation{plural} of {format_duration(validation_seconds)}"
+    return eta
+
+
+class StepProgress(ProgressBar):
+    """Progress bar over the optimizer steps of the whole run, with a line for each validation.
+
+    Once some steps have been timed, it prints one estimate of the remaining time. The estimate takes a validation for a
+    third of the training time on the same number of tokens, because a forward pass is a third of the operations of a
+    forward and a backward pass (Kaplan et al. 2020).
+
+    Attributes:
+        WARM_UP_STEPS: steps before the first timed step.
+        TIMED_SECONDS: least total time of the timed steps.
+        LEAST_REMAINING_SECONDS: if less time remains, no estimate is printed.
     """
 
-    WARM_UP, TIMED_SECONDS, WORTH_SECONDS = 5, 2.0, 20.0  # steps before the clock, its least time, the least told of
+    WARM_UP_STEPS, TIMED_SECONDS, LEAST_REMAINING_SECONDS = 5, 2.0, 20.0
 
     def __init__(self) -> None:
         super().__init__()
         self.bar: tqdm | None = None
         self.enabled = True
-        self._timed_from: int | None = None  # the step the clock waits for; None: what is left has been told
-        self._since = 0.0
+        self._timing_start_step: int | None = None  # None: the estimate has been made
+        self._timing_start = 0.0  # time.perf_counter() at the end of that step
 
     def disable(self) -> None:
         self.enabled = False
@@ -59,53 +77,65 @@ class StepProgress(ProgressBar):
         self.enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print a line above the bar."""
         if self.enabled:
             tqdm.write(" ".join(map(str, args)), file=sys.stdout)
             sys.stdout.flush()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        steps = trainer.max_steps if trainer.max_steps > 0 else None
-        quiet = not self.enabled or not sys.stderr.isatty()
-        self.bar = tqdm(initial=trainer.global_step, total=steps, unit="step", disable=quiet, dynamic_ncols=True)
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        hidden = not self.enabled or not sys.stderr.isatty()
+        self.bar = tqdm(initial=trainer.global_step, total=total, unit="step", disable=hidden, dynamic_ncols=True)
         self.print(f"step {trainer.global_step:>6,}   {'untrained' if trainer.global_step == 0 else 'resumed'}")
-        self._timed_from = trainer.global_step + self.WARM_UP
+        self._timing_start_step = trainer.global_step + self.WARM_UP_STEPS
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self.bar is not None and logs_at(trainer, trainer.global_step):
             self.bar.update(trainer.global_step - self.bar.n)
-        if self._timed_from is not None and (args[-1] + 1) % trainer.accumulate_grad_batches == 0:
-            self._time(trainer, trainer.global_step - self._timed_from)
+        if self._timing_start_step is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._time_steps(trainer, trainer.global_step - self._timing_start_step)
 
-    def _time(self, trainer: Trainer, steps: int) -> None:
-        """Says what time is left, when `steps` have taken long enough for it to be known."""
-        module, data = parts(trainer)
-        end, now = data.max_steps, time.perf_counter()
-        if steps <= 0:
-            self._since = now
-        elif now > self._since + self.TIMED_SECONDS:
-            synchronize(module.device)  # once: what was queued before the clock was started is little
-            step_seconds = (time.perf_counter() - self._since) / steps
-            self._timed_from = None
-            if end is None or (end - trainer.global_step) * step_seconds < self.WORTH_SECONDS:
-                return
-            times, seconds = 0, 0.0
-            if trainer.enable_validation and data.validation_interval is not None:
-                times = remaining_validations(trainer.global_step, end, data.validation_interval)
-                windows = sum(len(loader.dataset.starts) for loader in trainer.val_dataloaders or [])
-                seconds = windows / (data.batch_size * data.accumulation) * step_seconds / 3
-            self.print(f"time        {format_eta(end - trainer.global_step, step_seconds, times, seconds)}")
+    def _time_steps(self, trainer: Trainer, timed_steps: int) -> None:
+        """Start the clock, or after `TIMED_SECONDS` print the estimate.
+
+        Args:
+            trainer: the Trainer, at the end of an optimizer step.
+            timed_steps: steps since the clock started; 0 or less: start it now.
+        """
+        if timed_steps <= 0:
+            self._timing_start = time.perf_counter()
+        elif time.perf_counter() > self._timing_start + self.TIMED_SECONDS:
+            module, _ = parts(trainer)
+            synchronize(module.device)  # only here: the work queued when the clock started is negligible
+            step_seconds = (time.perf_counter() - self._timing_start) / timed_steps
+            self._timing_start_step = None
+            self._print_eta(trainer, step_seconds)
+
+    def _print_eta(self, trainer: Trainer, step_seconds: float) -> None:
+        _, data = parts(trainer)
+        step, last_step = trainer.global_step, data.max_steps
+        if last_step is None or (last_step - step) * step_seconds < self.LEAST_REMAINING_SECONDS:
+            return
+        validations, validation_seconds = 0, 0.0
+        if trainer.enable_validation and data.validation_interval is not None:
+            validations = remaining_validations(step, last_step, data.validation_interval)
+            windows = sum(len(loader.dataset.starts) for loader in trainer.val_dataloaders or [])
+            validation_seconds = windows / (data.batch_size * data.accumulation) * step_seconds / 3
+        self.print(f"time        {format_eta(last_step - step, step_seconds, validations, validation_seconds)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is None or trainer.sanity_checking:
             return
-        if self._timed_from is not None:  # the clock does not count what has just been done
-            self._timed_from = trainer.global_step + 1
-        losses = trainer.callback_metrics
-        speed = losses.get("speed/tokens_per_second")
-        self.print(
-            f"step {trainer.global_step:>6,}   loss/train_eval {losses['loss/train_eval']:.4f}   "
-            f"loss/val {losses['loss/val']:.4f}" + (f"   {speed:,.0f} tokens/s" if speed is not None else "")
-        )
+        if self._timing_start_step is not None:  # restart the clock, so that it does not count this validation
+            self._timing_start_step = trainer.global_step + 1
+        metrics = trainer.callback_metrics
+        line = f"step {trainer.global_step:>6,}"
+        line += f"   loss/train_eval {metrics['loss/train_eval']:.4f}   loss/val {metrics['loss/val']:.4f}"
+        if "speed/tokens_per_second" in metrics:
+            line += f"   {metrics['speed/tokens_per_second']:,.0f} tokens/s"
+        self.print(line)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
