@@ -1,4 +1,4 @@
-"""What a person watches of a run: its curves, its progress, its speed, and the text it writes."""
+"""Generate text during training."""
 
 import textwrap
 from typing import Any
@@ -14,16 +14,20 @@ from lit_gpt.training.module import parts
 
 
 class GenerateText(Callback):
-    """Writes text at the start, at validations and at the end: to the console and to TensorBoard, under `samples/`.
+    """Generate text at the start, after every validation and at the end of a run.
 
-    It draws from a generator of its own, so that a run's losses are the same with and without it.
+    The text is printed, and logged to TensorBoard under `samples/`. It is sampled with a generator of its own, so the
+    losses of a run are the same with and without it.
 
     Args:
-        prompts: what to go on from; [] for no text at all.
-        num_samples: texts a prompt.
-        max_new_tokens: their length at most.
-        temperature: 0 takes the likeliest token always.
-        top_k: draw among the k likeliest tokens only.
+        prompts: text to continue; [] turns text generation off.
+        num_samples: texts per prompt.
+        max_new_tokens: most tokens to generate per text.
+        temperature: divides the logits; 0 always takes the most likely token.
+        top_k: sample only from the k most likely tokens.
+
+    Raises:
+        UserError: An argument is out of range.
     """
 
     def __init__(
@@ -36,8 +40,8 @@ class GenerateText(Callback):
     ) -> None:
         if num_samples < 1 or max_new_tokens < 1:
             raise UserError(
-                f"--generate.num_samples is {num_samples} and --generate.max_new_tokens {max_new_tokens}: "
-                "give 1 or more; --generate.prompts [] turns the texts off"
+                f"--generate.num_samples is {num_samples} and --generate.max_new_tokens is {max_new_tokens}: "
+                "give 1 or more; --generate.prompts [] turns text generation off"
             )
         check_sampling(temperature, top_k)
         self.prompts = [prompts] if isinstance(prompts, str) else prompts
@@ -47,46 +51,50 @@ class GenerateText(Callback):
             "temperature": temperature,
             "top_k": top_k,
         }
-        self._written_step = -1
+        self._last_step = -1  # the step of the last generated text
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
-            self._write(trainer)
+            self._generate_and_log(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._write(trainer)
+            self._generate_and_log(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _, data = parts(trainer)
-        if self._written_step != trainer.global_step == data.max_steps:  # not where a run is only interrupted
-            self._write(trainer)
+        if self._last_step != trainer.global_step == data.max_steps:  # not when the run was interrupted
+            self._generate_and_log(trainer)
 
-    def _write(self, trainer: Trainer) -> None:
-        """Every rank draws the same texts, since the model may be spread over them; the first one shows them."""
-        step = self._written_step = trainer.global_step
+    def _generate_and_log(self, trainer: Trainer) -> None:
+        """Generate texts on every rank, because the model may be sharded over the ranks; print and log on rank 0."""
+        step = self._last_step = trainer.global_step
         for number, prompt in enumerate(self.prompts, start=1):
             texts = [shown(text) for text in self.generate_texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
-            between = "\n\n" if any("\n" in text for text in texts) else "\n"
-            bar = trainer.progress_bar_callback
-            (print if bar is None else bar.print)(between.join(textwrap.indent(text, "  | ", bool) for text in texts))
+            separator = "\n\n" if any("\n" in text for text in texts) else "\n"
+            progress_bar = trainer.progress_bar_callback
+            print_text = print if progress_bar is None else progress_bar.print
+            print_text(separator.join(textwrap.indent(text, "  | ", bool) for text in texts))
             if isinstance(trainer.logger, StepLogger):
                 markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
                 trainer.logger.experiment.add_text(f"samples/prompt_{number}", markdown, step)
 
     def generate_texts(self, trainer: Trainer, prompt: str) -> list[str]:
-        """`num_samples` texts, prompts included; they depend on the weights, the seed and the step alone."""
+        """Return `num_samples` texts, each with its prompt. They depend only on the weights, the seed and the step."""
         module, data = parts(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
         rows = data.corpus_config.reading.mode == "rows"
-        start = prompt_tokens(data.tokenizer, prompt, rows)
+        prompt_ids = prompt_tokens(data.tokenizer, prompt, rows)
         end = data.tokenizer.end_of_text if rows else None
         was_training = module.gpt.training
         module.gpt.eval()
-        # compiled blocks would be compiled anew for every length of the cache, and in the end for training no more
+        # A compiled block recompiles for every length of the KV cache. At the recompile limit, torch.compile would run
+        # training eagerly too.
         with torch.compiler.set_stance("force_eager"):
-            written = generate(module.gpt, [start] * self.num_samples, end=end, generator=generator, **self.sampling)
+            samples = generate(
+                module.gpt, [prompt_ids] * self.num_samples, end=end, generator=generator, **self.sampling
+            )
         module.gpt.train(was_training)
-        return [prompt + data.tokenizer.decode(row) for row in written]
+        return [prompt + data.tokenizer.decode(ids) for ids in samples]
