@@ -139,7 +139,7 @@ def test_beside_a_whole_validation_split_at_most_256_windows_of_training_are_est
 
 def test_a_short_last_window_has_targets_only_where_there_is_text() -> None:
     ids = np.arange(20, dtype=np.uint16)
-    x, y = EvaluationBatches(ids, np.array([0, 8, 16]), length=8, batch_size=1)[0]
+    x, y = EvaluationBatches(ids, np.array([0, 8, 16]), context_length=8, batch_size=1)[0]
     assert y[2].tolist() == [17, 18, 19, *[IGNORE] * 5]
     assert x[2, :4].tolist() == [16, 17, 18, 19]
 

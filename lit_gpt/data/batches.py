@@ -1,6 +1,8 @@
-"""Batches of `(tokens, targets)`, each (B, T) int64, every one a pure function of its place.
+"""Datasets whose items are whole batches, and the DataLoader for them.
 
-A process that prepares batches imports this, and nothing of Lightning.
+A batch is `(tokens, targets)`, or `(tokens, targets, documents)` where attention must not cross documents, each
+(B, T) int64. It depends only on its index and on the arguments of its dataset. Worker processes import this module, so
+it does not import Lightning.
 """
 
 import signal
@@ -13,101 +15,141 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_gpt.data.shards import Ids
-from lit_gpt.data.windows import STARTS, gather
+from lit_gpt.data.windows import WINDOW_SAMPLERS, read_windows
 from lit_gpt.model import IGNORE
 
-EVALUATION_TOKENS = 4096  # without gradients a batch may be larger than a small training batch, and is faster so
+MIN_EVALUATION_TOKENS = 4096  # per batch: without gradients, batches larger than small training batches are faster
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 
 class TrainBatches(Dataset[Batch]):
-    """Item i is a rank's i-th batch since the run began, over all epochs.
+    """Item i is the i-th training batch of a rank, counted from the start of the run over all epochs.
 
     Args:
-        ids: of the training split.
-        length: T.
-        sampling: "random" or "shuffled".
-        seed: of the sampling.
-        batch_size: B, windows of one forward.
-        accumulation: forwards of every rank in an optimizer step.
-        rank: whose batches they are.
-        world_size: how many ranks there are.
+        ids: Token ids of the training split.
+        context_length: T, tokens in a window.
+        sampling: How windows are drawn: "random" or "shuffled".
+        seed: Seed of the sampling.
+        batch_size: B, windows in a batch.
+        accumulate_grad_batches: Batches of each rank in an optimizer step.
+        rank: Rank that the batches are for.
+        world_size: Number of ranks.
+        end_of_text: Id that separates documents. If given, batches contain `documents`.
     """
 
     def __init__(
         self,
         ids: Ids,
-        length: int,
+        context_length: int,
         sampling: str,
         seed: int,
         batch_size: int,
-        accumulation: int,
+        accumulate_grad_batches: int,
         rank: int = 0,
         world_size: int = 1,
+        end_of_text: int | None = None,
     ) -> None:
-        self.ids, self.length, self.starts, self.seed = ids, length, STARTS[sampling], seed
-        self.batch_size, self.accumulation = batch_size, accumulation
+        self.ids, self.context_length = ids, context_length
+        self.draw_starts, self.seed = WINDOW_SAMPLERS[sampling], seed
+        self.batch_size, self.accumulate_grad_batches = batch_size, accumulate_grad_batches
         self.rank, self.world_size = rank, world_size
+        self.end_of_text = end_of_text
 
     def __getitem__(self, index: int) -> Batch:
-        step, forward = divmod(index, self.accumulation)
-        together = self.batch_size * self.world_size  # windows of one forward, on all ranks
-        count = together * self.accumulation  # of the global batch
-        starts = self.starts(self.seed, step, count, len(self.ids), self.length)  # (count,)
-        first = forward * together + self.rank * self.batch_size
-        return _tensors(*gather(self.ids, starts[first : first + self.batch_size], self.length))
+        return self.get_batch(*divmod(index, self.accumulate_grad_batches))
+
+    def get_batch(self, step: int, micro_batch: int = 0) -> Batch:
+        """Return a training batch of this rank: the `get_batch` of the course, as a pure function of seed and step.
+
+        Every rank draws the window starts of the global batch, which has
+        `batch_size * world_size * accumulate_grad_batches` windows, and takes its own part of them.
+
+        Args:
+            step: Optimizer step, from 0.
+            micro_batch: Number of the batch in the optimizer step, from 0 to `accumulate_grad_batches - 1`.
+        """
+        windows_per_micro_batch = self.batch_size * self.world_size
+        global_batch_size = windows_per_micro_batch * self.accumulate_grad_batches
+        starts = self.draw_starts(self.seed, step, global_batch_size, len(self.ids), self.context_length)
+        first = micro_batch * windows_per_micro_batch + self.rank * self.batch_size
+        starts = starts[first : first + self.batch_size]  # (B,)
+        return _make_batch(*read_windows(self.ids, starts, self.context_length), self.end_of_text)
 
 
 class EvaluationBatches(Dataset[Batch]):
-    """Fixed windows in order, dealt to the ranks in turn; what is beyond the split has no targets.
+    """Fixed windows in order, distributed over the ranks in turn.
 
-    Every rank has equally many batches, if need be one whose targets count in no loss.
+    All ranks have the same number of windows. Positions after the end of the split have the target IGNORE_INDEX.
+
+    Args:
+        ids: Token ids of a split.
+        starts: First token of each window, (N,) int64.
+        context_length: T, tokens in a window.
+        batch_size: Windows in a batch; more where they have fewer than MIN_EVALUATION_TOKENS tokens together.
+        rank: Rank that the batches are for.
+        world_size: Number of ranks.
+        end_of_text: Id that separates documents. If given, batches contain `documents`.
     """
 
     def __init__(
-        self, ids: Ids, starts: np.ndarray, length: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self,
+        ids: Ids,
+        starts: np.ndarray,
+        context_length: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        end_of_text: int | None = None,
     ) -> None:
-        self.ids, self.length = ids, length
-        self.batch_size = max(batch_size, EVALUATION_TOKENS // length)
-        share = -(-len(starts) // world_size)
-        starts = np.concatenate((starts, np.full(share * world_size - len(starts), len(ids))))
-        self.starts = starts[rank::world_size]  # (share,)
+        self.ids, self.context_length, self.end_of_text = ids, context_length, end_of_text
+        self.batch_size = max(batch_size, MIN_EVALUATION_TOKENS // context_length)
+        padding = -len(starts) % world_size
+        starts = np.concatenate((starts, np.full(padding, len(ids))))  # a window after the end has no targets
+        self.starts = starts[rank::world_size]  # (ceil(N / world_size),)
 
     def __len__(self) -> int:
         return -(-len(self.starts) // self.batch_size)
 
     def __getitem__(self, index: int) -> Batch:
-        starts = self.starts[index * self.batch_size : (index + 1) * self.batch_size]  # (n,)
+        starts = self.starts[index * self.batch_size : (index + 1) * self.batch_size]  # (B,)
         last = len(self.ids) - 1
-        places = starts[:, None] + np.arange(self.length + 1)  # (n, T + 1)
-        windows = self.ids[places.clip(max=last)].astype(np.int64)  # (n, T + 1)
-        targets = np.where(places[:, 1:] <= last, windows[:, 1:], IGNORE)  # (n, T)
-        return _tensors(windows[:, :-1], targets)
+        positions = starts[:, None] + np.arange(self.context_length + 1)  # (B, T + 1)
+        windows = self.ids[positions.clip(max=last)].astype(np.int64)  # (B, T + 1)
+        targets = np.where(positions[:, 1:] <= last, windows[:, 1:], IGNORE)  # (B, T)
+        return _make_batch(windows[:, :-1], targets, self.end_of_text)
 
 
-def _tensors(tokens: np.ndarray, targets: np.ndarray) -> Batch:
-    return torch.from_numpy(np.ascontiguousarray(tokens)), torch.from_numpy(np.ascontiguousarray(targets))
+def _make_batch(tokens: np.ndarray, targets: np.ndarray, end_of_text: int | None) -> Batch:
+    """Return `(tokens, targets)` as tensors, with `documents` where `end_of_text` is given.
+
+    `documents` numbers the documents of each window from its first token; the end-of-text id begins a document.
+    """
+    x, y = torch.from_numpy(np.ascontiguousarray(tokens)), torch.from_numpy(np.ascontiguousarray(targets))  # (B, T)
+    return (x, y) if end_of_text is None else (x, y, (x == end_of_text).cumsum(dim=1))
 
 
-def nothing_to_seed(worker: int) -> None:
-    """What a worker does first: no batch draws from a random state. Lightning's own would have it import Lightning."""
+def skip_worker_seeding(worker_id: int) -> None:
+    """Do nothing, as the `worker_init_fn` of workers whose batches need no random state.
 
-
-class Loader(DataLoader):
-    """Starts its workers so that they hear neither Ctrl-C nor SIGTERM; without any, batches come the short way.
-
-    A worker lives as long as the process it works for, which hears them and may still want batches.
+    Without a `worker_init_fn` Lightning sets its own, and every worker imports Lightning.
     """
 
-    def _get_iterator(self) -> Any:
-        if not self.num_workers and not self.pin_memory:  # torch's own iterator takes 0.1 ms more for a batch
-            return (self.dataset[i] for i in self.sampler)
-        if not self.num_workers or not hasattr(signal, "pthread_sigmask"):
-            return super()._get_iterator()
-        resource_tracker.ensure_running()  # which, when it starts, unblocks them
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # workers inherit it
+
+class BatchLoader(DataLoader):
+    """A DataLoader whose items are whole batches.
+
+    Its workers do not receive SIGINT and SIGTERM: the training process does, and needs them to finish its step.
+    """
+
+    def __iter__(self) -> Any:
+        if self.num_workers == 0 and not self.pin_memory:
+            return (self.dataset[index] for index in self.sampler)  # 0.1 ms a batch faster than DataLoader's iterator
+        if self.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
+            return super().__iter__()
+        resource_tracker.ensure_running()  # its start unblocks both signals, so it must not happen below
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            return super()._get_iterator()
+            return super().__iter__()  # starts the workers, which inherit the mask
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)

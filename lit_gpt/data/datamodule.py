@@ -11,14 +11,14 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from lit_gpt.data.batches import Batch, EvaluationBatches, Loader, TrainBatches, nothing_to_seed
+from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
 from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.readers import Mode, Reading
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
 from lit_gpt.data.shards import Ids, Shards
 from lit_gpt.data.sources import Source, check_once, find_sources
-from lit_gpt.data.windows import evaluation_starts, whole_windows
+from lit_gpt.data.windows import count_windows, evaluation_starts
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer
 
@@ -211,7 +211,7 @@ class TextDataModule(LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in which about as many windows are drawn as the training split holds: or few, to overfit."""
-        whole = max(1, whole_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
+        whole = max(1, count_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
         return min(whole, self.overfit_batches // self.accumulation) if self.overfit_batches else whole
 
     @property
@@ -280,12 +280,12 @@ class TextDataModule(LightningDataModule):
 
     def _loader(self, batches: "Dataset[Batch]", sampler: SequentialSampler | None = None) -> DataLoader:
         helped = sampler is not None and self.num_workers > 0
-        return Loader(
+        return BatchLoader(
             batches,
             batch_size=None,  # an item is a batch already
             sampler=sampler,
             num_workers=self.num_workers if helped else 0,
-            worker_init_fn=nothing_to_seed,
+            worker_init_fn=skip_worker_seeding,
             persistent_workers=helped,
             multiprocessing_context="spawn" if helped else None,  # a copy of threads may hold locks that no one opens
             pin_memory=torch.cuda.is_available(),

@@ -209,7 +209,7 @@ class LitGPT(LightningModule):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed asks after every kind of device there is
             if self.device.type != "cpu":
                 torch.get_device_module(self.device).manual_seed(seed)
-        loss = self.gpt.loss(*batch, documents=self.data.documents(batch[0]))
+        loss = self.gpt.loss(batch[0], batch[1], documents=self.data.documents(batch[0]))
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
         step = self.trainer.global_step + 1  # the one this forward belongs to
         if forward == accumulation - 1 and logs_at(self.trainer, step):

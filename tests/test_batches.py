@@ -1,0 +1,81 @@
+"""Tests of lit_gpt.data.batches."""
+
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from lit_gpt.data.batches import BatchLoader, EvaluationBatches, TrainBatches
+from lit_gpt.data.windows import random_starts
+
+IDS = np.random.default_rng(0).integers(0, 5, 200).astype(np.uint16)
+
+
+def train_batches(end_of_text: int | None = None) -> TrainBatches:
+    return TrainBatches(IDS, 16, "random", 1337, batch_size=4, accumulate_grad_batches=3, end_of_text=end_of_text)
+
+
+def test_get_batch_returns_the_windows_drawn_for_seed_and_step() -> None:
+    starts = random_starts(1337, 5, 12, len(IDS), 16)
+    for micro_batch in range(3):
+        tokens, targets = train_batches().get_batch(5, micro_batch)
+        for row, start in enumerate(starts[4 * micro_batch : 4 * micro_batch + 4]):
+            assert tokens[row].tolist() == IDS[start : start + 16].tolist()
+            assert targets[row].tolist() == IDS[start + 1 : start + 17].tolist()
+        for found, expected in zip(train_batches()[5 * 3 + micro_batch], (tokens, targets)):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("split", ["train", "evaluation"])
+def test_documents_count_the_end_of_text_ids_in_the_window(split: str) -> None:
+    evaluation = [EvaluationBatches(IDS, np.array([0, 16, 184]), 16, 1, end_of_text=end) for end in (None, 3)]
+    plain, masked = [train_batches(), train_batches(3)] if split == "train" else evaluation
+    tokens, targets, documents = masked[0]
+    assert torch.equal(tokens, plain[0][0])
+    assert torch.equal(targets, plain[0][1])
+    assert documents.dtype == torch.int64
+    for row, numbers in zip(tokens.tolist(), documents.tolist()):
+        assert numbers == [row[: i + 1].count(3) for i in range(16)]
+
+
+class BlockedSignals(Dataset[torch.Tensor]):
+    """Item i says whether SIGINT and SIGTERM are blocked in the process that prepares it."""
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        return torch.tensor([signum in blocked for signum in (signal.SIGINT, signal.SIGTERM)])
+
+    def __len__(self) -> int:
+        return 2
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["", "persistent"])
+def test_workers_block_sigint_and_sigterm_and_the_training_process_does_not(persistent: bool) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    loader = BatchLoader(
+        BlockedSignals(),
+        batch_size=None,
+        num_workers=1,
+        persistent_workers=persistent,
+        multiprocessing_context="spawn",
+    )
+    for _ in range(2 if persistent else 1):
+        assert torch.stack(list(loader)).all()
+        assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert not torch.stack(list(BatchLoader(BlockedSignals(), batch_size=None))).any()
+
+
+def test_without_workers_batches_come_directly_from_the_dataset() -> None:
+    batch = torch.zeros(2)
+
+    class Batches(Dataset[torch.Tensor]):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return batch
+
+        def __len__(self) -> int:
+            return 3
+
+    assert all(found is batch for found in BatchLoader(Batches(), batch_size=None))
+    assert len(list(BatchLoader(Batches(), batch_size=None))) == 3
