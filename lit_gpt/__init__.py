@@ -15,7 +15,7 @@ _HOME = {
     "UserError": "errors",
     "generate": "inference.generate",
     "load_model": "checkpoint.store",
-    "quicken": "inference.generate",
+    "prepare_for_inference": "inference.generate",
     "stream_text": "inference.generate",
 }
 

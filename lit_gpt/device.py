@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-# dense bfloat16 operations a second, as the makers state them
-PEAK_FLOPS = {  # of the first that is in a device's name
+# Dense bfloat16 FLOP/s from the data sheets. The first key that occurs in the name of the device applies.
+PEAK_FLOPS = {
     "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 NVL": 835e12,
@@ -21,35 +21,81 @@ PEAK_FLOPS = {  # of the first that is in a device's name
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The most bfloat16 operations a second `device` can do, where known."""
+    """Return the peak dense bfloat16 FLOP/s of a device, or None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for model, peak in PEAK_FLOPS.items() if model in name), None)
 
 
+def supports_bfloat16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_tile"))
+
+
 def synchronize(device: torch.device) -> None:
-    """Waits for what `device` was told to do."""
+    """Wait until the device has finished all work that was queued on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def used_memory(device: torch.device) -> int:
+    """Return the bytes this process uses on the device; for a CPU, its resident set size."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _process_status("VmRSS")
+
+
 def peak_memory(device: torch.device) -> int:
-    """The most bytes held so far: on the device, or by this process."""
+    """Return the highest `used_memory` since `reset_peak_memory`, or since the process started."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    return _process_status("VmHWM")
+
+
+def _process_status(field: str) -> int:
+    """Return a field of /proc/self/status in bytes; on other systems, the peak resident set size, or 0 if unknown."""
     try:
-        import resource  # not on Windows
-    except ImportError:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        with open("/proc/self/status", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines[field].split()[0]) * 1024
+    except (OSError, KeyError):
+        try:
+            import resource  # does not exist on Windows
+        except ImportError:
+            return 0
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` start again from the memory in use now; without effect where the system does not allow it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
+        library.malloc_trim(0)  # give freed memory back to the system, so that it does not count
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+        file.write("5")  # resets VmHWM, see proc(5)
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes this process can still take on `device`: of the CPU's, what the system and a container's limit leave.
+    """Return the bytes this process can still allocate on the device.
 
-    Where the system does not tell what is free, all of the machine's; None: it tells nothing.
+    For a CPU this is the least of what the system and the memory limits of its control groups (containers) leave.
+    Systems without /proc/meminfo do not report it: the result is then all memory of the machine, or None if that is
+    unknown too.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -63,76 +109,53 @@ def free_memory(device: torch.device) -> int | None:
             return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         except (AttributeError, ValueError, OSError):  # Windows
             return None
-    return min([free, *left_to_groups()])
+    return min([free, *cgroup_free_memory()])
 
 
-def left_to_groups(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
-    """What each control group around this process leaves of its limit, where it has one (Linux, cgroups(7))."""
-    names = "memory.max memory.current inactive_file", "memory.limit_in_bytes memory.usage_in_bytes total_inactive_file"
+def cgroup_free_memory(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> Iterator[int]:
+    """Yield the bytes that each Linux control group of this process leaves below its limit, see cgroups(7).
+
+    Page cache that can be reclaimed counts as free. Groups without a limit yield nothing.
+
+    Args:
+        root: Where the control group file systems are mounted, version 1 or 2.
+        membership: The file that lists the groups of this process.
+    """
     try:
-        groups = [line.split(":", 2) for line in own.read_text().splitlines()]
+        groups = [line.split(":", 2) for line in membership.read_text().splitlines()]
     except OSError:
         return
-    for number, controllers, place in groups:
-        if number != "0" and "memory" not in controllers.split(","):
+    for hierarchy, controllers, group in groups:
+        if hierarchy == "0":  # version 2
+            mount, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
             continue
-        top = root if number == "0" else root / "memory"
-        limit, usage, cached = names[number != "0"].split()
-        folder = top / place.lstrip("/")
-        for group in (folder, *folder.parents):
-            if not group.is_relative_to(top):
+        limit_file, usage_file, cache_key = names
+        folder = mount / group.lstrip("/")
+        for ancestor in (folder, *folder.parents):  # the limits of all ancestors apply
+            if not ancestor.is_relative_to(mount):
                 break
             try:
-                most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
-                statistic = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):  # it has no limit, or is another's
+                limit = (ancestor / limit_file).read_text().strip()
+                usage = int((ancestor / usage_file).read_text())
+                statistics = dict(line.split() for line in (ancestor / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):  # the root group has no limit; others may not be readable
                 continue
-            if most.isdecimal() and int(most) < 2**60:
-                yield max(0, int(most) - used + int(statistic.get(cached, 0)))
+            if limit.isdecimal() and int(limit) < 2**60:  # version 1 writes a huge number for "no limit"
+                yield max(0, int(limit) - usage + int(statistics.get(cache_key, 0)))
 
 
-def own_memory(device: torch.device, peak: bool = False) -> int:
-    """Bytes this process holds on `device`, or has held at most since `forget_peak`, where the system can tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["VmHWM" if peak else "VmRSS"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return peak_memory(device)
+def configure_malloc() -> None:
+    """Configure glibc's malloc to keep freed blocks of up to 32 MiB instead of returning them to the system.
 
-
-def forget_peak(device: torch.device) -> None:
-    """Counts the peak of `own_memory` anew, where the system lets us, without what is free and only kept."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
-        library.malloc_trim(0)
-    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-        file.write("5")  # proc(5)
-
-
-def cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies in bfloat16, and not by way of float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep tensors of up to 32 MiB that are freed, for the next step.
-
-    To give them back and take them anew is a third of a step where the gradients of the embedding are of that size.
+    Otherwise every step maps and clears the gradients of a large embedding again, which takes a third of the step.
     """
     if sys.platform == "linux":
-        library, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1  # as in its malloc.h
+        library, mmap_threshold, trim_threshold = ctypes.CDLL(None), -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
         if hasattr(library, "mallopt"):
             library.mallopt(mmap_threshold, 2**25)
             library.mallopt(trim_threshold, 2**29)

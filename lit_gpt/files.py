@@ -1,71 +1,84 @@
-"""Write files atomically: a file appears whole or not at all."""
+"""Atomic file writes: a file or folder appears complete or not at all."""
 
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lit_gpt.errors import UserError
 
-OLD = ".old"  # what a folder is called while another takes its place
+BACKUP_SUFFIX = ".old"  # of the hidden name that a folder has while another one replaces it
 
 
-def sync_folder(folder: Path) -> None:
-    """Has the disk remember what the files in it are called."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        opened = os.open(folder, os.O_RDONLY)
+def fsync_folder(folder: Path) -> None:
+    """Flush the names of the files in a folder to the disk."""
+    if os.name == "posix":  # other systems cannot open a folder
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(opened)
+            os.fsync(descriptor)
         finally:
-            os.close(opened)
+            os.close(descriptor)
 
 
-def unfinished(path: Path) -> Path:
-    """What is called `path` when it is whole."""
+def temporary_path(path: Path) -> Path:
+    """Return the hidden name, in the same folder, under which `path` is written until it is complete."""
     return path.with_name(f".{path.name}.unfinished")
 
 
-def put_in_place(unfinished: Path, path: Path) -> None:
-    """Gives a whole file or folder its name; a folder that had it goes when the new one stands there."""
-    old = path.with_name(f".{path.name}{OLD}")
-    if unfinished.is_dir() or path.is_dir():  # neither can be replaced in one step
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-    os.replace(unfinished, path)
-    sync_folder(path.parent)
-    if old.exists():
-        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+def atomic_replace(source: Path, target: Path) -> None:
+    """Rename a complete file or folder to `target` and replace what is there.
+
+    A folder cannot be replaced in one step: the old one is renamed to `.<name>.old` first, and removed at the end.
+    """
+    backup = target.with_name(f".{target.name}{BACKUP_SUFFIX}")
+    if source.is_dir() or target.is_dir():
+        shutil.rmtree(backup, ignore_errors=True)
+        if target.exists():
+            target.rename(backup)
+    os.replace(source, target)
+    fsync_folder(target.parent)
+    if backup.exists():
+        shutil.rmtree(backup, ignore_errors=True) if backup.is_dir() else backup.unlink()
 
 
-def not_written(path: Path, why: object) -> UserError:
-    before = "; what it held before is whole" if path.exists() else ""
-    return UserError(
-        f"{path} cannot be written ({why}){before}: make room there, or write elsewhere with --trainer.default_root_dir"
-    )
+def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder: Path | None = None) -> None:
+    """Write a file so that it appears complete or not at all.
 
+    The content goes to a temporary file, which is flushed to the disk and then renamed to `path`. Its name is unique:
+    several processes may write the same file at once, and the last one wins.
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Makes the file `path` appear whole or not at all: written beside it, synced, renamed, the folder synced.
+    Args:
+        path: The file to write. Its folder is created if it does not exist.
+        write: Is called with the open temporary file and writes the content.
+        temporary_folder: Where the temporary file lies, on the same file system; the folder of `path` by default.
 
     Raises:
-        UserError: the disk is full, the folder may not be written to, …; what stood at `path` before still does.
+        OSError: The file could not be written. A previous file at `path` is unchanged.
     """
-    file_path = unfinished(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.unfinished"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(file_path, "wb") as file:
+        with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        put_in_place(file_path, path)
+        atomic_replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
-            file_path.unlink()
-        # torch.save turns what the disk says into a RuntimeError
-        cause = error if isinstance(error, OSError) else error.__context__
-        if isinstance(error, OSError | RuntimeError) and isinstance(cause, OSError):
-            raise not_written(path, cause.strerror or cause) from error
+            temporary.unlink()
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch.save reports a full disk as a RuntimeError
         raise
+
+
+def write_error(path: Path, cause: BaseException) -> UserError:
+    """Return the error to raise when `path` could not be written because of `cause`."""
+    reason = getattr(cause, "strerror", None) or cause
+    unchanged = "; the previous file is unchanged" if path.exists() else ""
+    return UserError(
+        f"{path} cannot be written ({reason}){unchanged}: free disk space there, or choose another folder with "
+        "--trainer.default_root_dir"
+    )

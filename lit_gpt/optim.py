@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_gpt.compat import fused_adamw_
-from lit_gpt.sharding import like, whole
+from lit_gpt.sharding import full_tensor, shard_like
 
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "linear"]
@@ -81,14 +81,14 @@ class MuonAdamW(torch.optim.Optimizer):
                     self.state[p]["momentum_buffer"] = torch.zeros_like(p)
                 assert p.grad is not None
                 momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
-                row.copy_(whole(p.grad.lerp(momentum, MOMENTUM)))
+                row.copy_(full_tensor(p.grad.lerp(momentum, MOMENTUM)))
             stacks.append(stack)
         for matrices, updates in zip(alike, orthogonal(stacks)):
             scale = 0.2 * math.sqrt(max(matrices[0].shape))
             for p, update in zip(matrices, updates):
                 if weight_decay:
                     p.mul_(1 - rate * weight_decay)
-                p.add_(like(update, p), alpha=-rate * scale)
+                p.add_(shard_like(update, p), alpha=-rate * scale)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         """One step of AdamW. All of a group take equally many, which torch's own counts for each of them."""

@@ -6,12 +6,9 @@ python scripts/consolidate.py logs/gpt2/version_0/best.ckpt gpt2.ckpt
 import sys
 from pathlib import Path
 
-import torch
-
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import open_checkpoint, save_checkpoint
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.errors import UserError
-from lit_gpt.files import write_whole
 
 
 def consolidate(words: list[str]) -> None:
@@ -22,7 +19,7 @@ def consolidate(words: list[str]) -> None:
     if options.file.exists():
         raise UserError(f"{options.file} is there already: give another name, or take it away")
     checkpoint = open_checkpoint(options.folder)
-    write_whole(options.file, lambda file: torch.save(checkpoint, file))
+    save_checkpoint(checkpoint, options.file)
     print(f"step {checkpoint['global_step']:,}, {options.file.stat().st_size / 1e6:,.1f} MB: {options.file}")
 
 

@@ -8,7 +8,7 @@ import torch
 from lit_gpt.checkpoint.store import load_model, newest_checkpoint
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import prompt_tokens, quicken, shown, stream_text
+from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text, strip_control_characters
 from lit_gpt.inference.sampling import check_sampling
 
 
@@ -38,8 +38,8 @@ def write(words: list[str]) -> None:
         place = f"logs/{options.name or ''}"
         raise UserError(f"no checkpoint under {place}: train one with scripts/fit.py, or give --ckpt_path")
     model, tokenizer, rows = load_model(path)
-    quicken(model.to("cuda" if torch.cuda.is_available() else "cpu"))
-    prompt_tokens(tokenizer, options.prompt, rows)  # a character it does not know is said before anything is written
+    prepare_for_inference(model.to("cuda" if torch.cuda.is_available() else "cpu"))
+    encode_prompt(tokenizer, options.prompt, rows)  # a character it does not know is said before anything is written
     print(f"[{path}]", file=sys.stderr)
     generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)
     for _ in range(options.num_samples):
@@ -55,7 +55,7 @@ def write(words: list[str]) -> None:
             top_p=options.top_p,
             generator=generator,
         ):
-            print(shown(piece) if sys.stdout.isatty() else piece, end="", flush=True)
+            print(strip_control_characters(piece) if sys.stdout.isatty() else piece, end="", flush=True)
         print()
 
 

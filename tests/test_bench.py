@@ -9,7 +9,7 @@ import pytest
 from conftest import DEFAULT, ROOT, forked
 
 from lit_gpt.benchmark.benchmark import main
-from lit_gpt.data.corpus import cores
+from lit_gpt.device import available_cores
 
 
 def measured(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, float | str]]:
@@ -40,7 +40,7 @@ def test_writing_is_measured_with_and_without_a_cache(folder: Path, capsys: pyte
 def test_preparing_is_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer, *ours = measured(capsys, "prepare", "--config", "small.yaml", "--turns=1")
     assert tokenizer["who"] == "tokenizer"
-    assert [row["processes"] for row in ours] == sorted({1, cores()})
+    assert [row["processes"] for row in ours] == sorted({1, available_cores()})
     for row in ours:
         assert float(row["rows_per_second"]) * float(row["seconds"]) == pytest.approx(120)
 

@@ -15,21 +15,22 @@ from hypothesis import strategies as st
 
 from lit_gpt.checkpoint.store import CONTENTS, load_model, newest_checkpoint, open_checkpoint
 from lit_gpt.errors import UserError
-from lit_gpt.files import write_whole
+from lit_gpt.files import atomic_write, write_error
 from lit_gpt.model import GPT
 from lit_gpt.training.module import LitGPT
 
 
 def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    write_whole(path, lambda file: file.write(b"first"))
+    atomic_write(path, lambda file: file.write(b"first"))
 
     def half(file: BinaryIO) -> None:
         file.write(b"sec")
         raise OSError("disk full")
 
-    with pytest.raises(UserError, match=r"disk full.*what it held before is whole"):
-        write_whole(path, half)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(path, half)
+    assert "(disk full); the previous file is unchanged" in str(write_error(path, OSError("disk full")))
     assert path.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["file"]
 

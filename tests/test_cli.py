@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lit_gpt import load_model
 from lit_gpt.checkpoint.store import open_checkpoint
 from lit_gpt.cli.fit import FitCLI
-from lit_gpt.device import cores
+from lit_gpt.device import available_cores
 
 RUN = Path("logs/small/version_0")
 
@@ -243,7 +243,7 @@ def test_two_processes_share_the_cores(folder: Path) -> None:
         FitCLI._run_subcommand = lambda cli, name: print(os.environ["OMP_NUM_THREADS"])  # type: ignore[method-assign]
 
     flags = ["--config", "small.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
-    assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, cores() // 2))
+    assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, available_cores() // 2))
 
 
 def test_generate_writes_from_the_newest_checkpoint(fit: Fit, folder: Path) -> None:

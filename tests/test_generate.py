@@ -7,10 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_gpt.device import has_bfloat16
+from lit_gpt.device import supports_bfloat16
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import generate, prompt_tokens, quicken, shown, stream, stream_text
-from lit_gpt.inference.sampling import next_token
+from lit_gpt.inference.generate import (
+    encode_prompt,
+    generate,
+    prepare_for_inference,
+    stream_text,
+    stream_tokens,
+    strip_control_characters,
+)
+from lit_gpt.inference.sampling import sample_token
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -42,7 +49,7 @@ def test_streaming_draws_the_tokens_of_the_courses_loop(position: str, length: i
     model = gpt(position=position, num_kv_heads=2)
     prompt = torch.randint(257, (2, length), generator=torch.Generator().manual_seed(0))
     expected = course_generate(model, prompt, 24, 0.9, torch.Generator().manual_seed(5))
-    drawn = stream(model, prompt, 24, temperature=0.9, generator=torch.Generator().manual_seed(5))
+    drawn = stream_tokens(model, prompt, 24, temperature=0.9, generator=torch.Generator().manual_seed(5))
     assert torch.equal(torch.stack(list(drawn), dim=1), expected[:, length:])
 
 
@@ -84,12 +91,12 @@ def test_a_quickened_model_writes_near_what_it_did(bias: bool, rows: int) -> Non
     model, prompts = gpt(bias=bias, position="sinusoidal", context_length=64), torch.arange(40).view(rows, -1)
     with torch.inference_mode():
         before = model(prompts)[0].softmax(dim=-1)
-    quicken(model)
+    prepare_for_inference(model)
     with torch.inference_mode():
         after = model(prompts)[0]
-    assert after.dtype == (torch.bfloat16 if has_bfloat16(torch.device("cpu")) else torch.float32)
+    assert after.dtype == (torch.bfloat16 if supports_bfloat16(torch.device("cpu")) else torch.float32)
     torch.testing.assert_close(after.float().softmax(dim=-1), before, rtol=0, atol=0.03)
-    drawn = torch.stack(list(stream(model, prompts, 12, temperature=0)), dim=1)
+    drawn = torch.stack(list(stream_tokens(model, prompts, 12, temperature=0)), dim=1)
     with torch.inference_mode():
         plain = course_greedy(model, prompts, 12)[:, prompts.shape[1] :]
     assert (drawn == plain).float().mean() > 0.9  # a tie may be decided by the last bit
@@ -98,10 +105,10 @@ def test_a_quickened_model_writes_near_what_it_did(bias: bool, rows: int) -> Non
 
 def test_temperature_zero_takes_the_likeliest() -> None:
     logits = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(next_token(logits, temperature=0), logits.argmax(-1))
-    assert torch.equal(next_token(logits, top_k=1), logits.argmax(-1))
-    assert torch.equal(next_token(logits, top_p=1e-300), logits.argmax(-1))
-    assert torch.equal(next_token(logits, temperature=1e-300), logits.argmax(-1))
+    assert torch.equal(sample_token(logits, temperature=0), logits.argmax(-1))
+    assert torch.equal(sample_token(logits, top_k=1), logits.argmax(-1))
+    assert torch.equal(sample_token(logits, top_p=1e-300), logits.argmax(-1))
+    assert torch.equal(sample_token(logits, temperature=1e-300), logits.argmax(-1))
 
 
 def test_top_k_and_top_p_keep_the_likeliest_only() -> None:
@@ -110,7 +117,7 @@ def test_top_k_and_top_p_keep_the_likeliest_only() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def shares(**limits: float) -> list[float]:
-        drawn = next_token(logits, generator=generator, **limits)  # type: ignore[arg-type]
+        drawn = sample_token(logits, generator=generator, **limits)  # type: ignore[arg-type]
         return (torch.bincount(drawn, minlength=5) / 5000).tolist()
 
     assert shares() == pytest.approx(probabilities.tolist(), abs=0.03)
@@ -127,7 +134,7 @@ def test_top_k_and_top_p_keep_the_likeliest_only() -> None:
 )
 def test_sampling_out_of_range_is_said(sampling: dict[str, float], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        next_token(torch.zeros(1, 3), **sampling)  # type: ignore[arg-type]
+        sample_token(torch.zeros(1, 3), **sampling)  # type: ignore[arg-type]
 
 
 def written(monkeypatch: pytest.MonkeyPatch, ids: list[int], rows: bool = True) -> list[str]:
@@ -137,7 +144,7 @@ def written(monkeypatch: pytest.MonkeyPatch, ids: list[int], rows: bool = True) 
         for token in ids:
             yield torch.tensor([token])
 
-    monkeypatch.setattr("lit_gpt.inference.generate.stream", draw)
+    monkeypatch.setattr("lit_gpt.inference.generate.stream_tokens", draw)
     return list(stream_text(gpt(), ByteTokenizer(), "", rows))
 
 
@@ -152,18 +159,18 @@ def test_a_document_ends_at_the_end_of_text(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_is_shown_cannot_steer_a_terminal() -> None:
-    assert shown("a\x1b[2Jb\tc\n中\u3000\x07\r") == "a\ufffd[2Jb\tc\n中\u3000\ufffd\ufffd"
+    assert strip_control_characters("a\x1b[2Jb\tc\n中\u3000\x07\r") == "a\ufffd[2Jb\tc\n中\u3000\ufffd\ufffd"
 
 
 def test_a_prompt_begins_as_training_texts_do() -> None:
     tokenizer = CharTokenizer("\nab")
-    assert prompt_tokens(tokenizer, "ab", rows=True) == [3, 1, 2]
-    assert prompt_tokens(tokenizer, "", rows=True) == [3]
-    assert prompt_tokens(tokenizer, "ab", rows=False) == [1, 2]
-    assert prompt_tokens(tokenizer, "", rows=False) == [0]
-    assert prompt_tokens(CharTokenizer("ab"), "", rows=False) == [0]  # no line end among them
+    assert encode_prompt(tokenizer, "ab", rows=True) == [3, 1, 2]
+    assert encode_prompt(tokenizer, "", rows=True) == [3]
+    assert encode_prompt(tokenizer, "ab", rows=False) == [1, 2]
+    assert encode_prompt(tokenizer, "", rows=False) == [0]
+    assert encode_prompt(CharTokenizer("ab"), "", rows=False) == [0]  # no line end among them
     with pytest.raises(UserError, match="character 'c'"):
-        prompt_tokens(tokenizer, "c", rows=False)
+        encode_prompt(tokenizer, "c", rows=False)
 
 
 def test_writing_leaves_the_model_and_the_random_state_as_they_were() -> None:

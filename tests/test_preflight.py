@@ -12,7 +12,7 @@ from conftest import Fit, points
 import lit_gpt.cli.fit
 import lit_gpt.cli.preflight
 import lit_gpt.training.profiler
-from lit_gpt.device import free_memory, left_to_groups
+from lit_gpt.device import cgroup_free_memory, free_memory
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.training.memory import activation_bytes
 from lit_gpt.training.profiler import RunProfiler, trimmed_mean
@@ -155,7 +155,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return x, y
 
     monkeypatch.setattr(RunProfiler, "_cut", count)
-    monkeypatch.setattr(lit_gpt.training.profiler, "own_memory", lambda device, peak=False: 10**8 + 10**7 * given[-1])
+    for name in ("used_memory", "peak_memory"):
+        monkeypatch.setattr(lit_gpt.training.profiler, name, lambda device: 10**8 + 10**7 * given[-1])
     return given
 
 
@@ -213,8 +214,8 @@ def test_a_container_leaves_what_its_limit_says(tmp_path: Path) -> None:
         (root / group / f"memory.{names[0]}").write_text(limit + "\n")
         (root / group / f"memory.{names[1]}").write_text(f"{usage}\n")
         (root / group / "memory.stat").write_text(f"anon 1\n{names[2]} 50\n")
-    assert list(left_to_groups(root, own)) == [750, 0]
-    assert list(left_to_groups(root, tmp_path / "none")) == []
+    assert list(cgroup_free_memory(root, own)) == [750, 0]
+    assert list(cgroup_free_memory(root, tmp_path / "none")) == []
 
 
 def test_the_free_memory_of_a_cpu_is_no_more_than_there_is() -> None:

@@ -17,8 +17,8 @@ from conftest import ROOT, Fit, forked, points, weights
 from torture import at_call, differences
 
 from lit_gpt import UserError
-from lit_gpt.checkpoint.store import copy_whole, load_model, newest_checkpoint, open_checkpoint, sweep
-from lit_gpt.files import put_in_place
+from lit_gpt.checkpoint.store import copy_checkpoint, load_model, newest_checkpoint, open_checkpoint, remove_unfinished
+from lit_gpt.files import atomic_replace
 from lit_gpt.training.module import LitGPT
 
 SHARED = [
@@ -165,21 +165,21 @@ def test_a_folder_is_there_whenever_its_process_is_killed(folder: Path, monkeypa
 
     monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
-        put_in_place(run / "new", run / "last.ckpt")
+        atomic_replace(run / "new", run / "last.ckpt")
     assert not (run / "last.ckpt").exists()
     monkeypatch.undo()
     monkeypatch.chdir(folder)
     with pytest.raises(UserError, match=r"last\.ckpt"):  # what this test wrote is no checkpoint, but it was found
         newest_checkpoint(Path("logs"), "small")
     assert (run / "last.ckpt" / "rest.pt").read_text() == "last.ckpt"
-    put_in_place(run / "new", run / "last.ckpt")
+    atomic_replace(run / "new", run / "last.ckpt")
     assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
     assert [path.name for path in run.iterdir()] == ["last.ckpt"]
 
     # what has no other name gets its own back, what is half there goes
     (run / "last.ckpt").rename(run / ".last.ckpt.old")
     shutil.copytree(run / ".last.ckpt.old", run / ".step_00000002.ckpt.unfinished")
-    sweep(run)
+    remove_unfinished(run)
     assert [path.name for path in run.iterdir()] == ["last.ckpt"]
     assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
 
@@ -196,10 +196,10 @@ def test_a_folder_that_finds_no_room_is_said_and_leaves_the_one_before(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"last.ckpt cannot be written \(No space left on device\); what it held"):
-        copy_whole(new, last)
+    with pytest.raises(UserError, match=r"last.ckpt cannot be written \(No space left on device\); the previous file"):
+        copy_checkpoint(new, last)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "new"]
     assert (last / "rest.pt").read_text() == "last.ckpt"
     monkeypatch.undo()
-    copy_whole(new, last)
+    copy_checkpoint(new, last)
     assert (last / "rest.pt").read_text() == "new"

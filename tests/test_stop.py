@@ -389,7 +389,7 @@ def test_a_save_without_room_stops_the_run_and_leaves_the_files_before_it(folder
     ended = forked(folder, *flags, "--ckpt_path", "last", prepare=room(100_000))
     assert ended.status == 2, ended.err
     (line,) = [line for line in ended.err.splitlines() if line]
-    assert "version_0/best.ckpt cannot be written (File too large); what it held before is whole" in line
+    assert "version_0/best.ckpt cannot be written (File too large); the previous file is unchanged" in line
     assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 3" in line
     assert {
         path: path.read_bytes() for path in (folder / RUN).iterdir() if path.name in ("best.ckpt", "last.ckpt")
@@ -400,7 +400,7 @@ def test_a_save_without_room_stops_the_run_and_leaves_the_files_before_it(folder
 def test_a_run_that_cannot_be_saved_says_so_before_its_first_step(folder: Path) -> None:
     ended = forked(folder, "--config", "small.yaml", prepare=room(20_000))
     assert (ended.status, ended.err.count("\n")) == (2, 1)
-    assert "last.ckpt cannot be written (File too large): make room" in ended.err
+    assert "last.ckpt cannot be written (File too large): free disk space" in ended.err
     assert "step      3" not in ended.out
 
 
@@ -423,7 +423,7 @@ def test_a_folder_that_may_not_be_written_leaves_the_files_before_it(folder: Pat
     ended = forked(folder, "--config", "small.yaml", "--ckpt_path", "last", prepare=at_step(5, lose))
     (folder / RUN).chmod(0o755)
     assert (ended.status, ended.err.count("\n")) == (2, 1), ended.err
-    assert "best.ckpt cannot be written (Permission denied); what it held before is whole" in ended.err
+    assert "best.ckpt cannot be written (Permission denied); the previous file is unchanged" in ended.err
     assert {path: path.read_bytes() for path in (folder / RUN).glob("*.ckpt")} == before
     assert forked(folder, "--config", "small.yaml", "--ckpt_path", "last").status == 0
 

@@ -28,7 +28,7 @@ import torch
 from conftest import ROOT, forked, points, texts
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-import lit_gpt.checkpoint.store
+import lit_gpt.files
 from lit_gpt.checkpoint.store import newest_checkpoint, open_checkpoint
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
@@ -95,7 +95,7 @@ def arm(kind: str | None, draw: random.Random, seconds: float) -> None:
         def opened(path: Path, mode: str) -> Any:
             return Mortal(path, mode) if mode == "wb" else open(path, mode)
 
-        lit_gpt.checkpoint.store.open = opened  # type: ignore[attr-defined]
+        lit_gpt.files.open = opened  # type: ignore[attr-defined]
         FileSystem.create_stream = lambda self, path, mode: opened(path, mode)  # type: ignore[assignment, method-assign]
     elif kind == "sync":
         os.fsync = at_call(2 * number - after, os.fsync)  # a file's, or its folder's

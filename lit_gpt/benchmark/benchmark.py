@@ -35,13 +35,13 @@ from lit_gpt.cli.fit import FitCLI, quiet_lightning
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.cli.table import print_rows
 from lit_gpt.data.batches import EvaluationBatches
-from lit_gpt.data.corpus import cores, open_corpus
+from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.data.tokenize import read_texts
 from lit_gpt.data.windows import evaluation_starts
-from lit_gpt.device import keep_freed_memory, peak_flops, peak_memory, synchronize
+from lit_gpt.device import available_cores, configure_malloc, peak_flops, peak_memory, synchronize
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import quicken
+from lit_gpt.inference.generate import prepare_for_inference
 from lit_gpt.model import GPT
 from lit_gpt.training.stop import GracefulStop
 from lit_gpt.training.throughput import flops_per_token
@@ -207,7 +207,7 @@ class TakeTurns(Callback):
 
 def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None:
     """Our training as fit.py runs it, logging included; without validations, texts and checkpoints."""
-    keep_freed_memory()
+    configure_malloc()
     with tempfile.TemporaryDirectory() as folder:
         off = ("limit_val_batches=0", "enable_checkpointing=false", "enable_progress_bar=false", "max_steps=1000000000")
         flags = [f"--trainer.{flag}" for flag in (*off, f"default_root_dir={folder}")]
@@ -222,7 +222,7 @@ def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None
 
 def train_peer(pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None) -> None:
     if name == "bare":
-        keep_freed_memory()
+        configure_malloc()
     task = Experiment([*words, "--trainer.logger=false"], default_config).task(nanogpt)
     task.data.setup("fit")
     turns, step = Turns(pipe, task.device), PEERS[name](task).trainer()
@@ -280,7 +280,7 @@ def write(
     peer = PEERS[name](task)
     peer.model.eval()
     if isinstance(peer.model, GPT):
-        quicken(peer.model)
+        prepare_for_inference(peer.model)
     while message := pipe.recv():
         rows, prompt, new, cache = message
         tokens = torch.randint(task.config.vocab_size, (rows, prompt), device=task.device)
@@ -425,7 +425,7 @@ def prepare(options: argparse.Namespace, words: list[str], default_config: Path)
             corpus.tokenizer.encode(document)
 
     works: dict[tuple[str, int], Callable[[], None]] = {("tokenizer", 1): encode}
-    for processes in sorted({1, cores()}):
+    for processes in sorted({1, available_cores()}):
         works["lit_gpt", processes] = partial(build, processes)
     seconds: dict[tuple[str, int], list[float]] = {key: [] for key in works}
     for _ in range(options.turns):

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import stream
+from lit_gpt.inference.generate import stream_tokens
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.training.module import LitGPT
 
@@ -159,7 +159,7 @@ class Bare(Peer):
 
     def write(self, prompts: Tensor, max_new_tokens: int, cache: bool) -> None:
         assert isinstance(self.model, GPT)
-        for _ in stream(self.model, prompts, max_new_tokens, use_cache=cache):
+        for _ in stream_tokens(self.model, prompts, max_new_tokens, use_cache=cache):
             pass
 
 

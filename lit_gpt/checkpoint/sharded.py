@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 
-def take_apart(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def flatten_state(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a checkpoint by name, each of them once, and the rest, which says what else they are called."""
     rest = {**checkpoint, "state_dict": {}, "optimizer_states": []}
     named: dict[str, Tensor] = {f"state_dict/{name}": value for name, value in checkpoint["state_dict"].items()}
@@ -24,8 +24,8 @@ def take_apart(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str,
     return {name: value.detach() for name, value in named.items() if name not in rest["also"]}, rest
 
 
-def put_together(named: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint that `take_apart` took apart."""
+def unflatten_state(named: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint that `flatten_state` took apart."""
     for name, first in rest.pop("also").items():
         named[name] = named[first]
     for name, value in named.items():
@@ -38,7 +38,7 @@ def put_together(named: dict[str, Tensor], rest: dict[str, Any]) -> dict[str, An
     return rest
 
 
-class SliceReader(dcp.FileSystemReader):
+class ShardReader(dcp.FileSystemReader):
     """Reads a folder of slices, whose list of contents is a pickle, without running anything in it."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -63,16 +63,16 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
 
 
-def read_slices(path: Path, rest: dict[str, Any], shapes_only: bool) -> dict[str, Any]:
+def read_sharded(path: Path, rest: dict[str, Any], shapes_only: bool) -> dict[str, Any]:
     """The checkpoint in a folder, put together on the CPU, or with tensors of its shapes that hold nothing."""
     device = "meta" if shapes_only else "cpu"
     named = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
-        for name, entry in SliceReader(path).read_metadata().state_dict_metadata.items()
+        for name, entry in ShardReader(path).read_metadata().state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
     if not shapes_only:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as it should be
-            dcp.load(named, storage_reader=SliceReader(path), no_dist=True)
-    return put_together(named, rest)
+            dcp.load(named, storage_reader=ShardReader(path), no_dist=True)
+    return unflatten_state(named, rest)

@@ -16,53 +16,68 @@ from typing import Any
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.files import OLD, not_written, put_in_place, unfinished, write_whole
+from lit_gpt.files import BACKUP_SUFFIX, atomic_replace, atomic_write, temporary_path, write_error
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer, from_state
 
-REST = "rest.pt"  # in a folder of slices, what is no tensor
+NON_TENSOR_FILE = "rest.pt"  # in the folder of a sharded checkpoint, everything that is not a tensor
 
 
-def _give_back(run: Path) -> None:
-    """Gives folders their names back that a process killed amid `put_in_place` took."""
-    for old in run.glob(f".*.ckpt{OLD}"):
-        path = old.with_name(old.name.removeprefix(".").removesuffix(OLD))
+def _restore_backups(folder: Path) -> None:
+    """Undo the first half of an `atomic_replace` whose process was killed before the second half."""
+    for backup in folder.glob(f".*.ckpt{BACKUP_SUFFIX}"):
+        path = backup.with_name(backup.name.removeprefix(".").removesuffix(BACKUP_SUFFIX))
         if not path.exists():
-            old.rename(path)
+            backup.rename(path)
 
 
-def sweep(run: Path) -> None:
-    """Removes what killed processes left half-written, or half-removed; nobody may be writing there."""
-    with contextlib.suppress(OSError):  # it does no harm
-        _give_back(run)
-        for left in run.glob(".*.ckpt.*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half-written or half-removed; no process may be writing to the folder."""
+    with contextlib.suppress(OSError):  # what cannot be removed does no harm
+        _restore_backups(folder)
+        for path in folder.glob(".*.ckpt.*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def copy_whole(source: Path, target: Path) -> None:
-    """Copies a checkpoint; it appears whole or not at all.
+def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint file atomically.
 
     Raises:
-        UserError: as `write_whole`, or there is nothing to read.
+        UserError: The file cannot be written. A previous file at `path` is unchanged.
     """
-    if source.is_dir():
-        copy = unfinished(target)
-        shutil.rmtree(copy, ignore_errors=True)
-        try:
-            for path in source.iterdir():
-                copy_whole(path, copy / path.name)
-            put_in_place(copy, target)
-        except (OSError, UserError) as error:
+    try:
+        atomic_write(path, lambda file: torch.save(checkpoint, file))
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copy a checkpoint atomically, a file or the folder of a sharded one.
+
+    Raises:
+        UserError: `source` cannot be read, or `target` cannot be written. What was at `target` before is unchanged.
+    """
+    copy = temporary_path(target)
+    try:
+        if source.is_dir():
             shutil.rmtree(copy, ignore_errors=True)
-            why = error.__cause__ or error
-            raise not_written(target, getattr(why, "strerror", None) or why) from error
-        return
+            for path in source.iterdir():
+                _copy_file(path, copy / path.name)
+            atomic_replace(copy, target)
+        else:
+            _copy_file(source, target)
+    except OSError as error:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise write_error(target, error) from error
+
+
+def _copy_file(source: Path, target: Path) -> None:
     try:
         file = open(source, "rb")  # noqa: SIM115
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}), to be copied to {target.name}") from error
+        raise UserError(f"{source} cannot be read ({error.strerror}), so {target.name} was not written") from error
     with file:
-        write_whole(target, lambda out: shutil.copyfileobj(file, out, 2**24))
+        atomic_write(target, lambda out: shutil.copyfileobj(file, out, 2**24))
 
 
 # what every checkpoint of ours holds
@@ -87,7 +102,7 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, it is damaged, or it is not a checkpoint of this project.
     """
-    sliced = (path / REST).is_file()
+    sliced = (path / NON_TENSOR_FILE).is_file()
     if not path.is_file() and not sliced:
         what = "is a folder, not a checkpoint" if path.is_dir() else "no such checkpoint file"
         raise UserError(f"{path}: {what}; they lie in logs/<name>/version_<n>/, as last.ckpt")
@@ -103,10 +118,10 @@ def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
                 if broken := parts.testzip() or next(odd, None):  # what torch never writes, no checksum covers
                     raise UserError(f"{path} is damaged (checksum of {broken}): {remedy}")
         if sliced:
-            from lit_gpt.checkpoint.sharded import read_slices  # slow to import
+            from lit_gpt.checkpoint.sharded import read_sharded  # slow to import
 
-            rest = torch.load(path / REST, map_location="cpu", weights_only=True)
-            checkpoint = read_slices(path, rest, shapes_only=mmap)
+            rest = torch.load(path / NON_TENSOR_FILE, map_location="cpu", weights_only=True)
+            checkpoint = read_sharded(path, rest, shapes_only=mmap)
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UserError:
@@ -130,7 +145,7 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> Path | None:
     """
     runs = list(Path(logs, name).glob("version_*") if name else logs.glob("*/version_*"))
     for run in runs:
-        _give_back(run)
+        _restore_backups(run)
     files = [path for run in runs for path in run.glob("*.ckpt")]
     found, damaged, whole = [], [], None
     for path in files:

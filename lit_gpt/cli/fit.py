@@ -34,10 +34,10 @@ from lit_gpt.cli.arguments import LOGS, Arguments, Parser, plain
 from lit_gpt.cli.preflight import preflight
 from lit_gpt.cli.validation import TRAINER_DEFAULTS, as_list, check_name, launched, mistakes, refuse_null
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
-from lit_gpt.device import free_memory, has_bfloat16, keep_freed_memory
+from lit_gpt.device import configure_malloc, free_memory, supports_bfloat16
 from lit_gpt.errors import Stopped, UserError
-from lit_gpt.files import write_whole
-from lit_gpt.inference.generate import prompt_tokens
+from lit_gpt.files import atomic_write, write_error
+from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.model import GPTConfig
 from lit_gpt.optim import parameter_groups
 from lit_gpt.tokenizer import from_state
@@ -66,7 +66,7 @@ def main(default_config: Path) -> int:
     2 is for what a person can mend, said in one line; 130 and 143 for Ctrl-C and SIGTERM.
     """
     quiet_lightning()
-    keep_freed_memory()
+    configure_malloc()
     stop = GracefulStop()
     try:
         return _run(stop, default_config)
@@ -194,7 +194,7 @@ def fastest_precision(accelerator: str, model: LitGPT, data: TextDataModule) -> 
     if device == "cpu" and accelerator != "cpu" and torch.backends.mps.is_available():
         device = "mps"
     pays = device != "cpu" or flops_per_token(model) * data.batch_size * data.context_length > PAYS
-    return "bf16-mixed" if has_bfloat16(torch.device(device)) and pays else "32-true"
+    return "bf16-mixed" if supports_bfloat16(torch.device(device)) and pays else "32-true"
 
 
 class Unwatched(PassThroughProfiler):
@@ -216,7 +216,11 @@ class SaveConfig(SaveConfigCallback):
         self.text: str = self.parser.dump(config, skip_unset=False)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        write_whole(self.folder / "config.yaml", lambda file: file.write(self.text.encode("utf-8")))
+        path = self.folder / "config.yaml"
+        try:
+            atomic_write(path, lambda file: file.write(self.text.encode("utf-8")))
+        except OSError as error:
+            raise write_error(path, error) from error
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.text
@@ -514,7 +518,7 @@ class FitCLI(LightningCLI):
             )
         generate: GenerateText = self._get(self.config_init, "generate")
         for prompt in generate.prompts:  # one that has no ids is said now, not in mid-run
-            prompt_tokens(self.datamodule.tokenizer, prompt, rows=self.datamodule.corpus_config.reading.mode == "rows")
+            encode_prompt(self.datamodule.tokenizer, prompt, rows=self.datamodule.corpus_config.reading.mode == "rows")
         if self.datamodule.max_steps == 0:
             raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
         if self.trainer.is_global_zero:

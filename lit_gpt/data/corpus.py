@@ -30,7 +30,7 @@ from lit_gpt.data.shards import SHARD, Shards, open_shards, shard_path
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import LEFT_OUT, _deal
 from lit_gpt.data.tokenize import RECORD, _whole, read_blocks, tokenize_block, train_tokenizer
-from lit_gpt.device import cores
+from lit_gpt.device import available_cores
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
     BytePairTokenizer,
@@ -157,7 +157,7 @@ def _build(files: list[Source], recipe: CorpusConfig, folder: Path, processes: i
         readings = [resolved(source, recipe.reading) for source in files]
         tally = Tally(files, [reading for reading, _ in readings], recipe)
         if processes is None:
-            processes = cores() if name == "ray" or sum(source.size() for source in files) >= PARALLEL else 1
+            processes = available_cores() if name == "ray" or sum(source.size() for source in files) >= PARALLEL else 1
         with open_engine(name, processes) as engine:
             _tokenize(tally, work, engine)
             with open(unfinished / "rejected.jsonl", "w", encoding="utf-8") as rejected:

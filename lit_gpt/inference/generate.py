@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lit_gpt.device import has_bfloat16
+from lit_gpt.device import supports_bfloat16
 from lit_gpt.errors import UserError
-from lit_gpt.inference.sampling import next_token
+from lit_gpt.inference.sampling import sample_token
 from lit_gpt.model import GPT, KVCache, Linear
 from lit_gpt.sharding import is_sharded
 from lit_gpt.tokenizer import Tokenizer
 
 
-def stream(
+def stream_tokens(
     model: GPT,
     prompts: Tensor | list[list[int]],
     max_new_tokens: int,
@@ -36,15 +36,15 @@ def stream(
         model: in evaluation mode, else dropout stays on.
         prompts: (B, T) ids, or rows of ids of unequal length; at least one in each.
         max_new_tokens: how many to draw.
-        temperature, top_k, top_p, generator: as in `next_token`.
+        temperature, top_k, top_p, generator: as in `sample_token`.
         use_cache: False reads everything anew for every token.
     """
     # tensors made in inference mode stay so, and FSDP2 keeps what it makes
     quiet = torch.no_grad if is_sharded(model) else torch.inference_mode
-    yield from quiet()(_stream)(model, prompts, max_new_tokens, temperature, top_k, top_p, generator, use_cache)
+    yield from quiet()(_stream_tokens)(model, prompts, max_new_tokens, temperature, top_k, top_p, generator, use_cache)
 
 
-def _stream(
+def _stream_tokens(
     model: GPT,
     prompts: Tensor | list[list[int]],
     max_new_tokens: int,
@@ -55,7 +55,7 @@ def _stream(
     use_cache: bool,
 ) -> Iterator[Tensor]:
     config, weight = model.config, model.embedding.weight
-    tokens, padding = (prompts, None) if isinstance(prompts, Tensor) else flush_right(prompts, weight.device)
+    tokens, padding = (prompts, None) if isinstance(prompts, Tensor) else pad_left(prompts, weight.device)
     cropped = tokens[:, -config.context_length :]  # (B, T)
     if padding is not None:
         padding = (padding - (tokens.shape[1] - cropped.shape[1])).clamp(min=0)
@@ -69,7 +69,7 @@ def _stream(
         if not use_cache or cache.length + unread.shape[1] > config.context_length:
             cache, unread = new_cache(), tokens
         hidden = model.hidden(unread, cache)  # (B, T, D)
-        drawn = next_token(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)  # (B,)
+        drawn = sample_token(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)  # (B,)
         yield drawn
         unread = drawn[:, None]  # (B, 1)
         if padding is not None and tokens.shape[1] == config.context_length:
@@ -77,7 +77,7 @@ def _stream(
         tokens = torch.cat((tokens, unread), dim=1)[:, -config.context_length :]  # (B, T)
 
 
-def flush_right(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
+def pad_left(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
     """Rows of ids as one tensor (B, T), zeros before the shorter; and how many (B,), or None where all are as long."""
     longest = max(map(len, rows))
     tokens = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
@@ -91,13 +91,13 @@ def generate(
     """What follows each prompt, at most `max_new_tokens` ids, up to but without the id `end`.
 
     Args:
-        model: as in `stream`, and so is `sampling`.
+        model: as in `stream_tokens`, and so is `sampling`.
         prompts: rows of ids, of any lengths from 1.
         max_new_tokens: at most.
         end: the id that ends a text; None: none does.
     """
     drawn, ended = [], torch.zeros(len(prompts), dtype=torch.bool, device=model.embedding.weight.device)
-    for step, token in enumerate(stream(model, prompts, max_new_tokens, **sampling), start=1):
+    for step, token in enumerate(stream_tokens(model, prompts, max_new_tokens, **sampling), start=1):
         drawn.append(token)
         if end is not None:
             ended |= token == end
@@ -107,25 +107,25 @@ def generate(
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 
-def quicken(model: GPT) -> GPT:
+def prepare_for_inference(model: GPT) -> GPT:
     """Makes a model ready to write and no longer to train, where its processor multiplies in bfloat16.
 
     Its weights are kept in it, half the bytes to read for every token, and on a CPU laid out as its library reads them
     fastest: twice as fast for a few rows.
     """
     device = model.embedding.weight.device
-    if has_bfloat16(device):
+    if supports_bfloat16(device):
         for parameter in model.parameters():  # and not the tables of positions
             parameter.data = parameter.data.bfloat16()
         if device.type == "cpu" and torch.backends.mkldnn.is_available():
             for module in list(model.modules()):
                 for name, child in module.named_children():
                     if isinstance(child, Linear):
-                        setattr(module, name, QuickLinear(child))
+                        setattr(module, name, PackedLinear(child))
     return model
 
 
-class QuickLinear(nn.Module):
+class PackedLinear(nn.Module):
     """A `Linear` whose weight is there in two orders: as it was, and as oneDNN reads it fastest for several rows.
 
     For one row oneDNN takes twice as long as torch's own product, which torch takes where it may not use oneDNN.
@@ -148,7 +148,7 @@ class QuickLinear(nn.Module):
             onednn.enabled = before
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str, rows: bool) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str, rows: bool) -> list[int]:
     """Ids to start from: a document begins after the end of another, a raw text after a line end."""
     if rows:
         return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
@@ -160,7 +160,7 @@ def prompt_tokens(tokenizer: Tokenizer, prompt: str, rows: bool) -> list[int]:
         return [0]  # a vocabulary of characters without line ends: any will do
 
 
-def shown(text: str) -> str:
+def strip_control_characters(text: str) -> str:
     """Text for a screen: control characters, which an untrained model writes, could do anything to a terminal."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
@@ -173,14 +173,14 @@ def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, rows: bool, **sam
         tokenizer: its own.
         prompt: what to go on from; may be empty.
         rows: whether it was trained on rows, so that a document's end is the end.
-        sampling: as in `stream`.
+        sampling: as in `stream_tokens`.
     """
     was_training = model.training
     model.eval()
     try:
-        tokens = torch.tensor([prompt_tokens(tokenizer, prompt, rows)], device=model.embedding.weight.device)  # (1, T)
+        tokens = torch.tensor([encode_prompt(tokenizer, prompt, rows)], device=model.embedding.weight.device)  # (1, T)
         characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for drawn in stream(model, tokens, **sampling):  # type: ignore[arg-type]
+        for drawn in stream_tokens(model, tokens, **sampling):  # type: ignore[arg-type]
             if rows and drawn.item() == tokenizer.end_of_text:
                 break
             yield characters.decode(tokenizer.token_bytes(int(drawn.item())))

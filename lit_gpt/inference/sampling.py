@@ -8,7 +8,7 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 
 
-def next_token(
+def sample_token(
     logits: Tensor,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -48,7 +48,7 @@ def next_token(
 
 
 def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
-    """Refuses what `next_token` cannot draw by.
+    """Refuses what `sample_token` cannot draw by.
 
     Raises:
         UserError: a number is out of range.

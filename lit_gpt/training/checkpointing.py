@@ -6,24 +6,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
-from lit_gpt.checkpoint.store import copy_whole, open_checkpoint, sweep
+from lit_gpt.checkpoint.store import copy_checkpoint, open_checkpoint, remove_unfinished, save_checkpoint
 from lit_gpt.errors import Stopped, UserError
-from lit_gpt.files import unfinished, write_whole
-from lit_gpt.sharding import is_sharded, whole
+from lit_gpt.files import temporary_path
+from lit_gpt.sharding import full_tensor, is_sharded
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT, parts
 
 
 class WholeFileIO(CheckpointIO):
-    """How the Trainer writes and opens checkpoints: by `write_whole` and `open_checkpoint`."""
+    """How the Trainer writes and opens checkpoints: by `save_checkpoint` and `open_checkpoint`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+        save_checkpoint(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -154,7 +153,7 @@ class StepCheckpoint(Checkpoint):
         if state is None:  # another callback wrote it
             return
         self.load_state_dict(state)
-        sweep(path.parent)
+        remove_unfinished(path.parent)
         for name in (*self._due(checkpoint["global_step"]), "last.ckpt"):
             copy = path.with_name(name)
             try:
@@ -162,7 +161,7 @@ class StepCheckpoint(Checkpoint):
             except UserError:  # there is none, or it is damaged
                 newer = False
             if not newer:
-                copy_whole(path, copy)
+                copy_checkpoint(path, copy)
 
     def _save(self, trainer: Trainer, *names: str) -> None:
         """Writes the state of this step, once, to files of these names, and to last.ckpt after them.
@@ -188,7 +187,7 @@ class StepCheckpoint(Checkpoint):
             self.last_good = first
             if trainer.is_global_zero:
                 for other in others:
-                    copy_whole(first, other)
+                    copy_checkpoint(first, other)
                 self._prune(step)
         except UserError as error:  # on the one rank that writes
             failure = error
@@ -211,13 +210,13 @@ class StepCheckpoint(Checkpoint):
         periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= f"step_{step:08d}.ckpt")
         for old in periodic[: max(0, len(periodic) - self.keep)]:
             with contextlib.suppress(OSError):  # one too many is no reason to end a run
-                old.rename(unfinished(old))  # a folder half removed is no checkpoint
-        sweep(self.folder)
+                old.rename(temporary_path(old))  # a folder half removed is no checkpoint
+        remove_unfinished(self.folder)
 
 
 def finite(module: LitGPT) -> bool:
     """Whether all weights are numbers."""
-    return all(bool(whole(p.isfinite().all())) for p in module.gpt.parameters())
+    return all(bool(full_tensor(p.isfinite().all())) for p in module.gpt.parameters())
 
 
 class StopEarly(EarlyStopping):

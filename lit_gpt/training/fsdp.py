@@ -10,11 +10,11 @@ import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lit_gpt.checkpoint.sharded import SliceReader, take_apart
-from lit_gpt.checkpoint.store import REST, open_checkpoint
-from lit_gpt.files import not_written, put_in_place, sync_folder, unfinished, write_whole
+from lit_gpt.checkpoint.sharded import ShardReader, flatten_state
+from lit_gpt.checkpoint.store import NON_TENSOR_FILE, open_checkpoint
+from lit_gpt.files import atomic_replace, atomic_write, fsync_folder, temporary_path, write_error
 from lit_gpt.model import GPT
-from lit_gpt.sharding import like
+from lit_gpt.sharding import shard_like
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -52,29 +52,29 @@ class FSDP2(ModelParallelStrategy):
             UserError: on all ranks, or on the first alone: it cannot be written.
         """
         path = Path(self.broadcast(str(filepath)))
-        folder = unfinished(path)
-        tensors, rest = take_apart(checkpoint)
+        folder = temporary_path(path)
+        tensors, rest = flatten_state(checkpoint)
         if self.is_global_zero:
             shutil.rmtree(folder, ignore_errors=True)
         self.barrier()
         try:
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
             if self.is_global_zero:
-                write_whole(folder / REST, lambda file: torch.save(rest, file))
-                sync_folder(folder)
-                put_in_place(folder, path)
+                atomic_write(folder / NON_TENSOR_FILE, lambda file: torch.save(rest, file))
+                fsync_folder(folder)
+                atomic_replace(folder, path)
         except (CheckpointException, OSError) as error:
             if self.is_global_zero:
                 shutil.rmtree(folder, ignore_errors=True)
             why = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-            raise not_written(path, getattr(why, "strerror", None) or why) from error
+            raise write_error(path, why) from error
 
     @torch.no_grad()
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         path = Path(self.broadcast(str(checkpoint_path)))
         checkpoint = open_checkpoint(path, mmap=True)
         assert self.model is not None
-        there, rest = take_apart(checkpoint)
+        there, rest = flatten_state(checkpoint)
         here = {f"state_dict/{name}": value.detach() for name, value in self.model.state_dict(keep_vars=True).items()}
         for optimizer in self.optimizers:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -85,10 +85,10 @@ class FSDP2(ModelParallelStrategy):
                 here |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
         wanted = {name: value for name, value in here.items() if name in there}
         if path.is_dir():
-            dcp.load(wanted, storage_reader=SliceReader(path))
+            dcp.load(wanted, storage_reader=ShardReader(path))
         else:
             for name, value in wanted.items():
-                value.copy_(like(there[name], value))
+                value.copy_(shard_like(there[name], value))
         return rest
 
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:

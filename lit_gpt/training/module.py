@@ -18,7 +18,7 @@ from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, IGNORE, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
-from lit_gpt.sharding import like, whole
+from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.fsdp import shard
 
 CHECKED_AT_ONCE = ("cpu",)  # devices that can be asked for a number without waiting
@@ -180,7 +180,7 @@ class LitGPT(LightningModule):
                     f"the model does not fit into memory ({error}): give a smaller --model.config"
                 ) from None
             self.gpt.seed = strategy.broadcast(self.gpt.seed)  # whose slices make up one model
-            self.gpt.initialise(like)
+            self.gpt.initialise(shard_like)
         if not self.is_attached:  # loaded to be used without a Trainer
             return
         if self.trainer.precision == "64-true":  # the Trainer would when it has read a checkpoint's into float32
@@ -254,7 +254,7 @@ class LitGPT(LightningModule):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         sliced = gradient_norm([p.grad for p in parameters if p.grad is not None])
-        norm = decides = whole(sliced)  # the same on every rank
+        norm = decides = full_tensor(sliced)  # the same on every rank
         if (
             self.trainer.precision == "16-mixed"
         ):  # whose gradients overflow now and then; its scaler leaves out that step
@@ -285,7 +285,9 @@ class LitGPT(LightningModule):
         names = {id(p): name for name, p in self.gpt.named_parameters()}
         for group in self.trainer.optimizers[0].param_groups:
             bad = [
-                names[id(p)] for p in group["params"] if p.grad is not None and not whole(torch.isfinite(p.grad).all())
+                names[id(p)]
+                for p in group["params"]
+                if p.grad is not None and not full_tensor(torch.isfinite(p.grad).all())
             ]
             if bad:
                 why.append(f"gradient of {len(bad)} of {len(group['params'])} {group['name']}, as {bad[0]}")

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.device import forget_peak, free_memory, own_memory, synchronize
+from lit_gpt.device import free_memory, peak_memory, reset_peak_memory, synchronize, used_memory
 from lit_gpt.training.memory import (
     activation_bytes,
     format_bytes,
@@ -114,7 +114,7 @@ class RunProfiler(Callback):
         self._validates, trainer.limit_val_batches = trainer.limit_val_batches != 0, 0
         free = free_memory(self._device)
         if free is not None:
-            self.allowed = own_memory(self._device) + int(USABLE * free / processes_sharing_memory(trainer))
+            self.allowed = used_memory(self._device) + int(USABLE * free / processes_sharing_memory(trainer))
         self._plan = self._stages(trainer, module, data)
         self._windows = next(self._plan)
         self._since = time.perf_counter()
@@ -148,7 +148,7 @@ class RunProfiler(Callback):
                 return
         if compiles:
             torch.compiler.set_stance("default")
-        forget_peak(self._device)
+        reset_peak_memory(self._device)
         first: list[float] = []
         for _ in range(WARM_UP):
             yield whole
@@ -167,10 +167,10 @@ class RunProfiler(Callback):
         self.step_seconds = (self._forwards - 1) * before + last
         if compiles:
             self.start_seconds = max(0.0, sum(first) - len(first) * last)
-        self.peaks[whole] = own_memory(self._device, peak=True)
+        self.peaks[whole] = peak_memory(self._device)
         self.validation_seconds = self._evaluate(trainer, module, data) if self._validates else 0.0
         self.text_seconds = self._write(trainer)
-        self.peak = own_memory(self._device, peak=True)
+        self.peak = peak_memory(self._device)
         if compiles:
             torch.compiler.set_stance("force_eager")
         while agreed(
@@ -186,10 +186,10 @@ class RunProfiler(Callback):
 
     def _try(self, windows: int) -> Iterator[int]:
         """Steps with so many windows, for the memory they take."""
-        forget_peak(self._device)
+        reset_peak_memory(self._device)
         for _ in range(FEWEST):  # the very first makes the optimizer's state
             yield windows
-        self.peaks[windows] = own_memory(self._device, peak=True)
+        self.peaks[windows] = peak_memory(self._device)
 
     def _evaluate(self, trainer: Trainer, module: LitGPT, data: TextDataModule) -> float:
         """Seconds a validation takes, known by some batches of the second split; those of the first are like them."""
@@ -227,7 +227,7 @@ class RunProfiler(Callback):
     def handle_out_of_memory(self) -> None:
         """There was no memory for the batches that were just tried: what is held now is all there is."""
         if not self.peak:
-            self.refused, self.allowed = self._windows, own_memory(self._device, peak=True)
+            self.refused, self.allowed = self._windows, peak_memory(self._device)
 
     def slope(self) -> float:
         """Bytes a window more takes, by the two largest batches tried.

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import generate, prompt_tokens, shown
+from lit_gpt.inference.generate import encode_prompt, generate, strip_control_characters
 from lit_gpt.inference.sampling import check_sampling
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import parts
@@ -70,7 +70,7 @@ class GenerateText(Callback):
         """Generate texts on every rank, because the model may be sharded over the ranks; print and log on rank 0."""
         step = self._last_step = trainer.global_step
         for number, prompt in enumerate(self.prompts, start=1):
-            texts = [shown(text) for text in self.generate_texts(trainer, prompt)]
+            texts = [strip_control_characters(text) for text in self.generate_texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
             separator = "\n\n" if any("\n" in text for text in texts) else "\n"
@@ -86,7 +86,7 @@ class GenerateText(Callback):
         module, data = parts(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
         rows = data.corpus_config.reading.mode == "rows"
-        prompt_ids = prompt_tokens(data.tokenizer, prompt, rows)
+        prompt_ids = encode_prompt(data.tokenizer, prompt, rows)
         end = data.tokenizer.end_of_text if rows else None
         was_training = module.gpt.training
         module.gpt.eval()
