@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from lit_gpt.data import corpus, tokenize
 from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, corpus_key, open_corpus
-from lit_gpt.data.readers import Reading
+from lit_gpt.data.readers import ReadOptions
 from lit_gpt.data.sample import write_sample
-from lit_gpt.data.shards import Ids, Shards
+from lit_gpt.data.shards import Ids, ShardedArray
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, Vocab
@@ -30,7 +30,7 @@ from lit_gpt.tokenizer import BytePairTokenizer, Vocab
 def recipe(
     name: str = "byte", vocab: Vocab = "pruned", split: SplitConfig | None = None, **reading: object
 ) -> CorpusConfig:
-    return CorpusConfig(Reading(**reading), split or SplitConfig(), name, vocab)  # type: ignore[arg-type]
+    return CorpusConfig(ReadOptions(**reading), split or SplitConfig(), name, vocab)  # type: ignore[arg-type]
 
 
 def build(path: Path, name: str = "byte", vocab: Vocab = "pruned", **reading: object) -> Corpus:
@@ -93,7 +93,7 @@ def test_pruned_ids_are_the_full_ids_renamed(tmp_path: Path) -> None:
 def test_many_blocks_and_shards_are_one_corpus(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build(names, "cl100k_base")
     monkeypatch.setattr(corpus, "BLOCK", 3)
-    monkeypatch.setattr(corpus, "SHARD", 4)
+    monkeypatch.setattr(corpus, "TOKENS_PER_SHARD", 4)
     monkeypatch.setattr(corpus, "FORMAT", 99)  # another key: built anew
     again = build(names, "cl100k_base")
     assert again.key != whole.key
@@ -109,7 +109,7 @@ def test_many_blocks_and_shards_are_one_corpus(names: Path, monkeypatch: pytest.
 def test_shards_are_taken_from_as_one_array(data: st.DataObject) -> None:
     size, tokens = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 60))
     array = np.arange(tokens, dtype=np.uint16)
-    shards = Shards(np.split(array, range(size, tokens, size)), size)
+    shards = ShardedArray(np.split(array, range(size, tokens, size)), size)
     for _ in range(3):
         assert len(shards) == len(array)
         assert shards.dtype == array.dtype
@@ -152,7 +152,7 @@ def test_everything_that_decides_the_ids_is_in_the_key(names: Path) -> None:
 def test_cache_key_is_stable_across_versions(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,writer\na,b\n", encoding="utf-8")
     split = SplitConfig(group="writer", dedupe=True)
-    config = CorpusConfig(Reading(columns=("text",), mark="writer"), split, "bpe", vocab_size=300)
+    config = CorpusConfig(ReadOptions(columns=("text",), split_key_column="writer"), split, "bpe", vocab_size=300)
     assert corpus_key([Source(str(tmp_path / "t.csv"))], config) == "21ec2ca6905a3e5fb3fa10d3fe25bf05"
 
 
@@ -247,7 +247,7 @@ def test_ray_leaves_the_same_files_though_a_worker_is_killed(tmp_path: Path, mon
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(corpus, "BLOCK", 4_000)
-    monkeypatch.setattr(corpus, "SHARD", 20_000)
+    monkeypatch.setattr(corpus, "TOKENS_PER_SHARD", 20_000)
     for name in ("a.csv", "b.csv"):
         write_sample(Path(name))
     with open("b.csv", "a", encoding="utf-8") as file:
@@ -313,7 +313,7 @@ ROWS = [(f"poem {i % 90}", ["train", "Validation", "test"][i % 3], f"writer {i %
 def split(path: Path, **how: object) -> tuple[list[list[str]], dict]:
     """The documents of each part, and the report."""
     mark = how.get("column", how.get("group"))
-    made = recipe("byte", split=SplitConfig(**how), columns=("text",), mark=mark)  # type: ignore[arg-type]
+    made = recipe("byte", split=SplitConfig(**how), columns=("text",), split_key_column=mark)  # type: ignore[arg-type]
     found = open_corpus([Source(str(path))], made, path.parent / "cache")
     return [documents(found, found.split(part)) for part in ("train", "val", "test")], found.report
 

@@ -18,7 +18,7 @@ from lit_gpt.checkpoint.store import load_model, open_checkpoint
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.datamodule import Batch
-from lit_gpt.data.readers import Reading
+from lit_gpt.data.readers import ReadOptions
 from lit_gpt.data.sources import Source
 from lit_gpt.data.windows import random_starts
 from lit_gpt.model import GPT, GPTConfig
@@ -30,7 +30,7 @@ TRAINED = 16  # context_length of small.yaml
 
 def plain_training(steps: int, batch: int, clip: float = 1.0) -> tuple[list[float], dict[str, torch.Tensor]]:
     """What small.yaml trains, written out by hand: losses and weights."""
-    corpus = open_corpus([Source("rows.txt")], CorpusConfig(Reading(), tokenizer="byte"), Path("data/cache"))
+    corpus = open_corpus([Source("rows.txt")], CorpusConfig(ReadOptions(), tokenizer="byte"), Path("data/cache"))
     ids = torch.from_numpy(np.asarray(corpus.split("train"), dtype=np.int64))  # 108 of 120 rows
     model = LitGPT.load_from_checkpoint("start.ckpt", weights_only=True).gpt
     decay, rest = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
@@ -103,7 +103,7 @@ def test_the_estimate_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch_s
     assert fit("--data.batch_size", batch_size, "--data.eval_windows", "null").status == 0
     logged = points(RUN)
     model, tokenizer, _ = load_model(RUN / "last.ckpt")
-    corpus = open_corpus([Source("rows.txt")], CorpusConfig(Reading(), tokenizer="byte"), Path("data/cache"))
+    corpus = open_corpus([Source("rows.txt")], CorpusConfig(ReadOptions(), tokenizer="byte"), Path("data/cache"))
     ids = torch.from_numpy(np.asarray(corpus.split("val"), dtype=np.int64))
     nats = 0.0
     for start in range(0, len(ids) - 1, TRAINED):
@@ -273,7 +273,7 @@ def test_with_a_document_mask_no_token_sees_another_document(fit: Fit) -> None:
     assert fit("--data.document_mask", "true", "--trainer.max_steps", 1, "--trainer.val_check_interval", 1).status == 0
     (step, logged), *_ = points(RUN)["loss/train"]
     assert step == 1
-    corpus = open_corpus([Source("rows.txt")], CorpusConfig(Reading(), tokenizer="byte"), Path("data/cache"))
+    corpus = open_corpus([Source("rows.txt")], CorpusConfig(ReadOptions(), tokenizer="byte"), Path("data/cache"))
     ids = torch.from_numpy(np.asarray(corpus.split("train"), dtype=np.int64))
     assert fit("--name", "start", "--trainer.max_steps", 1, "--model.learning_rate", 1e-30).status == 0
     model, tokenizer, _ = load_model("logs/start/version_0/last.ckpt")

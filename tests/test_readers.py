@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.data import readers
-from lit_gpt.data.readers import Reading, Rejected, Row, open_pieces, open_rows, resolved
+from lit_gpt.data.readers import ReadOptions, RejectedRow, Row, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source, find_sources
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer
@@ -38,9 +38,9 @@ def write_table(path: Path, encoding: str = "utf-8", newline: str = "\n", delimi
     return path
 
 
-def rows(path: Path, **reading: object) -> list[Row | Rejected]:
+def rows(path: Path, **reading: object) -> list[Row | RejectedRow]:
     source = Source(str(path))
-    known, _ = resolved(source, Reading(**{"encoding": "utf-8", **reading}))  # type: ignore[arg-type]
+    known, _ = with_detected_encoding(source, ReadOptions(**{"encoding": "utf-8", **reading}))  # type: ignore[arg-type]
     with open_rows(source, known) as (found, _):
         return list(found)
 
@@ -49,15 +49,15 @@ def documents(path: Path, **reading: object) -> list[str]:
     """The texts of all rows, if all can be read."""
     found = rows(path, **reading)
     for row in found:
-        if isinstance(row, Rejected):
+        if isinstance(row, RejectedRow):
             raise UserError(f"{path} line {row.line}: {row.reason}")
     return [row.text for row in found if isinstance(row, Row)]
 
 
 def pieces(path: Path, **reading: object) -> list[str]:
     source = Source(str(path))
-    known, _ = resolved(source, Reading(mode="raw", **reading))  # type: ignore[arg-type]
-    with open_pieces(source, known) as (found, _):
+    known, _ = with_detected_encoding(source, ReadOptions(mode="raw", **reading))  # type: ignore[arg-type]
+    with open_text_chunks(source, known) as (found, _):
         return list(found)
 
 
@@ -307,7 +307,7 @@ def test_a_file_that_cannot_be_read_is_said(
 )
 def test_a_reading_that_cannot_be_is_said(reading: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        Reading(**reading)  # type: ignore[arg-type]
+        ReadOptions(**reading)  # type: ignore[arg-type]
 
 
 def test_files_that_are_not_there_are_said(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ import pytest
 from lit_gpt.data import readers
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
-from lit_gpt.data.readers import Reading, Rejected, Row, open_rows, resolved
-from lit_gpt.data.sources import Source, find_encoding, find_sources
+from lit_gpt.data.readers import ReadOptions, RejectedRow, Row, open_rows, with_detected_encoding
+from lit_gpt.data.sources import Source, detect_encoding, find_sources
 from lit_gpt.errors import UserError
 
 POEMS = [
@@ -64,7 +64,7 @@ FORMS: dict[str, bytes] = {
 
 
 def ids(source: Source, folder: Path) -> np.ndarray:
-    recipe = CorpusConfig(Reading(template="{title}\\n{text}"), tokenizer="byte")
+    recipe = CorpusConfig(ReadOptions(template="{title}\\n{text}"), tokenizer="byte")
     return np.asarray(open_corpus([source], recipe, folder / "cache").ids)
 
 
@@ -92,14 +92,14 @@ SENTENCES = {
 def test_an_encoding_is_found(tmp_path: Path, encoding: str) -> None:
     text = "id,text\n" + SENTENCES[encoding] * 20
     (tmp_path / "t.csv").write_bytes(text.encode(encoding))
-    found, sure = find_encoding(Source(str(tmp_path / "t.csv")))
+    found, sure = detect_encoding(Source(str(tmp_path / "t.csv")))
     assert text.encode(encoding).decode(found) == text
     assert 0.8 < sure <= 1
 
 
 def test_utf8_with_a_few_broken_bytes_is_still_utf8(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("第一行，文字\n".encode() * 100 + b"\xff\xfe\n")
-    found, sure = find_encoding(Source(str(tmp_path / "t.csv")))
+    found, sure = detect_encoding(Source(str(tmp_path / "t.csv")))
     assert found == "utf-8"
     assert 0.99 < sure < 1
 
@@ -154,9 +154,9 @@ def test_what_lies_nowhere_or_is_damaged_is_said(tmp_path: Path, server: str) ->
         ids(Source(str(tmp_path / "t.parquet.gz")), tmp_path)
 
 
-def rows(path: Path, **reading: object) -> list[Row | Rejected]:
+def rows(path: Path, **reading: object) -> list[Row | RejectedRow]:
     source = Source(str(path))
-    known, _ = resolved(source, Reading(**reading))  # type: ignore[arg-type]
+    known, _ = with_detected_encoding(source, ReadOptions(**reading))  # type: ignore[arg-type]
     with open_rows(source, known) as (found, _):
         return list(found)
 
@@ -169,9 +169,9 @@ def test_after_a_quote_that_stays_open_rows_go_on_with_the_next_line(
     expected = [(2, "fine"), (4, "also fine"), (5, "two\nlines"), (8, "last")]
     found = rows(path)
     assert [row[:2] for row in found if isinstance(row, Row)] == expected
-    assert [row.line for row in found if isinstance(row, Rejected)] == [3, 7]
+    assert [row.line for row in found if isinstance(row, RejectedRow)] == [3, 7]
     monkeypatch.setattr(readers, "LONGEST_ROW", 15)  # the quote in line 3 would run up to line 5
-    assert rows(path)[1] == Rejected(
+    assert rows(path)[1] == RejectedRow(
         3, "a quote is opened and never closed: mend that row's quotes, or give --data.quote none"
     )
 
@@ -183,4 +183,4 @@ def test_quotes_may_be_others_or_text(tmp_path: Path) -> None:
     path.write_text('a\ttext\n1\t5" wide, "so\n2\t"\n', encoding="utf-8")
     assert rows(path, quote="none", columns=("text",)) == [Row(2, '5" wide, "so'), Row(3, '"')]
     with pytest.raises(UserError, match=r"--data\.quote '\"\"' is not one character"):
-        Reading(quote='""')
+        ReadOptions(quote='""')

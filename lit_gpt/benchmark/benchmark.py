@@ -414,7 +414,7 @@ def prepare(options: argparse.Namespace, words: list[str], default_config: Path)
     data = Experiment(words, default_config).datamodule
     corpus, files = data.corpus, data.sources()
     size = sum(source.size() for source in files) / 1e6
-    documents = list(read_texts(files, data.corpus_config.reading))
+    documents = list(read_texts(files, data.corpus_config.read_options))
 
     def build(processes: int) -> None:
         with tempfile.TemporaryDirectory() as folder:

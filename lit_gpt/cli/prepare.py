@@ -19,7 +19,7 @@ from lit_gpt.cli.table import print_rows
 from lit_gpt.data.config import SPLITS
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.datamodule import CACHE, TextDataModule
-from lit_gpt.data.executors import ENGINES
+from lit_gpt.data.executors import EXECUTORS
 from lit_gpt.data.tokenize import read_texts, train_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, open_tokenizer, prune
@@ -86,7 +86,7 @@ def compare(data: TextDataModule, shape: dict[str, Any]) -> Iterator[dict[str, A
     sources, recipe = data.sources(), data.corpus_config
     texts: list[str] = []
     size = 0
-    for text in read_texts(sources, recipe.reading):
+    for text in read_texts(sources, recipe.read_options):
         texts.append(text)
         size += len(text)
         if size > COMPARED:
@@ -135,7 +135,7 @@ def report(words: list[str], default_config: Path) -> None:
     parser = LineParser(f"{__doc__} Takes --config and the data flags of fit.py besides.")
     parser.add_argument("--processes", type=int, help="that tokenize; all cores if left out and the text is long")
     parser.add_argument(
-        "--engine", choices=ENGINES, default="local", help="ray: workers of the cluster RAY_ADDRESS names"
+        "--engine", choices=EXECUTORS, default="local", help="ray: workers of the cluster RAY_ADDRESS names"
     )
     parser.add_argument("--dry_run", action="store_true", help="report, and leave nothing behind")
     parser.add_argument("--compare", action="store_true", help="tokenizers on this text, and what each would cost")

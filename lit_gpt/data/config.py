@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lit_gpt.data.readers import Reading
+from lit_gpt.data.readers import ReadOptions
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Vocab
 
@@ -46,14 +46,14 @@ class CorpusConfig:
     """Everything but the files that decides a corpus.
 
     Attributes:
-        reading: how files are read.
+        read_options: how files are read.
         split: how documents are dealt.
         tokenizer: its name, or the path of a .tiktoken file.
         vocab: of a byte-pair vocabulary: "pruned" to what the corpus uses, or "full".
         vocab_size: of one that is learned from the text.
     """
 
-    reading: Reading
+    read_options: ReadOptions
     split: SplitConfig = SplitConfig()
     tokenizer: str = "cl100k_base"
     vocab: Vocab = "pruned"
@@ -61,7 +61,7 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         by_rows = self.split.seed, self.split.column, self.split.group, self.split.dedupe or None
-        if self.reading.mode == "raw" and any(setting is not None for setting in by_rows):
+        if self.read_options.mode == "raw" and any(setting is not None for setting in by_rows):
             raise UserError(
                 "--data.mode raw has no rows: leave out data.split_seed, split_column, group_column and dedupe"
             )

@@ -24,9 +24,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from lit_gpt.data.config import SPLITS, CorpusConfig
-from lit_gpt.data.executors import Engine, EngineName, open_engine
-from lit_gpt.data.readers import Reading, resolved
-from lit_gpt.data.shards import SHARD, Shards, open_shards, shard_path
+from lit_gpt.data.executors import Executor, ExecutorName, open_executor
+from lit_gpt.data.readers import ReadOptions, with_detected_encoding
+from lit_gpt.data.shards import TOKENS_PER_SHARD, ShardedArray, open_shards, shard_path
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import LEFT_OUT, _deal
 from lit_gpt.data.tokenize import RECORD, _whole, read_blocks, tokenize_block, train_tokenizer
@@ -60,12 +60,12 @@ class Corpus:
     """
 
     key: str
-    ids: Shards
+    ids: ShardedArray
     tokenizer: Tokenizer
     report: dict[str, Any]
     folder: Path
 
-    def split(self, name: str) -> Shards:
+    def split(self, name: str) -> ShardedArray:
         """The ids of "train", "val" or "test"."""
         sizes = [self.report["parts"][part]["tokens"] for part in SPLITS]
         start = sum(sizes[: SPLITS.index(name)])
@@ -73,7 +73,7 @@ class Corpus:
 
 
 def open_corpus(
-    files: list[Source], recipe: CorpusConfig, cache: Path, processes: int | None = None, engine: EngineName = "local"
+    files: list[Source], recipe: CorpusConfig, cache: Path, processes: int | None = None, engine: ExecutorName = "local"
 ) -> Corpus:
     """The corpus of `files`, from `cache` or built into it.
 
@@ -130,35 +130,35 @@ def _open(folder: Path) -> Corpus | None:
 
 def corpus_key(files: list[Source], recipe: CorpusConfig) -> str:
     """A fingerprint of everything that decides the ids: 32 hexadecimal digits."""
-    contents = [(source.kind, source.packing, source.part, source.digest()) for source in files]
+    contents = [(source.suffix, source.compression, source.split, source.sha256()) for source in files]
     learned = recipe.vocab_size if recipe.tokenizer == "bpe" else None
     tokenizer = tokenizer_key(recipe.tokenizer, recipe.vocab)
-    reading = {  # the names of fields are part of the key: renaming a field of Reading must not change the name here
-        "mode": recipe.reading.mode,
-        "columns": recipe.reading.columns,
-        "template": recipe.reading.template,
-        "delimiter": recipe.reading.delimiter,
-        "quote": recipe.reading.quote,
-        "header": recipe.reading.header,
-        "encoding": recipe.reading.encoding,
-        "mark": recipe.reading.mark,
+    reading = {  # the names of fields are part of the key: a field of ReadOptions that is renamed keeps its name here
+        "mode": recipe.read_options.mode,
+        "columns": recipe.read_options.columns,
+        "template": recipe.read_options.template,
+        "delimiter": recipe.read_options.delimiter,
+        "quote": recipe.read_options.quote,
+        "header": recipe.read_options.header,
+        "encoding": recipe.read_options.encoding,
+        "mark": recipe.read_options.split_key_column,
     }
     settings = [FORMAT, contents, reading, asdict(recipe.split), tokenizer, learned]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
 
 
-def _build(files: list[Source], recipe: CorpusConfig, folder: Path, processes: int | None, name: EngineName) -> None:
+def _build(files: list[Source], recipe: CorpusConfig, folder: Path, processes: int | None, name: ExecutorName) -> None:
     """Writes a corpus into `folder`, which appears when it is whole."""
     unfinished = folder.with_suffix(".unfinished").absolute()
     work = unfinished / "work"
     work.mkdir(parents=True, exist_ok=True)  # of a process that was killed, it may be: the lock says nobody is at it
     try:
         tokenizer = _tokenizer(files, recipe, work)
-        readings = [resolved(source, recipe.reading) for source in files]
+        readings = [with_detected_encoding(source, recipe.read_options) for source in files]
         tally = Tally(files, [reading for reading, _ in readings], recipe)
         if processes is None:
             processes = available_cores() if name == "ray" or sum(source.size() for source in files) >= PARALLEL else 1
-        with open_engine(name, processes) as engine:
+        with open_executor(name, processes) as engine:
             _tokenize(tally, work, engine)
             with open(unfinished / "rejected.jsonl", "w", encoding="utf-8") as rejected:
                 documents = _gather(tally, work, rejected)
@@ -169,7 +169,7 @@ def _build(files: list[Source], recipe: CorpusConfig, folder: Path, processes: i
                 {"name": str(source), "bytes": source.size(), "encoding": reading.encoding, "sure": round(sure, 2)}
                 for source, (reading, sure) in zip(files, readings)
             ],
-            "mode": recipe.reading.mode,
+            "mode": recipe.read_options.mode,
             **laid_out,
         }
         (unfinished / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -213,7 +213,7 @@ class Tally:
     """
 
     files: list[Source]
-    readings: list[Reading]
+    readings: list[ReadOptions]
     recipe: CorpusConfig
     rows: int = 0
     empty_rows: int = 0
@@ -236,11 +236,11 @@ class Tally:
 # ---------------------------------------------------------------------------------------------------- tokenizing
 
 
-def _tokenize(tally: Tally, work: Path, engine: Engine) -> None:
+def _tokenize(tally: Tally, work: Path, engine: Executor) -> None:
     """Leaves the ids of all blocks in `work`; of some only, where `Tally.check` will refuse the text as it is."""
     total, rows, rejected = sum(source.size() for source in tally.files), 0, 0
     read = partial(read_blocks, tally.files, tally.readings, tally.recipe.split, BLOCK)
-    tokenize = partial(tokenize_block, work, tally.recipe.reading.mode == "raw")
+    tokenize = partial(tokenize_block, work, tally.recipe.read_options.mode == "raw")
     with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, delay=2, mininterval=0.5, leave=False) as bar:
         for done in engine.run(read, tokenize, range(len(tally.files))):
             rows += done["rows"]
@@ -360,7 +360,7 @@ def _itself(item: Any) -> list[Any]:
 
 
 def _lay_out(
-    tally: Tally, documents: dict[Path, int], tokenizer: Tokenizer, unfinished: Path, engine: Engine
+    tally: Tally, documents: dict[Path, int], tokenizer: Tokenizer, unfinished: Path, engine: Executor
 ) -> dict[str, Any]:
     """Writes the shards, part after part, and corpus.json; returns the report."""
     recipe, work = tally.recipe, unfinished / "work"
@@ -376,7 +376,7 @@ def _lay_out(
     np.save(work / "new_id.npy", new_id)
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    shards = _stretches(documents, parts, work, SHARD)
+    shards = _stretches(documents, parts, work, TOKENS_PER_SHARD)
     sizes = dict.fromkeys(SPLITS, 0)
     for stretch in itertools.chain.from_iterable(shards):
         sizes[SPLITS[stretch.part]] += stretch.stop - stretch.start
@@ -386,7 +386,7 @@ def _lay_out(
         for size, these in engine.run(_itself, write, list(enumerate(shards))):
             frequencies += these
             bar.update(size)
-    if recipe.reading.mode == "raw" and not any(source.part for source in tally.files):  # one text, cut by tokens
+    if recipe.read_options.mode == "raw" and not any(source.split for source in tally.files):  # one text, cut by tokens
         tokens, split = sizes["train"], recipe.split
         ends = [int(tokens * (1 - split.val_fraction - split.test_fraction)), int(tokens * (1 - split.test_fraction))]
         sizes = dict(zip(SPLITS, (ends[0], ends[1] - ends[0], tokens - ends[1])))

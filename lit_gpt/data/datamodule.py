@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
 from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
-from lit_gpt.data.readers import Mode, Reading
+from lit_gpt.data.readers import Mode, ReadOptions
 from lit_gpt.data.sample import SAMPLE_FILE, write_sample
-from lit_gpt.data.shards import Ids, Shards
-from lit_gpt.data.sources import Source, check_once, find_sources
+from lit_gpt.data.shards import Ids, ShardedArray
+from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
 from lit_gpt.data.windows import count_windows, evaluation_starts
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer
@@ -108,7 +108,7 @@ class TextDataModule(LightningDataModule):
         check_tokenizer(tokenizer)
         self.files, self.val_files, self.test_files = files, val_files, test_files
         self.corpus_config = CorpusConfig(
-            reading=Reading(
+            read_options=ReadOptions(
                 mode=mode,
                 columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
                 template=template,
@@ -116,7 +116,7 @@ class TextDataModule(LightningDataModule):
                 quote=quote,
                 header=header,
                 encoding=encoding,
-                mark=split_column if split_column is not None else group_column,
+                split_key_column=split_column if split_column is not None else group_column,
             ),
             split=SplitConfig(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe),
             tokenizer=tokenizer,
@@ -139,7 +139,7 @@ class TextDataModule(LightningDataModule):
         for part, files in (("val", self.val_files), ("test", self.test_files)):
             if files is not None:
                 found += find_sources(files, part)
-        check_once(found)
+        check_no_duplicates(found)
         return found
 
     @cached_property
@@ -164,15 +164,15 @@ class TextDataModule(LightningDataModule):
         return self.corpus.tokenizer.vocab_size
 
     @property
-    def train_ids(self) -> Shards:
+    def train_ids(self) -> ShardedArray:
         return self.corpus.split("train")
 
     @property
-    def val_ids(self) -> Shards:
+    def val_ids(self) -> ShardedArray:
         return self.corpus.split("val")
 
     @property
-    def test_ids(self) -> Shards:
+    def test_ids(self) -> ShardedArray:
         """None, unless data.test_fraction, test_files or split_column give some."""
         return self.corpus.split("test")
 
@@ -316,7 +316,7 @@ def fingerprint(data: TextDataModule) -> dict[str, Any]:
     """What a checkpoint remembers of the data it was trained on."""
     report = data.corpus.report
     return {
-        "mode": data.corpus_config.reading.mode,
+        "mode": data.corpus_config.read_options.mode,
         "documents": report["documents"],
         "characters": report["characters"],
         "tokenizer": data.corpus_config.tokenizer_name,

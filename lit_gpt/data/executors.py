@@ -22,13 +22,13 @@ from typing import Any, Literal, Protocol, get_args
 
 from lit_gpt.errors import UserError
 
-EngineName = Literal["local", "ray"]
-ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+ExecutorName = Literal["local", "ray"]
+EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
 Read = Callable[[Any], Iterable[Any]]  # an item -> pieces of work
 Work = Callable[[Any], Any]
 
 
-class Engine(Protocol):
+class Executor(Protocol):
     def run(self, read: Read, work: Work, items: Sequence[Any]) -> Iterator[Any]:
         """`work(piece)` for every piece of `read(item)`, for all items; in whatever order they are done.
 
@@ -38,7 +38,7 @@ class Engine(Protocol):
         """
 
 
-def open_engine(name: EngineName, processes: int) -> AbstractContextManager[Engine]:
+def open_executor(name: ExecutorName, processes: int) -> AbstractContextManager[Executor]:
     """The engine of that name.
 
     Args:
@@ -55,7 +55,7 @@ def open_engine(name: EngineName, processes: int) -> AbstractContextManager[Engi
 
 
 @contextmanager
-def _local(processes: int) -> Iterator[Engine]:
+def _local(processes: int) -> Iterator[Executor]:
     if processes == 1:
         yield Alone()
         return
@@ -109,7 +109,7 @@ def _start_worker() -> None:
 
 
 @contextmanager
-def _ray(processes: int) -> Iterator[Engine]:
+def _ray(processes: int) -> Iterator[Executor]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray  # imported here: few need it, and it is no dependency

@@ -1,7 +1,7 @@
 """Files -> rows: CSV, TSV, TXT, JSONL and Parquet, one row a document, or a whole file as one text.
 
 Text comes out as it stands in the file (a price "12.50" stays "12.50"), but for its line ends, which become `\\n`.
-Nothing is left out unreported: a row that cannot be read comes out as `Rejected`, with its line and the reason.
+Nothing is left out unreported: a row that cannot be read comes out as `RejectedRow`, with its line and the reason.
 """
 
 import csv
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from io import TextIOBase
 from typing import Any, BinaryIO, Literal, NamedTuple
 
-from lit_gpt.data.sources import Source, find_encoding, open_text
+from lit_gpt.data.sources import Source, detect_encoding, open_text
 from lit_gpt.errors import UserError, did_you_mean
 
 Mode = Literal["rows", "raw"]
@@ -34,15 +34,15 @@ class Row(NamedTuple):
     Attributes:
         line: where it begins, from 1; in Parquet the number of the row.
         text: of the document.
-        mark: what stands in the column `Reading.mark`.
+        split_key: what stands in the column `ReadOptions.split_key_column`.
     """
 
     line: int
     text: str
-    mark: str = ""
+    split_key: str = ""
 
 
-class Rejected(NamedTuple):
+class RejectedRow(NamedTuple):
     """A row that cannot be read: where it begins, and why."""
 
     line: int
@@ -50,7 +50,7 @@ class Rejected(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How files are read; the `data.*` flags of the same names.
 
     Attributes:
@@ -62,7 +62,7 @@ class Reading:
         quote: what a field may stand in, to hold delimiters and line ends; "none": quotes are text.
         header: whether the first row names the columns; without it they are c1, c2, …
         encoding: of text files, or "auto"; a byte order mark is no part of the text.
-        mark: a column that is read beside the text.
+        split_key_column: a column that is read beside the text.
     """
 
     mode: Mode = "rows"
@@ -72,7 +72,7 @@ class Reading:
     quote: str = '"'
     header: bool = True
     encoding: str = "auto"
-    mark: str | None = None
+    split_key_column: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -88,7 +88,7 @@ class Reading:
             raise UserError(f"--data.template {self.template!r} names no column: write one in braces, as '{{text}}'")
 
 
-def resolved(source: Source, reading: Reading) -> tuple[Reading, float]:
+def with_detected_encoding(source: Source, reading: ReadOptions) -> tuple[ReadOptions, float]:
     """`reading` with the encoding of that file found out where it is "auto", and how sure it is, from 0 to 1.
 
     Raises:
@@ -98,16 +98,16 @@ def resolved(source: Source, reading: Reading) -> tuple[Reading, float]:
         start = file.read(4)
     if b"\xef\xbb\xbf".startswith(start):  # a byte order mark, or part of one, at most
         raise UserError(f"{source} is empty: give a file with text in it")
-    if source.kind == ".parquet":
+    if source.suffix == ".parquet":
         return replace(reading, encoding="utf-8"), 1.0
     if reading.encoding != "auto":
         return reading, 1.0
-    encoding, sure = find_encoding(source)
+    encoding, sure = detect_encoding(source)
     return replace(reading, encoding=encoding), sure
 
 
 @contextmanager
-def open_rows(source: Source, reading: Reading) -> Iterator[tuple[Iterator[Row | Rejected], BinaryIO]]:
+def open_rows(source: Source, reading: ReadOptions) -> Iterator[tuple[Iterator[Row | RejectedRow], BinaryIO]]:
     """The rows of one file, blank ones too, and the file itself, whose `tell` says how far reading has come.
 
     Args:
@@ -117,14 +117,14 @@ def open_rows(source: Source, reading: Reading) -> Iterator[tuple[Iterator[Row |
     Raises:
         UserError: the file's kind is unknown, it is damaged, or a column is not there.
     """
-    kind = source.kind
+    kind = source.suffix
     if kind not in (*READERS, ".parquet"):
         raise UserError(
             f"{source}: unknown kind of file {kind or '(no suffix)'}; {', '.join(READERS)}, .parquet can be read "
             "by rows, any text with --data.mode raw"
         )
     if kind == ".parquet":
-        if source.packing:
+        if source.compression:
             raise UserError(f"{source}: a Parquet table packed once more: unpack it")
         with source.open_raw() as raw:
             yield _sound(source, reading, _read_parquet(source, raw, reading)), raw
@@ -134,7 +134,7 @@ def open_rows(source: Source, reading: Reading) -> Iterator[tuple[Iterator[Row |
             yield _sound(source, reading, READERS[kind](source, file, reading)), raw
 
 
-def _sound(source: Source, reading: Reading, rows: Iterator[Row | Rejected]) -> Iterator[Row | Rejected]:
+def _sound(source: Source, reading: ReadOptions, rows: Iterator[Row | RejectedRow]) -> Iterator[Row | RejectedRow]:
     """Rows with line ends as they should be, without those that are no text."""
     with source.said():
         for row in rows:
@@ -142,7 +142,7 @@ def _sound(source: Source, reading: Reading, rows: Iterator[Row | Rejected]) -> 
                 if "\r" in row.text:
                     row = row._replace(text=row.text.replace("\r\n", "\n").replace("\r", "\n"))
                 if not _is_text(row.text):
-                    row = Rejected(row.line, _no_text(row.text, reading.encoding))
+                    row = RejectedRow(row.line, _no_text(row.text, reading.encoding))
             yield row
 
 
@@ -167,7 +167,7 @@ def _no_text(text: str, encoding: str) -> str:
 
 
 @contextmanager
-def open_pieces(source: Source, reading: Reading) -> Iterator[tuple[Iterator[str], BinaryIO]]:
+def open_text_chunks(source: Source, reading: ReadOptions) -> Iterator[tuple[Iterator[str], BinaryIO]]:
     """One file's whole text in blocks that end before the first character of a line; and the file itself.
 
     The line before ends in no blank. No byte-pair vocabulary here joins such a line end to a word after it, so that the
@@ -176,13 +176,13 @@ def open_pieces(source: Source, reading: Reading) -> Iterator[tuple[Iterator[str
     Raises:
         UserError: the file is a Parquet table, damaged, or not of that encoding.
     """
-    if source.kind == ".parquet":
+    if source.suffix == ".parquet":
         raise UserError(f"{source} is a table, not text: use --data.mode rows")
     with open_text(source, reading.encoding, newline=None) as (file, raw):  # which turns every line end into \n
         yield _pieces(source, reading, file), raw
 
 
-def _pieces(source: Source, reading: Reading, file: TextIOBase) -> Iterator[str]:
+def _pieces(source: Source, reading: ReadOptions, file: TextIOBase) -> Iterator[str]:
     waiting, lines = "", 0
     with source.said():
         while block := file.read(RAW_BLOCK):
@@ -240,8 +240,8 @@ class _Lines:
         self.done()
 
 
-def _read_csv(source: Source, file: Iterable[str], reading: Reading) -> Iterator[Row | Rejected]:
-    delimiter = _unescaped(reading.delimiter or ("\t" if source.kind == ".tsv" else ","))
+def _read_csv(source: Source, file: Iterable[str], reading: ReadOptions) -> Iterator[Row | RejectedRow]:
+    delimiter = _unescaped(reading.delimiter or ("\t" if source.suffix == ".tsv" else ","))
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # fields of any length; Python's own limit is 128 KiB
     form: dict[str, Any] = {"delimiter": delimiter, "strict": True, "quotechar": reading.quote}
     if reading.quote == "none":
@@ -257,7 +257,7 @@ def _read_csv(source: Source, file: Iterable[str], reading: Reading) -> Iterator
         except (csv.Error, Unclosed) as error:
             open_quote = isinstance(error, Unclosed) or "end of data" in str(error)
             reason = "a quote is opened and never closed" if open_quote else str(error)
-            rejected = Rejected(lines.number, f"{reason}: mend that row's quotes, or give --data.quote none")
+            rejected = RejectedRow(lines.number, f"{reason}: mend that row's quotes, or give --data.quote none")
             if not names:
                 raise UserError(f"{source} line {rejected.line}: {rejected.reason}") from None
             yield rejected
@@ -276,11 +276,11 @@ def _read_csv(source: Source, file: Iterable[str], reading: Reading) -> Iterator
                 raise UserError(f"{source} line {line}: {_no_text(','.join(names), reading.encoding)}")
             _suspect(source, reading, row)
             positions = [names.index(name) for name in _chosen(source, reading, names)]
-            mark = names.index(reading.mark) if reading.mark is not None else None
+            mark = names.index(reading.split_key_column) if reading.split_key_column is not None else None
             if reading.header:
                 continue
         if len(row) != len(names):
-            yield Rejected(
+            yield RejectedRow(
                 line,
                 f"{len(row)} fields where there are {len(names)} columns ({_listed(names)}): mend that row, or give "
                 "--data.delimiter",
@@ -289,7 +289,7 @@ def _read_csv(source: Source, file: Iterable[str], reading: Reading) -> Iterator
             yield Row(line, combine([row[i] for i in positions]), "" if mark is None else row[mark])
 
 
-def _suspect(source: Source, reading: Reading, row: list[str]) -> None:
+def _suspect(source: Source, reading: ReadOptions, row: list[str]) -> None:
     """Refuses a first row that is one field with another delimiter in it, which would make whole rows documents."""
     for other, typed in ((";", "';'"), ("\t", "'\\t'"), ("|", "'|'")):
         if reading.delimiter is None and len(row) == 1 and other in row[0]:
@@ -298,15 +298,15 @@ def _suspect(source: Source, reading: Reading, row: list[str]) -> None:
             )
 
 
-def _read_lines(source: Source, file: Iterable[str], reading: Reading) -> Iterator[Row | Rejected]:
+def _read_lines(source: Source, file: Iterable[str], reading: ReadOptions) -> Iterator[Row | RejectedRow]:
     """A plain text has no columns to choose: a line is a document."""
-    if reading.mark is not None:
-        raise UserError(f"{source} has no columns, so no column {reading.mark!r}: give a table")
+    if reading.split_key_column is not None:
+        raise UserError(f"{source} has no columns, so no column {reading.split_key_column!r}: give a table")
     for number, line in enumerate(file, start=1):
         yield Row(number, line.removesuffix("\n"))
 
 
-def _read_jsonl(source: Source, file: Iterable[str], reading: Reading) -> Iterator[Row | Rejected]:
+def _read_jsonl(source: Source, file: Iterable[str], reading: ReadOptions) -> Iterator[Row | RejectedRow]:
     wanted, combine = _wanted(reading), _combiner(reading)
     for number, line in enumerate(file, start=1):
         if not line.strip():
@@ -316,15 +316,15 @@ def _read_jsonl(source: Source, file: Iterable[str], reading: Reading) -> Iterat
             if not isinstance(row, dict):
                 raise UserError(f"a {type(row).__name__}; one JSON object a line is needed")
             chosen = wanted if wanted and wanted.keys() <= row.keys() else _chosen("it", reading, list(row))
-            mark = "" if reading.mark is None else _text(row[reading.mark])
+            mark = "" if reading.split_key_column is None else _text(row[reading.split_key_column])
             yield Row(number, combine([row[name] for name in chosen]), mark)
         except UserError as error:
-            yield Rejected(number, str(error))
+            yield RejectedRow(number, str(error))
         except KeyError:
-            yield Rejected(number, f"it has no field {reading.mark!r}: add it")
+            yield RejectedRow(number, f"it has no field {reading.split_key_column!r}: add it")
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            yield Rejected(number, f"not JSON ({reason}): one object a line is needed")
+            yield RejectedRow(number, f"not JSON ({reason}): one object a line is needed")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -337,7 +337,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _read_parquet(source: Source, raw: BinaryIO, reading: Reading) -> Iterator[Row | Rejected]:
+def _read_parquet(source: Source, raw: BinaryIO, reading: ReadOptions) -> Iterator[Row | RejectedRow]:
     from pyarrow import ArrowException  # imported here: nothing else needs it
     from pyarrow.parquet import ParquetFile
 
@@ -345,18 +345,22 @@ def _read_parquet(source: Source, raw: BinaryIO, reading: Reading) -> Iterator[R
     try:
         with ParquetFile(raw) as file:
             chosen = _chosen(source, reading, file.schema_arrow.names)
-            columns = list(dict.fromkeys([*chosen, reading.mark] if reading.mark is not None else chosen))
+            columns = list(
+                dict.fromkeys([*chosen, reading.split_key_column] if reading.split_key_column is not None else chosen)
+            )
             for batch in file.iter_batches(batch_size=2**12, columns=columns):
                 for row in batch.to_pylist():
                     number += 1
                     try:
                         text = combine([row[name] for name in chosen])
                     except UnicodeDecodeError as error:
-                        yield Rejected(
+                        yield RejectedRow(
                             number, f"bytes that are not text in UTF-8 ({error.reason}): choose other columns"
                         )
                         continue
-                    yield Row(number, text, "" if reading.mark is None else _text(row[reading.mark]))
+                    yield Row(
+                        number, text, "" if reading.split_key_column is None else _text(row[reading.split_key_column])
+                    )
     except (ArrowException, ValueError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
@@ -366,7 +370,7 @@ def _read_parquet(source: Source, raw: BinaryIO, reading: Reading) -> Iterator[R
         ) from None
 
 
-READERS: dict[str, Callable[[Source, Iterable[str], Reading], Iterator[Row | Rejected]]] = {
+READERS: dict[str, Callable[[Source, Iterable[str], ReadOptions], Iterator[Row | RejectedRow]]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".txt": _read_lines,
@@ -377,15 +381,15 @@ READERS: dict[str, Callable[[Source, Iterable[str], Reading], Iterator[Row | Rej
 # --------------------------------------------------------------------------------------------------- row -> text
 
 
-def _chosen(where: Source | str, reading: Reading, names: list[str]) -> list[str]:
+def _chosen(where: Source | str, reading: ReadOptions, names: list[str]) -> list[str]:
     """The columns a document takes, once it is sure that they, and the one read beside, are among `names`."""
     wanted = list(_wanted(reading))
     if not wanted:
-        others = [name for name in names if name != reading.mark]
+        others = [name for name in names if name != reading.split_key_column]
         if len(others) != 1:
             raise UserError(f"{where} has columns {_listed(names)}: choose with --data.columns or --data.template")
         wanted = others
-    for name in [*wanted, reading.mark]:
+    for name in [*wanted, reading.split_key_column]:
         if name is not None and name not in names:
             flag = "--data.template" if reading.template else "--data.columns"
             hint = did_you_mean(name, names) or (f": choose with {flag}" if name in wanted else "")
@@ -395,14 +399,14 @@ def _chosen(where: Source | str, reading: Reading, names: list[str]) -> list[str
     return wanted
 
 
-def _wanted(reading: Reading) -> dict[str, None]:
+def _wanted(reading: ReadOptions) -> dict[str, None]:
     """The columns a document takes, in order, or none where that is left to the file."""
     if reading.template:
         return dict.fromkeys(name for _, name in _parse_template(reading.template) if name is not None)
     return dict.fromkeys(reading.columns or ())
 
 
-def _combiner(reading: Reading) -> Callable[[list[Any]], str]:
+def _combiner(reading: ReadOptions) -> Callable[[list[Any]], str]:
     """What puts the fields of a row's chosen columns together as `reading` asks."""
     if reading.template is None:
         return lambda fields: "\n".join(map(_text, fields))

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-SHARD = 2**28  # ids in a file, all but the last
+TOKENS_PER_SHARD = 2**28  # ids in a file, all but the last
 
 
-class Shards:
+class ShardedArray:
     """Arrays end to end as one: of one dimension, read only, nothing of it held.
 
     Args:
@@ -43,12 +43,12 @@ class Shards:
     def __getitem__(self, places: Any) -> Any:
         """As of an array, for a number, a slice of step 1 or an integer array of any shape, in numpy's own terms.
 
-        A slice gives `Shards`.
+        A slice gives `ShardedArray`.
         """
         if isinstance(places, slice):
             start, stop, step = places.indices(len(self))
             assert step == 1, "ids are taken in their order"
-            return Shards(self.arrays, self.size, self.start + start, self.start + max(start, stop), self.folder)
+            return ShardedArray(self.arrays, self.size, self.start + start, self.start + max(start, stop), self.folder)
         places = np.asarray(places)
         if places.size and not -len(self) <= places.min() <= places.max() < len(self):
             raise IndexError(f"places from {places.min()} to {places.max()} in {len(self)} ids")
@@ -74,14 +74,14 @@ class Shards:
         return np.array(whole, dtype=dtype, copy=copy)
 
 
-Ids = np.ndarray | Shards
+Ids = np.ndarray | ShardedArray
 
 
 def shard_path(folder: Path, number: int) -> Path:
     return folder / f"ids_{number:05}.bin"
 
 
-def open_shards(folder: Path, dtype: str, start: int = 0, stop: int | None = None) -> Shards:
+def open_shards(folder: Path, dtype: str, start: int = 0, stop: int | None = None) -> ShardedArray:
     """The ids in a folder, or those from `start` to before `stop`, memory-mapped.
 
     Raises:
@@ -89,4 +89,4 @@ def open_shards(folder: Path, dtype: str, start: int = 0, stop: int | None = Non
     """
     paths = [shard_path(folder, number) for number in range(max(1, len(list(folder.glob("ids_*.bin")))))]
     arrays = [np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) for path in paths]
-    return Shards(arrays, len(arrays[0]), start, stop, folder.absolute())
+    return ShardedArray(arrays, len(arrays[0]), start, stop, folder.absolute())

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from lit_gpt.errors import UserError, did_you_mean
 
-PACKINGS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst")
 HEAD = 2**22  # bytes an encoding is looked for in
 SAMPLE = 2**16  # bytes, from the first that is not ASCII, that it is guessed from
 GUESSES = ("gb18030", "big5", "cp932", "euc_jp", "euc_kr", "cp1252", "cp1251", "koi8_r")
@@ -36,11 +36,11 @@ class Source:
 
     Attributes:
         name: its path or URL, as a person gave it or a glob found it.
-        part: of the split, that all of it belongs to: "val" or "test"; or none.
+        split: that all of it belongs to: "val" or "test"; or none.
     """
 
     name: str
-    part: str = ""
+    split: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -50,15 +50,15 @@ class Source:
         return "://" in self.name
 
     @property
-    def packing(self) -> str:
+    def compression(self) -> str:
         """ ".gz", ".zst" or nothing."""
         suffix = os.path.splitext(self.name)[1].lower()
-        return suffix if suffix in PACKINGS else ""
+        return suffix if suffix in COMPRESSIONS else ""
 
     @property
-    def kind(self) -> str:
+    def suffix(self) -> str:
         """The suffix that says how it is read, as ".csv"."""
-        name = self.name[: len(self.name) - len(self.packing)]
+        name = self.name[: len(self.name) - len(self.compression)]
         return os.path.splitext(name)[1].lower()
 
     @contextmanager
@@ -77,10 +77,10 @@ class Source:
     def open(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
         """The bytes, unpacked, and the file they come from, whose `tell` says how far reading has come."""
         with self.open_raw() as raw:
-            if self.packing == ".gz":
+            if self.compression == ".gz":
                 with gzip.GzipFile(fileobj=raw) as file:
                     yield file, raw  # type: ignore[misc]
-            elif self.packing == ".zst":
+            elif self.compression == ".zst":
                 import pyarrow  # imported here: it takes its time
 
                 with io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")) as file:
@@ -100,7 +100,7 @@ class Source:
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{self} is damaged ({error}): fetch or pack it again") from None
         except OSError as error:
-            if self.packing == ".zst" and error.errno is None:
+            if self.compression == ".zst" and error.errno is None:
                 raise UserError(f"{self} is damaged ({error}): fetch or pack it again") from None
             raise UserError(f"{self} cannot be read ({error.strerror or error}): give another") from None
         except Exception as error:
@@ -113,7 +113,7 @@ class Source:
         with self.said(), self.open_raw() as file:
             return file.seek(0, os.SEEK_END)
 
-    def digest(self) -> str:
+    def sha256(self) -> str:
         """The SHA-256 of the bytes as they lie there, in hexadecimal digits."""
         with self.said(), self.open_raw() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def _opened(name: str) -> Any:
     return fsspec.open(name, "rb").open()
 
 
-def find_sources(patterns: str | Iterable[str], part: str = "") -> list[Source]:
+def find_sources(patterns: str | Iterable[str], split: str = "") -> list[Source]:
     """The files that paths, URLs or globs of them name: in the order given, a glob's in the order of their names.
 
     Raises:
@@ -137,7 +137,7 @@ def find_sources(patterns: str | Iterable[str], part: str = "") -> list[Source]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not pattern.strip():
             raise UserError("--data.files is empty: give a path, a list of them or a quoted glob")
-        found.extend(Source(name, part) for name in (_remote(pattern) if "://" in pattern else _local(pattern)))
+        found.extend(Source(name, split) for name in (_remote(pattern) if "://" in pattern else _local(pattern)))
     if not found:
         raise UserError("no file to read: give --data.files PATH")
     for source in found:
@@ -147,11 +147,11 @@ def find_sources(patterns: str | Iterable[str], part: str = "") -> list[Source]:
             raise UserError(f"{os.fsencode(source.name)!r}: its name is not UTF-8: rename it") from None
         if not source.is_remote and not os.access(source.name, os.R_OK):
             raise UserError(f"{source} may not be read: give yourself the right to, as with chmod u+r")
-    check_once(found)
+    check_no_duplicates(found)
     return found
 
 
-def check_once(sources: list[Source]) -> None:
+def check_no_duplicates(sources: list[Source]) -> None:
     """Raises UserError where two of them are the same file."""
     seen: set[str] = set()
     for source in sources:
@@ -198,7 +198,7 @@ def _remote(pattern: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- encodings
 
 
-def find_encoding(source: Source) -> tuple[str, float]:
+def detect_encoding(source: Source) -> tuple[str, float]:
     """The encoding of a text file, and how sure that is, from 0 to 1.
 
     A byte order mark decides; else it is UTF-8 where nearly all that is not ASCII forms characters of it; else what

@@ -26,8 +26,8 @@ LEFT_OUT = len(SPLITS)  # the part of documents that came before
 def _deal(count: int, recipe: CorpusConfig, files: list[Source], work: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """The part of every document, (count,) uint8, and what is to be said of documents."""
     path, split = work / "records.bin", recipe.split
-    of_file = np.array([SPLITS.index(source.part or "train") for source in files], dtype=np.uint8)
-    if recipe.reading.mode == "raw":
+    of_file = np.array([SPLITS.index(source.split or "train") for source in files], dtype=np.uint8)
+    if recipe.read_options.mode == "raw":
         parts = np.concatenate([of_file[records["file"]] for _, records in _records(path)])
         counts = [int((of_file == number).sum()) for number in range(len(SPLITS))]
         return parts, {"documents": counts, "duplicates": 0, "across": 0, "pairs": [], "longest": []}
@@ -41,7 +41,7 @@ def _deal(count: int, recipe: CorpusConfig, files: list[Source], work: Path) -> 
         stays = ~copies[first : first + len(records)] if split.dedupe else np.ones(len(records), dtype=bool)
         if split.column is not None:
             dealt = records["mark"]
-        elif any(source.part for source in files):
+        elif any(source.split for source in files):
             dealt = of_file[records["file"]]
         elif split.seed is not None or split.group is not None:
             drawn = _uniform(records["mark"] if split.group is not None else records["hash"][:, 0], split.seed or 0)

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from lit_gpt.data.config import CorpusConfig, SplitConfig
-from lit_gpt.data.readers import Reading, Rejected, open_pieces, open_rows, resolved
+from lit_gpt.data.readers import ReadOptions, RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
 from lit_gpt.tokenizer import (
     CharTokenizer,
@@ -53,29 +53,29 @@ def train_tokenizer(files: list[Source], recipe: CorpusConfig) -> Tokenizer:
     """The vocabulary of the characters, or of the byte pairs, of a text."""
     if recipe.tokenizer == "char":
         characters: set[str] = set()
-        for text in read_texts(files, recipe.reading):
+        for text in read_texts(files, recipe.read_options):
             characters.update(text)
         return CharTokenizer("".join(sorted(characters)))
     return learn_bpe(_spread(files, recipe), recipe.vocab_size)
 
 
-def read_texts(files: list[Source], reading: Reading) -> Iterator[str]:
+def read_texts(files: list[Source], reading: ReadOptions) -> Iterator[str]:
     """All documents, or the blocks of all raw texts, that can be read and are not blank."""
     for source in files:
-        known, _ = resolved(source, reading)
+        known, _ = with_detected_encoding(source, reading)
         if reading.mode == "raw":
-            with open_pieces(source, known) as (pieces, _):
+            with open_text_chunks(source, known) as (pieces, _):
                 yield from pieces
         else:
             with open_rows(source, known) as (rows, _):
-                yield from (row.text for row in rows if not isinstance(row, Rejected) and row.text.strip())
+                yield from (row.text for row in rows if not isinstance(row, RejectedRow) and row.text.strip())
 
 
 def _spread(files: list[Source], recipe: CorpusConfig) -> Iterator[str]:
     """Documents that train, and of a long text as many of them as `LEARNED_FROM` allows, from all over it."""
     size = sum(source.size() for source in files)
     every = max(1, round(size / LEARNED_FROM))
-    for number, text in enumerate(read_texts([source for source in files if not source.part], recipe.reading)):
+    for number, text in enumerate(read_texts([source for source in files if not source.split], recipe.read_options)):
         if number % every == 0:
             yield text
 
@@ -102,7 +102,7 @@ class Block:
     marks: array.array = field(default_factory=partial(array.array, "Q"))
     rows: int = 0
     empty_rows: int = 0
-    rejected: list[Rejected] = field(default_factory=list)
+    rejected: list[RejectedRow] = field(default_factory=list)
     bytes: int = 0
     file: int = 0
     number: int = 0
@@ -110,7 +110,7 @@ class Block:
 
 
 def read_blocks(
-    files: list[Source], readings: list[Reading], split: SplitConfig, size: int, number: int
+    files: list[Source], readings: list[ReadOptions], split: SplitConfig, size: int, number: int
 ) -> Iterator[Block]:
     """The blocks of file `number`, in order: always the same.
 
@@ -131,20 +131,20 @@ def read_blocks(
         yield block
 
 
-def _raw_blocks(source: Source, reading: Reading, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
-    with open_pieces(source, reading) as (pieces, raw):
+def _raw_blocks(source: Source, reading: ReadOptions, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
+    with open_text_chunks(source, reading) as (pieces, raw):
         for i, piece in enumerate(pieces):
             yield Block([piece], array.array("L", [1]), array.array("Q", [0]), rows=int(i == 0)), raw.tell()
 
 
-def _row_blocks(source: Source, reading: Reading, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
+def _row_blocks(source: Source, reading: ReadOptions, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
     block, characters = Block(), 0
     with open_rows(source, reading) as (rows, raw):
         for row in rows:
             block.rows += 1
-            if not isinstance(row, Rejected) and (mark := _mark(row.mark, split)) is None:
-                row = Rejected(row.line, f"{row.mark!r} is no part: write train, val or test")
-            if isinstance(row, Rejected):
+            if not isinstance(row, RejectedRow) and (mark := _mark(row.split_key, split)) is None:
+                row = RejectedRow(row.line, f"{row.split_key!r} is no part: write train, val or test")
+            if isinstance(row, RejectedRow):
                 block.rejected.append(row)
             elif not row.text.strip():
                 block.empty_rows += 1

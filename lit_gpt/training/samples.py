@@ -85,7 +85,7 @@ class GenerateText(Callback):
         """Return `num_samples` texts, each with its prompt. They depend only on the weights, the seed and the step."""
         module, data = parts(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
-        rows = data.corpus_config.reading.mode == "rows"
+        rows = data.corpus_config.read_options.mode == "rows"
         prompt_ids = encode_prompt(data.tokenizer, prompt, rows)
         end = data.tokenizer.end_of_text if rows else None
         was_training = module.gpt.training
