@@ -53,10 +53,10 @@ class GPTConfig:
     """
 
     vocab_size: int
-    context_length: int = 256
-    d_model: int = 384
-    num_blocks: int = 6
-    num_heads: int = 6
+    context_length: int = 64
+    d_model: int = 128
+    num_blocks: int = 4
+    num_heads: int = 4
     num_kv_heads: int | None = None
     dropout: float = 0.0
     bias: bool = False

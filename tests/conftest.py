@@ -28,7 +28,7 @@ DEFAULT = ROOT / "configs" / "default.yaml"
 
 SMALL = """
 data: {files: rows.txt, tokenizer: byte, batch_size: 4, eval_windows: 8}
-model: {config: {context_length: 16, d_model: 16, num_blocks: 2, num_heads: 2}, warmup_steps: 2}
+model: {config: {context_length: 16, d_model: 16, num_blocks: 2, num_heads: 2}, learning_rate: 1.0e-3, warmup_steps: 2}
 trainer: {max_steps: 6, val_check_interval: 3, log_every_n_steps: 1, accelerator: cpu, precision: 32-true}
 generate: {max_new_tokens: 8, num_samples: 1}
 """

@@ -30,7 +30,8 @@ class Arguments:
     """The words of the command line, put in order for the parser.
 
     `fit` may be left out. The first --config is the experiment and later ones overlay it; without one it is the config
-    saved in the checkpoint of --ckpt_path, or default.yaml. Configs go to the front, so that flags win wherever they
+    saved in the checkpoint of --ckpt_path, or default.yaml. With --data.files
+    default.yaml is not read. Configs go to the front, so that flags win wherever they
     stand. `--ckpt_path last` becomes the newest checkpoint of the run's name, or nothing where there is none.
 
     Attributes:
@@ -65,7 +66,7 @@ class Arguments:
             self.config_text = open_checkpoint(Path(checkpoint), mmap=True).get("config")
             if self.config_text is None:
                 raise UserError(f"{checkpoint} was not written by fit.py and holds no config: give --config")
-        elif not configs:
+        elif not configs and _value_of("--data.files", flags) is None:  # its column is that of the built-in table
             configs = [str(default_config)]
             check_config(default_config)
         self.words = [command, *(f"--config={config}" for config in configs), *flags]

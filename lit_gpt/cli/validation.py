@@ -179,8 +179,8 @@ def _port() -> Iterator[str]:
 # what fit.py gives the Trainer where neither config nor flag says otherwise
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,  # max_steps ends a run
-    "max_steps": 2000,
-    "val_check_interval": 250,  # optimizer steps, also across epochs:
+    "max_steps": 1000,
+    "val_check_interval": 200,  # optimizer steps, also across epochs:
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 10,
     "gradient_clip_val": 1.0,

@@ -15,7 +15,7 @@ from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBat
 from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.readers import Mode, ReadOptions
-from lit_gpt.data.sample import SAMPLE_FILE, write_sample
+from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, write_sample
 from lit_gpt.data.shards import Ids, ShardedArray
 from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
 from lit_gpt.data.windows import count_windows, evaluation_starts
@@ -33,7 +33,8 @@ class TextDataModule(LightningDataModule):
         files: paths, URLs or globs: .csv .tsv .txt .jsonl .parquet, all but the last also .gz or .zst; in raw mode any
             text.
         mode: "rows": every row is a document; "raw": a file is one text.
-        columns: of a table, the columns (JSONL: fields) a document takes; not needed where there is one.
+        columns: of a table, the columns (JSONL: fields) a document takes; not needed where there is one. The built-in
+            table's default is `name`.
         template: how columns are put together instead, as "{title}\\n{text}".
         delimiter: between columns; a comma if left out, in .tsv a tab.
         quote: what a field may stand in, to hold delimiters and line ends; "none": quotes are text.
@@ -74,8 +75,8 @@ class TextDataModule(LightningDataModule):
         tokenizer: str = "cl100k_base",
         vocab: Vocab = "pruned",
         vocab_size: int = 4096,
-        context_length: int = 256,
-        batch_size: int = 32,
+        context_length: int = 64,
+        batch_size: int = 16,
         global_batch_size: int | None = None,
         sampling: Literal["random", "shuffled"] = "random",
         val_fraction: float = 0.1,
@@ -106,6 +107,8 @@ class TextDataModule(LightningDataModule):
         if num_workers < 0 or seed < 0:
             raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
         check_tokenizer(tokenizer)
+        if files in (SAMPLE_FILE, [SAMPLE_FILE]) and mode == "rows" and columns is None and template is None:
+            columns = SAMPLE_COLUMN
         self.files, self.val_files, self.test_files = files, val_files, test_files
         self.corpus_config = CorpusConfig(
             read_options=ReadOptions(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SAMPLE_FILE = "data/mingcheng.csv"  # the course's own file name, "names"
+SAMPLE_COLUMN = "name"  # the column to train on
 ROWS = 20_000
 
 CHINESE_BRANDS = (

@@ -82,7 +82,7 @@ class LitGPT(LightningModule):
         self,
         config: GPTConfig,
         optimizer: OptimizerName = "adamw",
-        learning_rate: float = 1e-3,
+        learning_rate: float = 2e-3,
         min_learning_rate: float | None = None,
         schedule: Schedule = "cosine",
         warmup_steps: int = 100,

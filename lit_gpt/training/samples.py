@@ -33,7 +33,7 @@ class GenerateText(Callback):
     def __init__(
         self,
         prompts: list[str] | str = "",
-        num_samples: int = 3,
+        num_samples: int = 5,
         max_new_tokens: int = 64,
         temperature: float = 0.8,
         top_k: int | None = None,
