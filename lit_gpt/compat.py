@@ -12,6 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 
 # --------------------------------------------------------------------------------------------------------- lightning
@@ -60,3 +61,15 @@ def fused_adamw_(
         amsgrad=False,
         maximize=False,
     )
+
+
+# ------------------------------------------------------------------------------------------------------- tensorboard
+
+
+def event_file_writer(writer: "SummaryWriter") -> "FileWriter":
+    """Return the writer of the event file, which takes many values as one event; open a new file if it was closed.
+
+    The public `SummaryWriter.add_scalar` writes one event for each value. The public attribute `file_writer` is None
+    after `close`, as in `trainer.validate()` after `trainer.fit()`.
+    """
+    return writer._get_file_writer()

@@ -1,10 +1,16 @@
 """Each entry of lit_gpt/compat.py: the private attribute still exists and still means what the package relies on."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import event_files, points
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import scalar
 
 from lit_gpt import compat
 
@@ -79,3 +85,15 @@ def test_fused_adamw_takes_the_steps_of_torch_adamw() -> None:
         optimizer.step()
     for one, other in zip(ours, theirs, strict=True):
         assert torch.equal(one, other)
+
+
+def test_event_file_writer_writes_one_event_and_opens_a_new_file_after_close(tmp_path: Path) -> None:
+    writer = SummaryWriter(str(tmp_path))
+    for step in (1, 2):
+        summary = Summary()
+        for tag in ("a", "b"):
+            summary.MergeFrom(scalar(tag, float(step)))
+        compat.event_file_writer(writer).add_summary(summary, step)
+        writer.close()
+    assert len(event_files(tmp_path)) == 2
+    assert points(tmp_path) == {"a": [(1, 1.0), (2, 2.0)], "b": [(1, 1.0), (2, 2.0)]}

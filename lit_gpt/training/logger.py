@@ -12,84 +12,116 @@ from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import hparams, scalar
 
+from lit_gpt.compat import event_file_writer
 from lit_gpt.errors import UserError
 
-FLUSH_SECONDS = 2.0  # for those who watch; what a checkpoint counts on is flushed with it
+FLUSH_SECONDS = 2.0  # at least, between two flushes by `save`; before a checkpoint the events are always flushed
 
-
-OVERLAY = {"loss": {"train and validation": ["Multiline", ["loss/train$", "loss/train_eval", "loss/val"]]}}
+# A chart of TensorBoard's Custom Scalars page: training and validation loss in one plot. The tags are regular
+# expressions.
+LOSS_CHART = {"loss": {"train and validation": ["Multiline", ["loss/train$", "loss/train_eval", "loss/val"]]}}
 
 
 class StepLogger(TensorBoardLogger):
-    """TensorBoard events whose x axis counts optimizer steps, with one chart of both losses."""
+    """TensorBoard logger whose x axis counts optimizer steps from 1, and whose event files can be truncated.
+
+    A checkpoint stores the sizes of the event files (`event_file_sizes`). A resumed run truncates the files to these
+    sizes (`truncate_event_files`), so every point of every curve is there exactly once.
+
+    Args:
+        *args: those of `TensorBoardLogger`.
+        **kwargs: those of `TensorBoardLogger`.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._earlier = {path.name for path in Path(self.log_dir).glob("events.*")}  # of a run that is resumed
-        self._flushed = 0.0  # when it last was
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"{self.log_dir}: the curves cannot be written ({error.strerror}): make room") from error
+        # files of the previous processes of a resumed run; this process writes a new file
+        self._previous_files = {path.name for path in Path(self.log_dir).glob("events.*")}
+        self._last_flush = 0.0  # time.perf_counter()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Writes step N at N, where Lightning counts N - 1, and leaves its `epoch` out; all values in one event."""
-        event = Summary()
+        """Write all values as one event, without Lightning's `epoch`.
+
+        Args:
+            metrics: tag -> value.
+            step: the optimizer step as Lightning counts it, from 0. The event has `step + 1`.
+        """
+        summary = Summary()
         for tag, value in metrics.items():
             if tag != "epoch":
-                event.MergeFrom(scalar(tag, float(value)))
-        with self._writing():
-            self.experiment._get_file_writer().add_summary(event, None if step is None else step + 1)
+                summary.MergeFrom(scalar(tag, float(value)))
+        with self._write_errors_as_user_errors():
+            event_file_writer(self.experiment).add_summary(summary, None if step is None else step + 1)
 
     @rank_zero_only
     def log_settings(self, settings: dict[str, Any]) -> None:
-        """Writes the chart that overlays the losses, and the settings, tied to `best/loss_val`."""
-        self.experiment.add_custom_scalars(OVERLAY)
+        """Write the settings for TensorBoard's HParams page, with `best/loss_val` as their metric, and `LOSS_CHART`."""
+        self.experiment.add_custom_scalars(LOSS_CHART)
         for summary in hparams(settings, {"best/loss_val": 0.0}):
-            self.experiment._get_file_writer().add_summary(summary)
+            event_file_writer(self.experiment).add_summary(summary)
 
     @rank_zero_only
     def save(self) -> None:
-        """Flushes, once in a while; config.yaml holds the settings already."""
-        if time.perf_counter() - self._flushed > FLUSH_SECONDS:
+        """Flush if the last flush is more than `FLUSH_SECONDS` ago.
+
+        Lightning's method also writes hparams.yaml; here config.yaml holds the settings.
+        """
+        if time.perf_counter() - self._last_flush > FLUSH_SECONDS:
             self.flush()
 
     @rank_zero_only
     def flush(self) -> None:
-        with self._writing():
+        """Write all queued events to the event file."""
+        with self._write_errors_as_user_errors():
             self.experiment.flush()
-        self._flushed = time.perf_counter()
+        self._last_flush = time.perf_counter()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        with contextlib.suppress(OSError) if status == "failed" else self._writing():
+        """Close the event file. After a failed run, a write error is ignored: the first error is the one to report."""
+        with contextlib.suppress(OSError) if status == "failed" else self._write_errors_as_user_errors():
             super().finalize(status)
 
     def event_file_sizes(self) -> dict[str, int]:
-        """The bytes of every event file of the run, once all points so far are in them.
+        """Flush all events to the disk and return the size of each event file of the run.
+
+        Returns:
+            File name -> bytes.
 
         Raises:
-            UserError: they could not be written.
+            UserError: The events cannot be written.
         """
         self.flush()
         sizes = {}
         for path in Path(self.log_dir).glob("events.*"):
             with open(path, "rb+") as file:
-                os.fsync(file.fileno())  # a power cut must not leave less than the checkpoint says
+                os.fsync(file.fileno())  # after a power failure no file may be shorter than the checkpoint says
             sizes[path.name] = path.stat().st_size
         return sizes
 
     @rank_zero_only
     def truncate_event_files(self, sizes: dict[str, int]) -> None:
-        """Takes out what an earlier process wrote after a checkpoint with these `sizes`: it will be written again."""
-        if self._earlier & sizes.keys():  # else they are not the files of the run the checkpoint is of
-            for path in (Path(self.log_dir, name) for name in self._earlier):
+        """Remove the events that previous processes wrote after a checkpoint: the resumed run writes them again.
+
+        Does nothing when called again, and when no event file is in `sizes`: then the checkpoint is of another run.
+
+        Args:
+            sizes: what `event_file_sizes` returned for the checkpoint.
+        """
+        if self._previous_files & sizes.keys():
+            for path in (Path(self.log_dir, name) for name in self._previous_files):
                 if path.name not in sizes:
                     path.unlink()
                 elif path.stat().st_size > sizes[path.name]:
                     os.truncate(path, sizes[path.name])
-        self._earlier = set()
+        self._previous_files = set()
+
+    @contextlib.contextmanager
+    def _write_errors_as_user_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.log_dir}: the curves cannot be written ({error.strerror}): free some disk space"
+            ) from error
