@@ -83,7 +83,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
                 row.copy_(full_tensor(p.grad.lerp(momentum, MOMENTUM)))
             stacks.append(stack)
-        for matrices, updates in zip(alike, orthogonal(stacks)):
+        for matrices, updates in zip(alike, newton_schulz(stacks)):
             scale = 0.2 * math.sqrt(max(matrices[0].shape))
             for p, update in zip(matrices, updates):
                 if weight_decay:
@@ -129,12 +129,12 @@ def gradient_norm(gradients: list[Tensor]) -> Tensor:
 
 
 def kind_of(shape: torch.Size) -> tuple[int, str]:
-    """What matrices share that `orthogonal` takes at once: their shorter side, and whether they are square or long."""
+    """Return what matrices share that `newton_schulz` takes at once: the shorter side, and square or long."""
     short, long = sorted(shape[-2:])
     return short, "long" if 2 * long >= 3 * short else "square"
 
 
-def orthogonal(stacks: list[Tensor]) -> list[Tensor]:
+def newton_schulz(stacks: list[Tensor]) -> list[Tensor]:
     """The nearest matrices with all singular values near 1: (n, A, B) each -> (n, A, B) bfloat16 each.
 
     Newton-Schulz as in https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2. All

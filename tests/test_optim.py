@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.optim import MuonAdamW, gradient_norm, learning_rate_factor, orthogonal, parameter_groups
+from lit_gpt.optim import MuonAdamW, gradient_norm, learning_rate_factor, newton_schulz, parameter_groups
 
 
 def test_warm_up_climbs_in_equal_strides_and_never_starts_at_zero() -> None:
@@ -142,7 +142,7 @@ def test_muon_learns_a_batch_by_heart() -> None:
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 48, 16), (2, 16, 64)])
 def test_newton_schulz_brings_all_singular_values_near_one(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-    result = orthogonal([matrices])[0].float()
+    result = newton_schulz([matrices])[0].float()
     values = torch.linalg.svdvals(result)
     assert 0.5 < values.min() < values.max() < 1.3
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
@@ -165,13 +165,13 @@ def test_newton_schulz_rounds_at_most_twice_as_much_as_torchs(shape: tuple[int, 
         exact = 3.4445 * exact + (polynomial @ exact if wide else exact @ polynomial)
     matrices = matrices.float()
     theirs = [_zeropower_via_newtonschulz(one, (3.4445, -4.7750, 2.0315), 5, 1e-7) for one in matrices]
-    assert (orthogonal([matrices])[0] - exact).norm() < 2 * (torch.stack(theirs) - exact).norm()
+    assert (newton_schulz([matrices])[0] - exact).norm() < 2 * (torch.stack(theirs) - exact).norm()
 
 
 def test_matrices_do_not_touch_each_other() -> None:
     generator = torch.Generator().manual_seed(3)
     stacks = [torch.randn(shape, generator=generator) for shape in ((3, 16, 8), (2, 24, 8), (1, 8, 32))]
     stacks[0][1] *= 100
-    for together, stack in zip(orthogonal(stacks), stacks, strict=True):
+    for together, stack in zip(newton_schulz(stacks), stacks, strict=True):
         for one, alone in zip(together, stack, strict=True):
-            torch.testing.assert_close(one, orthogonal([alone[None]])[0][0], rtol=0, atol=0.02)
+            torch.testing.assert_close(one, newton_schulz([alone[None]])[0][0], rtol=0, atol=0.02)

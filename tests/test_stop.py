@@ -350,7 +350,7 @@ def test_where_to_ask_is_to_wait_it_is_asked_later_and_nothing_after_it_is_kept(
         return value * float("nan") if sum(calls) == 2 and self.training else value
 
     monkeypatch.setattr(GPT, "loss", broken)
-    monkeypatch.setattr("lit_gpt.training.module.CHECKED_AT_ONCE", ())
+    monkeypatch.setattr("lit_gpt.training.module.SYNC_CHECK_DEVICES", ())
     # weights that no step moves stay numbers: the gradients alone tell
     monkeypatch.setattr("lit_gpt.training.module.MuonAdamW.step", lambda self, closure: closure())
     result = fit("--trainer.log_every_n_steps", interval)

@@ -25,7 +25,7 @@ from lit_gpt.inference.generate import stream_tokens
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.training.module import LitGPT
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # tokens (B, T), targets (B, T) -> nats per token
+Loss = Callable[..., Tensor]  # the tensors of a batch -> nats per token
 
 
 @dataclass
@@ -81,11 +81,11 @@ class Peer:
     def loss(self) -> Loss:
         raise NotImplementedError
 
-    def batches(self) -> Callable[[], tuple[Tensor, Tensor]]:
+    def batches(self) -> Callable[[], tuple[Tensor, ...]]:
         """Windows drawn as nanoGPT draws them, which scripts of the others copy."""
         ids, length, count = np.asarray(self.task.data.train_ids), self.config.context_length, self.task.data.batch_size
 
-        def draw() -> tuple[Tensor, Tensor]:
+        def draw() -> tuple[Tensor, ...]:
             starts = torch.randint(len(ids) - length, (count,))
             x, y = (
                 torch.stack(
@@ -94,7 +94,7 @@ class Peer:
                 for shift in (0, 1)
             )
             if self.device.type == "cuda":
-                return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in (x, y))  # type: ignore[return-value]
+                return tuple(t.pin_memory().to(self.device, non_blocking=True) for t in (x, y))
             return x, y
 
         return draw
@@ -144,16 +144,15 @@ class Bare(Peer):
         return self.task.module.configure_optimizers()
 
     def loss(self) -> Loss:
-        model, data = self.model, self.task.data
+        model = self.model
         assert isinstance(model, GPT)
-        return lambda tokens, targets: model.loss(tokens, targets, documents=data.documents(tokens))
+        return lambda tokens, targets, documents=None: model.loss(tokens, targets, documents=documents)
 
-    def batches(self) -> Callable[[], tuple[Tensor, Tensor]]:
+    def batches(self) -> Callable[[], tuple[Tensor, ...]]:
         batches, count = self.task.data.train_batches(), iter(range(sys.maxsize))
 
-        def draw() -> tuple[Tensor, Tensor]:
-            tokens, targets = batches[next(count)]
-            return tokens.to(self.device), targets.to(self.device)
+        def draw() -> tuple[Tensor, ...]:
+            return tuple(tensor.to(self.device) for tensor in batches[next(count)])
 
         return draw
 

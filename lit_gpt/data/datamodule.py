@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
@@ -179,13 +178,6 @@ class TextDataModule(LightningDataModule):
         """None, unless data.test_fraction, test_files or split_column give some."""
         return self.corpus.split("test")
 
-    def documents(self, tokens: Tensor) -> Tensor | None:
-        """Which document of its window each token (B, T) is of, if that matters; None if it does not.
-
-        The end-of-text id begins a document, as it does where one is written.
-        """
-        return (tokens == self.tokenizer.end_of_text).cumsum(dim=1) if self.document_mask else None
-
     @property
     def world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
@@ -265,7 +257,8 @@ class TextDataModule(LightningDataModule):
     def train_batches(self) -> TrainBatches:
         """Those of this rank, by their number since the run began."""
         windows = self.train_ids, self.context_length, self.sampling, self.seed
-        return TrainBatches(*windows, self.batch_size, self.accumulation, self.rank, self.world_size)
+        ranks = self.rank, self.world_size
+        return TrainBatches(*windows, self.batch_size, self.accumulation, *ranks, end_of_text=self._end_of_text)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Fixed windows of training and of validation, in this order: the course's `estimate_loss`."""
@@ -279,7 +272,14 @@ class TextDataModule(LightningDataModule):
 
     def _fixed(self, ids: Ids, starts: np.ndarray) -> DataLoader:
         ranks = self.rank, self.world_size
-        return self._loader(EvaluationBatches(ids, starts, self.context_length, self.batch_size, *ranks))
+        return self._loader(
+            EvaluationBatches(ids, starts, self.context_length, self.batch_size, *ranks, end_of_text=self._end_of_text)
+        )
+
+    @property
+    def _end_of_text(self) -> int | None:
+        """The id that separates documents in a batch; None without a document mask."""
+        return self.tokenizer.end_of_text if self.document_mask else None
 
     def _loader(self, batches: "Dataset[Batch]", sampler: SequentialSampler | None = None) -> DataLoader:
         helped = sampler is not None and self.num_workers > 0

@@ -15,7 +15,7 @@ from lit_gpt.errors import Stopped, UserError
 from lit_gpt.files import temporary_path
 from lit_gpt.sharding import full_tensor, is_sharded
 from lit_gpt.training.logger import StepLogger
-from lit_gpt.training.module import LitGPT, parts
+from lit_gpt.training.module import LitGPT, module_and_data
 
 
 class WholeFileIO(CheckpointIO):
@@ -113,7 +113,7 @@ class StepCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves the last whole step, unless its update, its validation or its weights are not whole."""
-        module, _ = parts(trainer)
+        module, _ = module_and_data(trainer)
         step = trainer.global_step
         whole = step == self._done_step and not module.updating and not self._failed
         if isinstance(exception, Stopped) or self._done_step < 0 or not trainer.is_global_zero:
@@ -173,7 +173,7 @@ class StepCheckpoint(Checkpoint):
         if step == self._saved_step:
             return
         since = time.perf_counter()
-        module, _ = parts(trainer)
+        module, _ = module_and_data(trainer)
         module.check_finite(step)
         if not finite(module):
             raise UserError(

@@ -21,19 +21,19 @@ from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, lea
 from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.fsdp import shard
 
-CHECKED_AT_ONCE = ("cpu",)  # devices that can be asked for a number without waiting
+SYNC_CHECK_DEVICES = ("cpu",)  # devices that can be asked for a number without waiting
 SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
 # what a callback may watch: there at every validation
 METRICS = ("loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte")
 
 
-def logs_at(trainer: Trainer, step: int) -> bool:
+def is_logging_step(trainer: Trainer, step: int) -> bool:
     """Whether optimizer step `step`, from 1, is one that logs."""
     interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return interval > 0 and step % interval == 0
 
 
-def log_points(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
+def log_step_metrics(trainer: Trainer, values: Mapping[str, Tensor | float]) -> None:
     """Hands values of the optimizer step just taken to the loggers; `self.log` costs half a millisecond each."""
     numbers = {tag: float(value) for tag, value in values.items()}
     trainer.callback_metrics.update({tag: torch.tensor(number) for tag, number in numbers.items()})
@@ -209,10 +209,11 @@ class LitGPT(LightningModule):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed asks after every kind of device there is
             if self.device.type != "cpu":
                 torch.get_device_module(self.device).manual_seed(seed)
-        loss = self.gpt.loss(batch[0], batch[1], documents=self.data.documents(batch[0]))
+        tokens, targets, *documents = batch
+        loss = self.gpt.loss(tokens, targets, documents=documents[0] if documents else None)
         self._loss_sum = loss.detach() + (self._loss_sum if forward else 0.0)
         step = self.trainer.global_step + 1  # the one this forward belongs to
-        if forward == accumulation - 1 and logs_at(self.trainer, step):
+        if forward == accumulation - 1 and is_logging_step(self.trainer, step):
             rate = self.learning_rate * self._learning_rate_factor()
             self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": rate}
         if forward == accumulation - 1 and step == self.data.max_steps:
@@ -260,7 +261,7 @@ class LitGPT(LightningModule):
         ):  # whose gradients overflow now and then; its scaler leaves out that step
             decides = self.trainer.strategy.reduce(torch.as_tensor(self._loss_sum), reduce_op="sum")
         finite = torch.isfinite(decides)
-        if finite.device.type not in CHECKED_AT_ONCE:
+        if finite.device.type not in SYNC_CHECK_DEVICES:
             self.finite = finite & self.finite
             if self._to_log:
                 self.check_finite(self.trainer.global_step + 1)
@@ -268,7 +269,7 @@ class LitGPT(LightningModule):
             raise UserError(self._not_finite(f"step {self.trainer.global_step + 1:,} was not taken, it is"))
         if gradient_clip_val and gradient_clip_algorithm == "value":
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
-        elif gradient_clip_val and (finite.device.type not in CHECKED_AT_ONCE or norm > gradient_clip_val):
+        elif gradient_clip_val and (finite.device.type not in SYNC_CHECK_DEVICES or norm > gradient_clip_val):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, sliced)
         if self._to_log:
             self._to_log["optim/grad_norm"] = norm
@@ -310,7 +311,7 @@ class LitGPT(LightningModule):
                     parameter.grad = None
         if self._to_log:
             loss = self.trainer.strategy.reduce(self._to_log["loss/train"], reduce_op="mean")  # over the ranks
-            log_points(self.trainer, {**self._to_log, "loss/train": loss})
+            log_step_metrics(self.trainer, {**self._to_log, "loss/train": loss})
             self._to_log = {}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -328,10 +329,10 @@ class LitGPT(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds up nats, tokens and bytes; they are divided once, at the end."""
-        tokens, targets = batch
+        tokens, targets, *documents = batch
         counted = targets != IGNORE
         sums = self._evaluated[dataloader_idx]
-        sums[0] += self.gpt.loss(tokens, targets, reduction="sum", documents=self.data.documents(tokens))
+        sums[0] += self.gpt.loss(tokens, targets, documents=documents[0] if documents else None, reduction="sum")
         sums[1] += counted.sum()
         sums[2] += (self._bytes_per_token[targets.clamp(min=0)] * counted).sum()
 
@@ -392,11 +393,11 @@ class LitGPT(LightningModule):
                     states[callback.state_key]["patience"] = callback.patience  # the flag wins
             step, data = checkpoint["global_step"], self.data
             loops = self.trainer.fit_loop.state_dict()
-            count(loops, step, data.accumulation, data.steps_per_epoch)
+            set_loop_progress(loops, step, data.accumulation, data.steps_per_epoch)
             checkpoint["loops"] = {"fit_loop": loops}
 
 
-def count(loops: dict[str, Any], step: int, accumulation: int, steps_per_epoch: int) -> None:
+def set_loop_progress(loops: dict[str, Any], step: int, accumulation: int, steps_per_epoch: int) -> None:
     """Sets the state of a fresh fit loop of Lightning's to where `step` whole optimizer steps lead."""
 
     def put(progress: dict[str, Any], total: int, current: int, begun: int = 0) -> None:
@@ -412,7 +413,7 @@ def count(loops: dict[str, Any], step: int, accumulation: int, steps_per_epoch: 
     put(optimizer["zero_grad"], step, steps)
 
 
-def parts(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
+def module_and_data(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
     """The module and the data of a run."""
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(module, LitGPT)

@@ -18,7 +18,7 @@ from lit_gpt.training.memory import (
     format_bytes,
     processes_sharing_memory,
 )
-from lit_gpt.training.module import LitGPT, parts
+from lit_gpt.training.module import LitGPT, module_and_data
 from lit_gpt.training.progress import format_duration, format_eta, remaining_validations
 from lit_gpt.training.samples import GenerateText
 
@@ -91,20 +91,20 @@ class RunProfiler(Callback):
         self._since = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _, data = parts(trainer)
+        _, data = module_and_data(trainer)
         data.on_before_batch_transfer = self._cut  # type: ignore[method-assign]
         self._steps, self._interval = data.max_steps, data.validation_interval
         self._tokens = data.windows_per_step * data.context_length  # of an optimizer step
 
     def _cut(self, batch: Batch, dataloader_idx: int) -> Batch:
-        tokens, targets = batch
-        if self._windows == len(tokens):
+        batch_size = len(batch[0])
+        if self._windows == batch_size:
             return batch
-        rows = torch.arange(self._windows) % len(tokens)  # some of the batch, or all of it more than once
-        return tokens[rows], targets[rows]
+        rows = torch.arange(self._windows) % batch_size  # some of the batch, or all of it more than once
+        return tuple(tensor[rows] for tensor in batch)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module, data = parts(trainer)
+        module, data = module_and_data(trainer)
         self._device = module.device
         self._forwards = trainer.accumulate_grad_batches
         trainer.accumulate_grad_batches = min(2, self._forwards)

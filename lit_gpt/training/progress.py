@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lit_gpt.device import synchronize
-from lit_gpt.training.module import logs_at, parts
+from lit_gpt.training.module import is_logging_step, module_and_data
 
 
 def remaining_validations(step: int, last_step: int, interval: int) -> int:
@@ -92,7 +92,7 @@ class StepProgress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.bar is not None and logs_at(trainer, trainer.global_step):
+        if self.bar is not None and is_logging_step(trainer, trainer.global_step):
             self.bar.update(trainer.global_step - self.bar.n)
         if self._timing_start_step is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._time_steps(trainer, trainer.global_step - self._timing_start_step)
@@ -107,14 +107,14 @@ class StepProgress(ProgressBar):
         if timed_steps <= 0:
             self._timing_start = time.perf_counter()
         elif time.perf_counter() > self._timing_start + self.TIMED_SECONDS:
-            module, _ = parts(trainer)
+            module, _ = module_and_data(trainer)
             synchronize(module.device)  # only here: the work queued when the clock started is negligible
             step_seconds = (time.perf_counter() - self._timing_start) / timed_steps
             self._timing_start_step = None
             self._print_eta(trainer, step_seconds)
 
     def _print_eta(self, trainer: Trainer, step_seconds: float) -> None:
-        _, data = parts(trainer)
+        _, data = module_and_data(trainer)
         step, last_step = trainer.global_step, data.max_steps
         if last_step is None or (last_step - step) * step_seconds < self.LEAST_REMAINING_SECONDS:
             return

@@ -10,7 +10,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt, generate, strip_control_characters
 from lit_gpt.inference.sampling import check_sampling
 from lit_gpt.training.logger import StepLogger
-from lit_gpt.training.module import parts
+from lit_gpt.training.module import module_and_data
 
 
 class GenerateText(Callback):
@@ -62,7 +62,7 @@ class GenerateText(Callback):
             self._generate_and_log(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _, data = parts(trainer)
+        _, data = module_and_data(trainer)
         if self._last_step != trainer.global_step == data.max_steps:  # not when the run was interrupted
             self._generate_and_log(trainer)
 
@@ -83,7 +83,7 @@ class GenerateText(Callback):
 
     def generate_texts(self, trainer: Trainer, prompt: str) -> list[str]:
         """Return `num_samples` texts, each with its prompt. They depend only on the weights, the seed and the step."""
-        module, data = parts(trainer)
+        module, data = module_and_data(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
         rows = data.corpus_config.read_options.mode == "rows"
         prompt_ids = encode_prompt(data.tokenizer, prompt, rows)

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.training.checkpointing import StepCheckpoint
-from lit_gpt.training.module import parts
+from lit_gpt.training.module import module_and_data
 
 LOCK_SECONDS = 8  # to wait for a run's folder: workers of a process that was killed hold it for up to five
 
@@ -178,7 +178,7 @@ class GracefulStop(Callback):
         Raises:
             UserError: on every rank: they do not.
         """
-        _, data = parts(trainer)
+        _, data = module_and_data(trainer)
         sees = Path(trainer.ckpt_path or "").parts[-3:], data.corpus.key  # wherever logs/ lies
         differs = torch.tensor(int(trainer.strategy.broadcast(sees) != sees), device=trainer.strategy.root_device)
         if trainer.strategy.reduce(differs, reduce_op="max"):

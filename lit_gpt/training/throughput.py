@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.device import peak_flops, peak_memory
-from lit_gpt.training.module import LitGPT, log_points, logs_at, parts
+from lit_gpt.training.module import LitGPT, is_logging_step, log_step_metrics, module_and_data
 
 
 class Throughput(Callback):
@@ -39,10 +39,10 @@ class Throughput(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         steps = trainer.global_step - self._start_step
-        if steps == 0 or not logs_at(trainer, trainer.global_step):
+        if steps == 0 or not is_logging_step(trainer, trainer.global_step):
             return
         assert self._start is not None
-        module, data = parts(trainer)
+        module, data = module_and_data(trainer)
         now, checkpoint_seconds = time.perf_counter(), self.checkpoint_seconds()
         seconds = now - self._start - (checkpoint_seconds - self._start_checkpoint_seconds)
         self._start_interval(trainer, now, checkpoint_seconds)
@@ -51,7 +51,7 @@ class Throughput(Callback):
         peak = peak_flops(module.device)
         if peak is not None:
             metrics["speed/mfu"] = tokens_per_second * flops_per_token(module) / (peak * trainer.world_size)
-        log_points(trainer, metrics)
+        log_step_metrics(trainer, metrics)
 
     def _start_interval(self, trainer: Trainer, now: float, checkpoint_seconds: float) -> None:
         self._start, self._start_step, self._start_checkpoint_seconds = now, trainer.global_step, checkpoint_seconds
