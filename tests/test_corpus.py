@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from lit_gpt.data import corpus, tokenize
 from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, corpus_key, open_corpus
-from lit_gpt.data.readers import ReadOptions
+from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sample import write_sample
 from lit_gpt.data.shards import Ids, ShardedArray
 from lit_gpt.data.sources import Source

@@ -90,14 +90,14 @@ FILES: dict[str, Case] = {
     "the same twice": (
         nothing,
         ["--data.files", "[rows.txt, ./rows.txt]"],
-        "--data.files names rows.txt twice: leave one out",
+        "--data.files names rows.txt twice: remove one",
     ),
-    "a pipe": (fifo, ["--data.files", "pipe.csv"], "pipe.csv is no ordinary file: copy its text into one"),
+    "a pipe": (fifo, ["--data.files", "pipe.csv"], "pipe.csv is not a regular file: copy its text into one"),
     "a broken link": (lambda: Path("t.csv").symlink_to("gone.csv"), TABLE, "t.csv: no such file"),
     "empty": (rows(""), TABLE, "t.csv is empty"),
     "only a header": (rows("text\n"), TABLE, "no rows, at most a header"),
     "only blanks": (rows("text\n \n\t\n"), TABLE, "no text in any of 2 rows"),
-    "unknown kind": (rows("x", "t.docx"), ["--data.files", "t.docx"], "unknown kind of file .docx"),
+    "unknown kind": (rows("x", "t.docx"), ["--data.files", "t.docx"], "unknown file format .docx"),
     "not parquet": (rows("x", "t.parquet"), ["--data.files", "t.parquet"], "cannot be read as a Parquet table"),
     "not json": (rows('{"a": 1}\n{', "t.jsonl"), ["--data.files", "t.jsonl"], "t.jsonl line 2: not JSON"),
     "a field twice": (
@@ -105,7 +105,7 @@ FILES: dict[str, Case] = {
         ["--data.files", "t.jsonl"],
         "line 1: two fields called 'a'",
     ),
-    "half a character": (rows('{"a": "\\ud83d"}', "t.jsonl"), ["--data.files", "t.jsonl"], "line 1: half a character"),
+    "half a character": (rows('{"a": "\\ud83d"}', "t.jsonl"), ["--data.files", "t.jsonl"], "line 1: a lone surrogate"),
     "a name that is no text": (
         lambda: Path(os.fsdecode(b"b\xff.txt")).write_text("row"),
         ["--data.files", os.fsdecode(b"b\xff.txt")],
@@ -123,7 +123,7 @@ ENCODINGS: dict[str, Case] = {
     "gb18030": (
         rows("text\n中文\n".encode("gb18030")),
         [*TABLE, "--data.encoding", "utf-8"],
-        "line 2: bytes d6 d0 ce c4 are not utf-8: mend that row, or give the file's own encoding",
+        "line 2: bytes d6 d0 ce c4 are not utf-8: correct that row, or give the encoding of the file",
     ),
     "utf-16": (
         rows("text\nx\n".encode("utf-16")),
@@ -136,7 +136,7 @@ ENCODINGS: dict[str, Case] = {
         "UTF-16 stream does not start with BOM: give its encoding, as --data.encoding utf-8",
     ),
     "unknown": (nothing, ["--data.encoding", "utf-9"], "--data.encoding utf-9 is unknown"),
-    "no text": (rows(bytes(range(256))), TABLE, "its encoding is none that is known: give it"),
+    "no text": (rows(bytes(range(256))), TABLE, "its encoding cannot be detected: give it"),
 }
 COLUMNS: dict[str, Case] = {
     "unknown": (
@@ -153,7 +153,7 @@ COLUMNS: dict[str, Case] = {
     "semicolons": (
         rows("a;b\nx;y\n"),
         TABLE,
-        "its one column is 'a;b': give --data.delimiter ';' if that parts it, else ','",
+        "its only column is 'a;b': give --data.delimiter ';' if that separates columns, otherwise ','",
     ),
     "delimiter": (rows("a;b\nx;y\n"), [*TABLE, "--data.delimiter", ";;"], "--data.delimiter ';;' is not one character"),
     "template": (rows("a,b\nx,y\n"), [*TABLE, "--data.template", "{c}"], "has no column 'c'; it has a, b"),
@@ -406,7 +406,7 @@ PLACES: dict[str, Case] = {
         [],
         "data/cache: the token cache cannot be written or read (Permission denied)",
     ),
-    "no right to read": (lambda: Path("rows.txt").chmod(0), [], "rows.txt may not be read"),
+    "no right to read": (lambda: Path("rows.txt").chmod(0), [], "rows.txt cannot be read (no permission)"),
     "a file for the place": (nothing, ["--trainer.default_root_dir", "rows.txt"], "rows.txt/small/version_0 cannot be"),
     "no right to resume": (
         lambda: (Path("shut.ckpt").write_text("x"), Path("shut.ckpt").chmod(0)),

@@ -18,7 +18,7 @@ from lit_gpt.checkpoint.store import load_model, open_checkpoint
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.datamodule import Batch
-from lit_gpt.data.readers import ReadOptions
+from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sources import Source
 from lit_gpt.data.windows import random_starts
 from lit_gpt.model import GPT, GPTConfig

@@ -1,14 +1,17 @@
-"""Files come in as they are written; what cannot be read is said, with its place."""
+"""Tests of lit_gpt.data.readers and lit_gpt.data.read_options."""
 
 import contextlib
 import csv
 import datetime
+import gzip
 import io
 import json
 import re
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -16,7 +19,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.data import readers
-from lit_gpt.data.readers import ReadOptions, RejectedRow, Row, open_rows, open_text_chunks, with_detected_encoding
+from lit_gpt.data.config import CorpusConfig
+from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.read_options import ReadOptions
+from lit_gpt.data.readers import Reader, RejectedRow, Row, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source, find_sources
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer
@@ -38,30 +44,31 @@ def write_table(path: Path, encoding: str = "utf-8", newline: str = "\n", delimi
     return path
 
 
-def rows(path: Path, **reading: object) -> list[Row | RejectedRow]:
+def read_rows(path: Path, **options: object) -> list[Row | RejectedRow]:
     source = Source(str(path))
-    known, _ = with_detected_encoding(source, ReadOptions(**{"encoding": "utf-8", **reading}))  # type: ignore[arg-type]
-    with open_rows(source, known) as (found, _):
-        return list(found)
+    read_options = ReadOptions(**{"encoding": "utf-8", **options})  # type: ignore[arg-type]
+    detected, _ = with_detected_encoding(source, read_options)
+    with open_rows(source, detected) as (rows, _):
+        return list(rows)
 
 
-def documents(path: Path, **reading: object) -> list[str]:
-    """The texts of all rows, if all can be read."""
-    found = rows(path, **reading)
-    for row in found:
+def read_documents(path: Path, **options: object) -> list[str]:
+    """Return the texts of all rows; raise UserError if one is rejected."""
+    rows = read_rows(path, **options)
+    for row in rows:
         if isinstance(row, RejectedRow):
             raise UserError(f"{path} line {row.line}: {row.reason}")
-    return [row.text for row in found if isinstance(row, Row)]
+    return [row.text for row in rows if isinstance(row, Row)]
 
 
-def pieces(path: Path, **reading: object) -> list[str]:
+def read_chunks(path: Path, **options: object) -> list[str]:
     source = Source(str(path))
-    known, _ = with_detected_encoding(source, ReadOptions(mode="raw", **reading))  # type: ignore[arg-type]
-    with open_text_chunks(source, known) as (found, _):
-        return list(found)
+    detected, _ = with_detected_encoding(source, ReadOptions(mode="raw", **options))  # type: ignore[arg-type]
+    with open_text_chunks(source, detected) as (chunks, _):
+        return list(chunks)
 
 
-def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
+def test_all_formats_give_the_same_documents(tmp_path: Path) -> None:
     jsonl, parquet = tmp_path / "t.jsonl", tmp_path / "t.parquet"
     jsonl.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n\n", encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), parquet)
@@ -75,69 +82,96 @@ def test_every_format_gives_the_same_documents(tmp_path: Path) -> None:
         (jsonl, {}),
         (parquet, {}),
     ]
-    for path, reading in files:
-        assert documents(path, template=POEM, **reading) == POEMS, path.name
+    for path, options in files:
+        assert read_documents(path, template=POEM, **options) == POEMS, path.name
 
 
-def test_columns_are_joined_by_line_ends(tmp_path: Path) -> None:
+def test_columns_are_joined_by_line_ends_in_the_given_order(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.csv")
-    assert documents(path, columns=("author", "title"))[0] == "李白\n靜夜思"
-    assert documents(path, columns=("text",)) == [row["text"] for row in ROWS]
+    assert read_documents(path, columns=("author", "title"))[0] == "李白\n靜夜思"
+    assert read_documents(path, columns=("text",)) == [row["text"] for row in ROWS]
 
 
-def test_a_table_of_one_column_needs_no_choice(tmp_path: Path) -> None:
+def test_only_column_is_the_default(tmp_path: Path) -> None:
     (tmp_path / "names.csv").write_text('name\nfirst\n"second, of two"\n\n  \n', encoding="utf-8")
-    assert documents(tmp_path / "names.csv") == ["first", "second, of two", "  "]
+    assert read_documents(tmp_path / "names.csv") == ["first", "second, of two", "  "]
 
 
-def test_without_a_header_columns_are_numbered(tmp_path: Path) -> None:
+def test_columns_without_header_are_named_by_number(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("1,first\n2,second\n", encoding="utf-8")
-    assert documents(tmp_path / "t.csv", header=False, columns=("c2",)) == ["first", "second"]
+    assert read_documents(tmp_path / "t.csv", header=False, columns=("c2",)) == ["first", "second"]
 
 
-def test_numbers_stay_as_they_are_written(tmp_path: Path) -> None:
+def test_csv_numbers_keep_their_digits(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("code,price\n007,12.50\n", encoding="utf-8")
-    assert documents(tmp_path / "t.csv", template="{code}: {price} {{yuan}}") == ["007: 12.50 {yuan}"]
+    assert read_documents(tmp_path / "t.csv", template="{code}: {price} {{yuan}}") == ["007: 12.50 {yuan}"]
 
 
-def test_missing_and_nested_fields_become_text(tmp_path: Path) -> None:
+def test_jsonl_null_number_and_list_become_text(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"a": null, "b": 1.5, "c": ["x", "中"]}', encoding="utf-8")
-    assert documents(tmp_path / "t.jsonl", template="[{a}|{b}|{c}]") == ['[|1.5|["x", "中"]]']
+    assert read_documents(tmp_path / "t.jsonl", template="[{a}|{b}|{c}]") == ['[|1.5|["x", "中"]]']
 
 
-def test_every_kind_of_parquet_value_becomes_text_or_is_said(tmp_path: Path) -> None:
+def test_parquet_values_become_text_and_invalid_bytes_are_rejected(tmp_path: Path) -> None:
     day = datetime.date(2024, 2, 29)
     rows = [{"a": b"bytes", "b": day, "c": Decimal("1.50"), "d": {"x": day, "y": [b"z", None]}, "e": True}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     expected = ['bytes|2024-02-29|1.50|{"x": "2024-02-29", "y": ["z", null]}|True']
-    assert documents(tmp_path / "t.parquet", template="{a}|{b}|{c}|{d}|{e}") == expected
+    assert read_documents(tmp_path / "t.parquet", template="{a}|{b}|{c}|{d}|{e}") == expected
     pyarrow.parquet.write_table(pyarrow.table({"a": [b"\xff\xfe"]}), tmp_path / "binary.parquet")
     with pytest.raises(UserError, match="line 1: bytes that are not text in UTF-8"):
-        documents(tmp_path / "binary.parquet")
+        read_documents(tmp_path / "binary.parquet")
 
 
-def test_a_line_of_plain_text_is_a_document(tmp_path: Path) -> None:
+def test_every_line_of_a_txt_file_is_a_document(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"first\r\n\r\nthird, last")
-    assert documents(tmp_path / "t.txt") == ["first", "", "third, last"]
+    assert read_documents(tmp_path / "t.txt") == ["first", "", "third, last"]
 
 
-def test_fields_may_be_longer_than_pythons_limit(tmp_path: Path) -> None:
+def test_after_an_unclosed_quote_reading_continues_with_the_next_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('text\nfine\n"open\nalso fine\n"two\nlines"\n"open to the end\nlast\n', encoding="utf-8")
+    expected = [(2, "fine"), (4, "also fine"), (5, "two\nlines"), (8, "last")]
+    rows = read_rows(path)
+    assert [row[:2] for row in rows if isinstance(row, Row)] == expected
+    assert [row.line for row in rows if isinstance(row, RejectedRow)] == [3, 7]
+    monkeypatch.setattr(readers, "MAX_ROW_CHARACTERS", 15)  # the quote in line 3 would run up to line 5
+    assert read_rows(path)[1] == RejectedRow(
+        3, "a quote is opened and never closed: correct the quotes of that row, or give --data.quote none"
+    )
+
+
+def test_quote_character_can_be_chosen_or_disabled(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_text("a\ttext\n1\t'with\ttab'\n", encoding="utf-8")
+    assert read_rows(path, quote="'", columns=("text",)) == [Row(2, "with\ttab")]
+    path.write_text('a\ttext\n1\t5" wide, "so\n2\t"\n', encoding="utf-8")
+    assert read_rows(path, quote="none", columns=("text",)) == [Row(2, '5" wide, "so'), Row(3, '"')]
+    with pytest.raises(UserError, match=r"--data\.quote '\"\"' is not one character"):
+        ReadOptions(quote='""')
+
+
+def test_csv_field_may_exceed_the_limit_of_the_csv_module(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text\n" + "长" * 300_000 + "\n", encoding="utf-8")
-    assert [len(document) for document in documents(tmp_path / "t.csv")] == [300_000]
+    assert [len(document) for document in read_documents(tmp_path / "t.csv")] == [300_000]
 
 
 @settings(max_examples=80, deadline=None)
 @given(rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"]))] * 2), min_size=1))
-def test_csv_rows_are_those_pythons_csv_wrote(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]) -> None:
+def test_rows_written_by_the_csv_module_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]
+) -> None:
     path = tmp_path_factory.mktemp("csv") / "t.csv"
     with open(path, "w", encoding="utf-8", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
     expected = [re.sub("\r\n?", "\n", f"{a}\x1f{b}") for a, b in rows]
-    assert documents(path, template="{a}\x1f{b}") == expected
+    assert read_documents(path, template="{a}\x1f{b}") == expected
 
 
-def pythons_rows(content: bytes) -> list[list[str]] | None:
-    """What Python's csv yields of these bytes; None where it, or the table, is broken or there is nothing."""
+def rows_of_csv_module(content: bytes) -> list[list[str]] | None:
+    """Return the rows that Python's csv module reads; None if there are none or the table is malformed."""
     if content in (b"", b"\xef", b"\xef\xbb", b"\xef\xbb\xbf"):
         return None
     try:
@@ -151,9 +185,9 @@ def pythons_rows(content: bytes) -> list[list[str]] | None:
 
 
 PIECES = [
+    b"",
     b"a",
     b"1",
-    b"",
     b",",
     b",",
     b'"',
@@ -173,66 +207,76 @@ PIECES += ["中".encode(), "é".encode(), b"\xef\xbb\xbf", b"\xff", b"\xd6\xd0",
 
 
 @settings(max_examples=600, deadline=None)
-@example(pieces=[b"\xef"])  # of a byte order mark: Python's decoder drops it
+@example(pieces=[b"\xef"])  # begins a byte order mark: Python's decoder drops it
 @given(pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), min_size=1, max_size=30))
-def test_any_bytes_give_the_rows_python_gives_or_are_reported(
+def test_arbitrary_bytes_are_read_as_by_the_csv_module_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
 ) -> None:
     content = b"".join(pieces) or b"a"
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(content)
-    rows = pythons_rows(content)
+    rows = rows_of_csv_module(content)
     expected = None if rows is None else [re.sub("\r\n?", "\n", "\x1f".join(row)) for row in rows]
     first = next(
         (row for row in csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline="")) if row), "1"
     )
     template = "\x1f".join(f"{{c{number}}}" for number in range(1, len(first) + 1))
-    got: list[str] | None = None
+    found: list[str] | None = None
     with contextlib.suppress(UserError):
-        got = documents(path, header=False, delimiter=",", template=template, encoding="utf-8")
-    assert got == expected
+        found = read_documents(path, header=False, delimiter=",", template=template, encoding="utf-8")
+    assert found == expected
 
 
-def test_raw_text_in_blocks_encodes_as_the_whole_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_a_text_have_the_same_ids_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(POEMS) + "\n\n  \n\tindented!\n\n\n- café\n" + "one more line\n" * 50
     (tmp_path / "t.txt").write_text(text, encoding="utf-8", newline="\r\n")
     tokenizer = BytePairTokenizer()
     for size in (1, 7, 64):
-        monkeypatch.setattr(readers, "RAW_BLOCK", size)
-        monkeypatch.setattr(readers, "LONGEST_BLOCK", 1000)
-        blocks = pieces(tmp_path / "t.txt")
-        assert len(blocks) > 10
-        assert "".join(blocks) == text
-        assert [token for block in blocks for token in tokenizer.encode(block)] == tokenizer.encode(text)
+        monkeypatch.setattr(readers, "CHUNK_CHARACTERS", size)
+        monkeypatch.setattr(readers, "MAX_CHUNK_CHARACTERS", 1000)
+        chunks = read_chunks(tmp_path / "t.txt")
+        assert len(chunks) > 10
+        assert "".join(chunks) == text
+        assert [token for chunk in chunks for token in tokenizer.encode(chunk)] == tokenizer.encode(text)
 
 
-def test_raw_text_without_lines_comes_in_bounded_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "RAW_BLOCK", 10)
-    monkeypatch.setattr(readers, "LONGEST_BLOCK", 50)
+def test_text_without_line_ends_is_read_in_bounded_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "CHUNK_CHARACTERS", 10)
+    monkeypatch.setattr(readers, "MAX_CHUNK_CHARACTERS", 50)
     (tmp_path / "t.txt").write_text("字" * 1000, encoding="utf-8")
-    blocks = pieces(tmp_path / "t.txt")
-    assert "".join(blocks) == "字" * 1000
-    assert max(map(len, blocks)) <= 60
+    chunks = read_chunks(tmp_path / "t.txt")
+    assert "".join(chunks) == "字" * 1000
+    assert max(map(len, chunks)) <= 60
 
 
-def test_globs_and_lists_name_files_in_order(tmp_path: Path) -> None:
-    for name in ("b.csv", "a.csv", "c.txt"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "d.csv").write_text("x")
-    assert [Path(source.name).name for source in find_sources(f"{tmp_path}/*.csv")] == ["a.csv", "b.csv"]
-    assert [Path(source.name).name for source in find_sources([f"{tmp_path}/c.txt", f"{tmp_path}/*.csv"])] == [
-        "c.txt",
-        "a.csv",
-        "b.csv",
-    ]
-    assert [Path(source.name).name for source in find_sources(f"{tmp_path}/**/*.csv")] == ["a.csv", "b.csv", "d.csv"]
+def test_format_added_to_readers_is_read_into_a_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_log(source: Source, file: Iterable[str], options: ReadOptions) -> Iterator[Row | RejectedRow]:
+        for number, line in enumerate(file, start=1):
+            time, separator, message = line.rstrip("\n").partition("|")
+            yield (
+                Row(number, message) if separator else RejectedRow(number, f"{time!r} has no message: add one after |")
+            )
+
+    monkeypatch.setitem(readers.READERS, ".log", Reader(read_log))
+    lines = [f"12:00:{second:02}|message {second}" for second in range(60)]
+    (tmp_path / "a.log.gz").write_bytes(gzip.compress("\r\n".join([*lines, "no time"]).encode("utf-16")))
+    sources = find_sources(f"{tmp_path}/*.log.gz")
+    corpus = open_corpus(sources, CorpusConfig(ReadOptions(), tokenizer="byte"), tmp_path / "cache")
+    ids = np.asarray(corpus.ids)
+    texts = np.where(ids == corpus.tokenizer.end_of_text, ord("\n"), ids).astype(np.uint8).tobytes().decode()
+    assert texts.splitlines() == [f"message {second}" for second in range(60)]
+    assert corpus.report["rejected_first"] == [[str(sources[0]), 61, "'no time' has no message: add one after |"]]
 
 
 BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
     "empty": ("t.csv", b"", {}, "is empty: give a file with text"),
-    "unknown kind": ("t.docx", b"x", {}, r"unknown kind of file .docx; .csv, .tsv, .txt, .jsonl, .parquet can be read"),
-    "no choice": (
+    "unknown format": (
+        "t.docx",
+        b"x",
+        {},
+        r"unknown file format .docx: give one of .csv, .tsv, .txt, .jsonl, .parquet, or any text",
+    ),
+    "no column chosen": (
         "t.csv",
         b"id,name\n1,x\n",
         {},
@@ -250,33 +294,38 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         {"template": "{id} {price}"},
         "no column 'price'; it has id, name: choose with --data.template",
     ),
-    "long row": ("t.csv", b"a,b\n1,2\n3,4,5\n", {"columns": ("a",)}, "line 3: 3 fields where there are 2 columns"),
+    "too many fields": (
+        "t.csv",
+        b"a,b\n1,2\n3,4,5\n",
+        {"columns": ("a",)},
+        "line 3: 3 fields where there are 2 columns",
+    ),
     "open quote": (
         "t.csv",
         b'a\n"never closed\nmore\n',
         {},
-        "line 2: a quote is opened and never closed: mend that row's quotes",
+        "line 2: a quote is opened and never closed: correct the quotes of that row",
     ),
     "not utf-8": (
         "t.csv",
         "name\nfirst\n中文\n".encode("gb18030"),
         {"encoding": "utf-8"},
-        "line 3: bytes d6 d0 ce c4 are not utf-8: mend that row, or give the file's own encoding, as --data.encoding",
+        "line 3: bytes d6 d0 ce c4 are not utf-8: correct that row, or give the encoding of the file,",
     ),
-    "not utf-16 but said so": ("t.csv", "name\nx\n".encode("utf-16"), {"encoding": "utf-8"}, "line 1: bytes ff fe are"),
+    "utf-16 read as utf-8": ("t.csv", "name\nx\n".encode("utf-16"), {"encoding": "utf-8"}, "line 1: bytes ff fe are"),
     "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),
     "deep json": ("t.jsonl", b'{"a": ' + b"[" * 100_000, {}, r"line 1: not JSON \(maximum recursion depth"),
-    "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list; one JSON object a line is needed"),
+    "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list, not an object: write one JSON object per line"),
     "missing field": (
         "t.jsonl",
         b'{"a": 1}\n{"b": 2}\n',
         {"columns": ("a",)},
-        "line 2: it has no column 'a'; it has b",
+        "line 2: the object has no column 'a'; it has b",
     ),
-    "a name twice": ("t.csv", b"a,a\n1,2\n", {"columns": ("a",)}, "has 2 columns called 'a'"),
-    "a format": ("t.csv", b"a,b\n1,2\n", {"template": "{a:.2f}"}, "no column 'a:.2f'; it has a, b"),
-    "half a character": ("t.jsonl", rb'{"a": "\ud83d"}', {}, "line 1: half a character"),
-    "not utf-16": (
+    "duplicate column": ("t.csv", b"a,a\n1,2\n", {"columns": ("a",)}, "has 2 columns called 'a'"),
+    "format in template": ("t.csv", b"a,b\n1,2\n", {"template": "{a:.2f}"}, "no column 'a:.2f'; it has a, b"),
+    "lone surrogate": ("t.jsonl", rb'{"a": "\ud83d"}', {}, "line 1: a lone surrogate"),
+    "no byte order mark": (
         "t.csv",
         b"name\nabcd\n",
         {"encoding": "utf-16"},
@@ -286,17 +335,17 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "content", "reading", "message"), BAD_FILES.values(), ids=BAD_FILES)
-def test_a_file_that_cannot_be_read_is_said(
-    tmp_path: Path, name: str, content: bytes, reading: dict[str, object], message: str
+@pytest.mark.parametrize(("name", "content", "options", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_unreadable_file_is_a_user_error(
+    tmp_path: Path, name: str, content: bytes, options: dict[str, object], message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        documents(tmp_path / name, **reading)
+        read_documents(tmp_path / name, **options)
 
 
 @pytest.mark.parametrize(
-    ("reading", "message"),
+    ("options", "message"),
     [
         ({"encoding": "utf-9"}, "--data.encoding utf-9 is unknown"),
         ({"delimiter": ", "}, "--data.delimiter ', ' is not one character"),
@@ -305,18 +354,6 @@ def test_a_file_that_cannot_be_read_is_said(
     ],
     ids=["encoding", "delimiter", "template without a column", "open brace"],
 )
-def test_a_reading_that_cannot_be_is_said(reading: dict[str, str], message: str) -> None:
+def test_invalid_read_options_are_user_errors(options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        ReadOptions(**reading)  # type: ignore[arg-type]
-
-
-def test_files_that_are_not_there_are_said(tmp_path: Path) -> None:
-    (tmp_path / "poems.csv").write_text("x")
-    with pytest.raises(UserError, match=r"poem\.csv: no such file \(did you mean 'poems\.csv'\?\)"):
-        find_sources(f"{tmp_path}/poem.csv")
-    with pytest.raises(UserError, match=r"is a folder: give its files, as --data\.files '.*/\*\.csv'"):
-        find_sources(str(tmp_path))
-    with pytest.raises(UserError, match="no file to read"):
-        find_sources([])
-    with pytest.raises(UserError, match=r"--data\.files is empty"):
-        find_sources("")
+        ReadOptions(**options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Wherever a table lies, however it is packed and encoded, the same text comes out; or it is said why not."""
+"""Tests of lit_gpt.data.sources."""
 
 import csv
 import functools
@@ -16,10 +16,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lit_gpt.data import readers
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
-from lit_gpt.data.readers import ReadOptions, RejectedRow, Row, open_rows, with_detected_encoding
+from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sources import Source, detect_encoding, find_sources
 from lit_gpt.errors import UserError
 
@@ -30,7 +29,7 @@ POEMS = [
 ] * 40
 
 
-def as_csv(newline: str = "\n", delimiter: str = ",") -> str:
+def csv_text(newline: str = "\n", delimiter: str = ",") -> str:
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, ["title", "text"], lineterminator=newline, delimiter=delimiter)
     writer.writeheader()
@@ -38,42 +37,42 @@ def as_csv(newline: str = "\n", delimiter: str = ",") -> str:
     return file.getvalue()
 
 
-def as_parquet() -> bytes:
+def parquet_bytes() -> bytes:
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(POEMS), file)
     return file.getvalue()
 
 
-FORMS: dict[str, bytes] = {
-    "gb18030.csv": as_csv().encode("gb18030"),
-    "big5.csv": as_csv().encode("big5"),
-    "utf16.csv": as_csv().encode("utf-16"),
-    "utf16 without mark.csv": as_csv().encode("utf-16-le"),
-    "utf32.csv": as_csv().encode("utf-32"),
-    "mark.csv": as_csv().encode("utf-8-sig"),
-    "windows.csv": as_csv("\r\n").encode(),
-    "old mac.csv": as_csv("\r").encode(),
-    "tabs.tsv": as_csv(delimiter="\t").encode(),
-    "packed.csv.gz": gzip.compress(as_csv().encode()),
-    "packed in parts.csv.GZ": b"".join(gzip.compress(part.encode()) for part in as_csv().splitlines(keepends=True)),
-    "packed.csv.zst": pyarrow.compress(as_csv("\r\n").encode("gb18030"), codec="zstd", asbytes=True),
+FILES: dict[str, bytes] = {
+    "gb18030.csv": csv_text().encode("gb18030"),
+    "big5.csv": csv_text().encode("big5"),
+    "utf16.csv": csv_text().encode("utf-16"),
+    "utf16 without byte order mark.csv": csv_text().encode("utf-16-le"),
+    "utf32.csv": csv_text().encode("utf-32"),
+    "byte order mark.csv": csv_text().encode("utf-8-sig"),
+    "crlf.csv": csv_text("\r\n").encode(),
+    "cr.csv": csv_text("\r").encode(),
+    "tabs.tsv": csv_text(delimiter="\t").encode(),
+    "compressed.csv.gz": gzip.compress(csv_text().encode()),
+    "concatenated.csv.GZ": b"".join(gzip.compress(part.encode()) for part in csv_text().splitlines(keepends=True)),
+    "compressed.csv.zst": pyarrow.compress(csv_text("\r\n").encode("gb18030"), codec="zstd", asbytes=True),
     "lines.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in POEMS).encode(),
     "escaped.jsonl.gz": gzip.compress("\r\n".join(map(json.dumps, POEMS)).encode()),
-    "table.parquet": as_parquet(),
+    "table.parquet": parquet_bytes(),
 }
 
 
-def ids(source: Source, folder: Path) -> np.ndarray:
-    recipe = CorpusConfig(ReadOptions(template="{title}\\n{text}"), tokenizer="byte")
-    return np.asarray(open_corpus([source], recipe, folder / "cache").ids)
+def read_ids(source: Source, folder: Path) -> np.ndarray:
+    config = CorpusConfig(ReadOptions(template="{title}\\n{text}"), tokenizer="byte")
+    return np.asarray(open_corpus([source], config, folder / "cache").ids)
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_every_form_of_a_table_gives_the_same_ids(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(FORMS[name])
+@pytest.mark.parametrize("name", FILES)
+def test_encoding_and_compression_do_not_change_the_ids(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FILES[name])
     expected = b"\xff".join(f"{row['title']}\n{row['text']}".encode() for row in POEMS) + b"\xff"
-    found = ids(Source(str(tmp_path / name)), tmp_path)
-    assert np.where(found == 256, 255, found).astype(np.uint8).tobytes() == expected
+    ids = read_ids(Source(str(tmp_path / name)), tmp_path)
+    assert np.where(ids == 256, 255, ids).astype(np.uint8).tobytes() == expected
 
 
 SENTENCES = {
@@ -89,53 +88,55 @@ SENTENCES = {
 
 
 @pytest.mark.parametrize("encoding", SENTENCES)
-def test_an_encoding_is_found(tmp_path: Path, encoding: str) -> None:
+def test_detect_encoding(tmp_path: Path, encoding: str) -> None:
     text = "id,text\n" + SENTENCES[encoding] * 20
     (tmp_path / "t.csv").write_bytes(text.encode(encoding))
-    found, sure = detect_encoding(Source(str(tmp_path / "t.csv")))
+    found, confidence = detect_encoding(Source(str(tmp_path / "t.csv")))
     assert text.encode(encoding).decode(found) == text
-    assert 0.8 < sure <= 1
+    assert 0.8 < confidence <= 1
 
 
-def test_utf8_with_a_few_broken_bytes_is_still_utf8(tmp_path: Path) -> None:
+def test_utf8_with_a_few_invalid_bytes_is_detected_as_utf8(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes("第一行，文字\n".encode() * 100 + b"\xff\xfe\n")
-    found, sure = detect_encoding(Source(str(tmp_path / "t.csv")))
+    found, confidence = detect_encoding(Source(str(tmp_path / "t.csv")))
     assert found == "utf-8"
-    assert 0.99 < sure < 1
+    assert 0.99 < confidence < 1
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The address of a web server for `tmp_path`."""
+    """URL of a web server that serves `tmp_path`."""
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class SilentHandler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args: object) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path)) as web:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SilentHandler, directory=tmp_path)) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{web.server_port}"
         web.shutdown()
 
 
-@pytest.mark.parametrize("name", ["gb18030.csv", "packed.csv.zst", "packed.csv.gz", "table.parquet"])
-def test_a_table_behind_a_url_is_the_table_here(tmp_path: Path, server: str, name: str) -> None:
-    (tmp_path / name).write_bytes(FORMS[name])
+@pytest.mark.parametrize("name", ["gb18030.csv", "compressed.csv.zst", "compressed.csv.gz", "table.parquet"])
+def test_remote_file_gives_the_same_ids_as_a_local_one(tmp_path: Path, server: str, name: str) -> None:
+    (tmp_path / name).write_bytes(FILES[name])
     (source,) = find_sources(f"{server}/{name}")
-    np.testing.assert_array_equal(ids(source, tmp_path / "a"), ids(Source(str(tmp_path / name)), tmp_path / "b"))
+    np.testing.assert_array_equal(
+        read_ids(source, tmp_path / "a"), read_ids(Source(str(tmp_path / name)), tmp_path / "b")
+    )
 
 
-def test_globs_name_files_behind_urls(tmp_path: Path) -> None:
+def test_globs_match_remote_files(tmp_path: Path) -> None:
     with fsspec.open("memory://poems/b.csv", "wb") as file:
-        file.write(FORMS["mark.csv"])
+        file.write(FILES["byte order mark.csv"])
     with fsspec.open("memory://poems/a.csv", "wb") as file:
-        file.write(FORMS["windows.csv"])
+        file.write(FILES["crlf.csv"])
     found = find_sources("memory://poems/*.csv")
     assert [source.name for source in found] == ["memory:///poems/a.csv", "memory:///poems/b.csv"]
-    np.testing.assert_array_equal(*(ids(source, tmp_path / source.name[-5]) for source in found))
+    np.testing.assert_array_equal(*(read_ids(source, tmp_path / source.name[-5]) for source in found))
 
 
-def test_what_lies_nowhere_or_is_damaged_is_said(tmp_path: Path, server: str) -> None:
+def test_unreachable_and_damaged_files_are_user_errors(tmp_path: Path, server: str) -> None:
     for url, message in (
         (f"{server}/none.csv", "none.csv: no such file; give --data.files URL"),
         ("nothing://here/t.csv", "nothing://here/t.csv cannot be opened"),
@@ -143,44 +144,38 @@ def test_what_lies_nowhere_or_is_damaged_is_said(tmp_path: Path, server: str) ->
     ):
         with pytest.raises(UserError, match=message):
             find_sources(url)
-    for name in ("packed.csv.gz", "packed.csv.zst"):
-        amid = [FORMS[name][:50] + bytes(20) + FORMS[name][70:]] * name.endswith(".gz")  # zstd need not notice
-        for damage in (FORMS[name][:-200], b"no such thing", *amid):
+    for name in ("compressed.csv.gz", "compressed.csv.zst"):
+        overwritten = [FILES[name][:50] + bytes(20) + FILES[name][70:]] * name.endswith(".gz")  # zstd may not detect it
+        for damage in (FILES[name][:-200], b"no such thing", *overwritten):
             (tmp_path / name).write_bytes(damage)
             with pytest.raises(UserError, match=f"{name} is damaged"):
-                ids(Source(str(tmp_path / name)), tmp_path)
-    (tmp_path / "t.parquet.gz").write_bytes(gzip.compress(as_parquet()))
-    with pytest.raises(UserError, match="a Parquet table packed once more: unpack it"):
-        ids(Source(str(tmp_path / "t.parquet.gz")), tmp_path)
+                read_ids(Source(str(tmp_path / name)), tmp_path)
+    (tmp_path / "t.parquet.gz").write_bytes(gzip.compress(parquet_bytes()))
+    with pytest.raises(UserError, match=r"a compressed \.parquet file: decompress it"):
+        read_ids(Source(str(tmp_path / "t.parquet.gz")), tmp_path)
 
 
-def rows(path: Path, **reading: object) -> list[Row | RejectedRow]:
-    source = Source(str(path))
-    known, _ = with_detected_encoding(source, ReadOptions(**reading))  # type: ignore[arg-type]
-    with open_rows(source, known) as (found, _):
-        return list(found)
+def test_find_sources_keeps_the_order_of_patterns_and_sorts_globs(tmp_path: Path) -> None:
+    for name in ("b.csv", "a.csv", "c.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "d.csv").write_text("x")
+
+    def names(*patterns: str) -> list[str]:
+        return [Path(source.name).name for source in find_sources([f"{tmp_path}/{pattern}" for pattern in patterns])]
+
+    assert names("*.csv") == ["a.csv", "b.csv"]
+    assert names("c.txt", "*.csv") == ["c.txt", "a.csv", "b.csv"]
+    assert names("**/*.csv") == ["a.csv", "b.csv", "d.csv"]
 
 
-def test_after_a_quote_that_stays_open_rows_go_on_with_the_next_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "t.csv"
-    path.write_text('text\nfine\n"open\nalso fine\n"two\nlines"\n"open to the end\nlast\n', encoding="utf-8")
-    expected = [(2, "fine"), (4, "also fine"), (5, "two\nlines"), (8, "last")]
-    found = rows(path)
-    assert [row[:2] for row in found if isinstance(row, Row)] == expected
-    assert [row.line for row in found if isinstance(row, RejectedRow)] == [3, 7]
-    monkeypatch.setattr(readers, "LONGEST_ROW", 15)  # the quote in line 3 would run up to line 5
-    assert rows(path)[1] == RejectedRow(
-        3, "a quote is opened and never closed: mend that row's quotes, or give --data.quote none"
-    )
-
-
-def test_quotes_may_be_others_or_text(tmp_path: Path) -> None:
-    path = tmp_path / "t.tsv"
-    path.write_text("a\ttext\n1\t'with\ttab'\n", encoding="utf-8")
-    assert rows(path, quote="'", columns=("text",)) == [Row(2, "with\ttab")]
-    path.write_text('a\ttext\n1\t5" wide, "so\n2\t"\n', encoding="utf-8")
-    assert rows(path, quote="none", columns=("text",)) == [Row(2, '5" wide, "so'), Row(3, '"')]
-    with pytest.raises(UserError, match=r"--data\.quote '\"\"' is not one character"):
-        ReadOptions(quote='""')
+def test_missing_files_are_user_errors(tmp_path: Path) -> None:
+    (tmp_path / "poems.csv").write_text("x")
+    with pytest.raises(UserError, match=r"poem\.csv: no such file \(did you mean 'poems\.csv'\?\)"):
+        find_sources(f"{tmp_path}/poem.csv")
+    with pytest.raises(UserError, match=r"is a folder: give its files, as --data\.files '.*/\*\.csv'"):
+        find_sources(str(tmp_path))
+    with pytest.raises(UserError, match="no file to read"):
+        find_sources([])
+    with pytest.raises(UserError, match=r"--data\.files is empty"):
+        find_sources("")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lit_gpt.data.readers import ReadOptions
+from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Vocab
 

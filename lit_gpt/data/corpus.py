@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from lit_gpt.data.config import SPLITS, CorpusConfig
 from lit_gpt.data.executors import Executor, ExecutorName, open_executor
-from lit_gpt.data.readers import ReadOptions, with_detected_encoding
+from lit_gpt.data.read_options import ReadOptions
+from lit_gpt.data.readers import with_detected_encoding
 from lit_gpt.data.shards import TOKENS_PER_SHARD, ShardedArray, open_shards, shard_path
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import LEFT_OUT, _deal

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
 from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
-from lit_gpt.data.readers import Mode, ReadOptions
+from lit_gpt.data.read_options import Mode, ReadOptions
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, write_sample
 from lit_gpt.data.shards import Ids, ShardedArray
 from lit_gpt.data.sources import Source, check_no_duplicates, find_sources

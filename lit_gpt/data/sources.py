@@ -1,4 +1,4 @@
-"""Where text lies: files here or behind a URL, packed or not, in whatever encoding."""
+"""Find and open input files: local or remote, compressed or not, in any text encoding."""
 
 import codecs
 import glob
@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 from lit_gpt.errors import UserError, did_you_mean
 
 COMPRESSIONS = (".gz", ".zst")
-HEAD = 2**22  # bytes an encoding is looked for in
-SAMPLE = 2**16  # bytes, from the first that is not ASCII, that it is guessed from
-GUESSES = ("gb18030", "big5", "cp932", "euc_jp", "euc_kr", "cp1252", "cp1251", "koi8_r")
-WIDE = ("utf_16_le", "utf_16_be")  # where there are zero bytes
-MARKS = {  # the longer ones first: that of utf-32 begins as that of utf-16
+DETECTION_BYTES = 2**22  # read from the start of a file to detect its encoding
+SAMPLE_BYTES = 2**16  # of them, given to charset-normalizer
+CANDIDATE_ENCODINGS = ("gb18030", "big5", "cp932", "euc_jp", "euc_kr", "cp1252", "cp1251", "koi8_r")
+UTF16_ENCODINGS = ("utf_16_le", "utf_16_be")
+BYTE_ORDER_MARKS = {  # utf-32 before utf-16: the mark of utf-32-le begins with that of utf-16-le
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -32,11 +32,11 @@ MARKS = {  # the longer ones first: that of utf-32 begins as that of utf-16
 
 @dataclass(frozen=True)
 class Source:
-    """One file.
+    """An input file.
 
     Attributes:
-        name: its path or URL, as a person gave it or a glob found it.
-        split: that all of it belongs to: "val" or "test"; or none.
+        name: Path or URL of the file.
+        split: "val" or "test" if the whole file belongs to that split; otherwise "".
     """
 
     name: str
@@ -51,132 +51,147 @@ class Source:
 
     @property
     def compression(self) -> str:
-        """ ".gz", ".zst" or nothing."""
+        """Either ".gz", ".zst", or "" if the file is not compressed."""
         suffix = os.path.splitext(self.name)[1].lower()
         return suffix if suffix in COMPRESSIONS else ""
 
     @property
     def suffix(self) -> str:
-        """The suffix that says how it is read, as ".csv"."""
-        name = self.name[: len(self.name) - len(self.compression)]
-        return os.path.splitext(name)[1].lower()
+        """The suffix that names the format, without that of the compression: ".csv" for "a.CSV.gz"."""
+        stem = self.name[: len(self.name) - len(self.compression)]
+        return os.path.splitext(stem)[1].lower()
 
     @contextmanager
-    def open_raw(self) -> Iterator[BinaryIO]:
-        """The bytes as they lie there.
+    def open_stored(self) -> Iterator[BinaryIO]:
+        """Open the file for reading its bytes as they are stored, without decompression.
 
         Raises:
-            UserError: it cannot be opened.
+            UserError: The file cannot be opened.
         """
-        with self.said():
-            file = _opened(self.name)
+        with self.translate_errors():
+            file = _open_binary(self.name)
         with file:
             yield file
 
     @contextmanager
     def open(self) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-        """The bytes, unpacked, and the file they come from, whose `tell` says how far reading has come."""
-        with self.open_raw() as raw:
-            if self.compression == ".gz":
-                with gzip.GzipFile(fileobj=raw) as file:
-                    yield file, raw  # type: ignore[misc]
-            elif self.compression == ".zst":
-                import pyarrow  # imported here: it takes its time
+        """Open the file for reading its decompressed bytes.
 
-                with io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd")) as file:
-                    yield file, raw
+        Yields:
+            The decompressed file, and the stored file, whose `tell()` measures progress in stored bytes.
+
+        Raises:
+            UserError: The file cannot be opened.
+        """
+        with self.open_stored() as stored:
+            if self.compression == ".gz":
+                with gzip.GzipFile(fileobj=stored) as file:
+                    yield file, stored  # type: ignore[misc]
+            elif self.compression == ".zst":
+                import pyarrow  # imported here because it takes long
+
+                with io.BufferedReader(pyarrow.CompressedInputStream(stored, "zstd")) as file:
+                    yield file, stored
             else:
-                yield raw, raw
+                yield stored, stored
 
     @contextmanager
-    def said(self) -> Iterator[None]:
-        """Says in one line what goes wrong in reading it."""
+    def translate_errors(self) -> Iterator[None]:
+        """Turn the errors of reading this file into UserErrors that name it."""
         try:
             yield
         except UserError:
             raise
-        except UnicodeError as error:  # as one without the mark that UTF-16 begins with
+        except UnicodeError as error:  # for example: UTF-16 without a byte order mark
             raise UserError(f"{self}: {error}: give its encoding, as --data.encoding utf-8") from None
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{self} is damaged ({error}): fetch or pack it again") from None
+            raise UserError(f"{self} is damaged ({error}): download or compress it again") from None
         except OSError as error:
             if self.compression == ".zst" and error.errno is None:
-                raise UserError(f"{self} is damaged ({error}): fetch or pack it again") from None
-            raise UserError(f"{self} cannot be read ({error.strerror or error}): give another") from None
+                raise UserError(f"{self} is damaged ({error}): download or compress it again") from None
+            raise UserError(f"{self} cannot be read ({error.strerror or error}): give another file") from None
         except Exception as error:
             if not self.is_remote:
                 raise
-            raise UserError(f"{self} cannot be read ({type(error).__name__}: {error}): give another") from None
+            raise UserError(f"{self} cannot be read ({type(error).__name__}: {error}): give another file") from None
 
     def size(self) -> int:
-        """Bytes, as it lies there."""
-        with self.said(), self.open_raw() as file:
+        """Return the number of stored bytes."""
+        with self.translate_errors(), self.open_stored() as file:
             return file.seek(0, os.SEEK_END)
 
     def sha256(self) -> str:
-        """The SHA-256 of the bytes as they lie there, in hexadecimal digits."""
-        with self.said(), self.open_raw() as file:
+        """Return the SHA-256 of the stored bytes, in hexadecimal digits."""
+        with self.translate_errors(), self.open_stored() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def _opened(name: str) -> Any:
+def _open_binary(name: str) -> Any:
     if "://" not in name:
         return open(name, "rb")
-    import fsspec  # imported here: only a URL needs it
+    import fsspec  # imported here because only URLs need it
 
     return fsspec.open(name, "rb").open()
 
 
 def find_sources(patterns: str | Iterable[str], split: str = "") -> list[Source]:
-    """The files that paths, URLs or globs of them name: in the order given, a glob's in the order of their names.
+    """Return the files named by paths, URLs or globs of either.
+
+    Args:
+        patterns: A path, URL or glob, or several.
+        split: `Source.split` of the files.
+
+    Returns:
+        The files in the order of the patterns; those of a glob in the order of their names.
 
     Raises:
-        UserError: one of them names nothing, or a folder.
+        UserError: A pattern matches no file, names a folder, or a file is named twice or cannot be read.
     """
-    found: list[Source] = []
+    sources: list[Source] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not pattern.strip():
             raise UserError("--data.files is empty: give a path, a list of them or a quoted glob")
-        found.extend(Source(name, split) for name in (_remote(pattern) if "://" in pattern else _local(pattern)))
-    if not found:
+        names = _match_urls(pattern) if "://" in pattern else _match_paths(pattern)
+        sources.extend(Source(name, split) for name in names)
+    if not sources:
         raise UserError("no file to read: give --data.files PATH")
-    for source in found:
+    for source in sources:
         try:
             source.name.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(f"{os.fsencode(source.name)!r}: its name is not UTF-8: rename it") from None
         if not source.is_remote and not os.access(source.name, os.R_OK):
-            raise UserError(f"{source} may not be read: give yourself the right to, as with chmod u+r")
-    check_no_duplicates(found)
-    return found
+            raise UserError(f"{source} cannot be read (no permission): allow it, as with chmod u+r")
+    check_no_duplicates(sources)
+    return sources
 
 
 def check_no_duplicates(sources: list[Source]) -> None:
-    """Raises UserError where two of them are the same file."""
-    seen: set[str] = set()
+    """Raise UserError if two sources are the same file."""
+    locations: set[str] = set()
     for source in sources:
-        place = source.name if source.is_remote else os.path.realpath(source.name)
-        if place in seen:
-            raise UserError(f"--data.files names {source} twice: leave one out")
-        seen.add(place)
+        location = source.name if source.is_remote else os.path.realpath(source.name)
+        if location in locations:
+            raise UserError(f"--data.files names {source} twice: remove one")
+        locations.add(location)
 
 
-def _local(pattern: str) -> list[str]:
+def _match_paths(pattern: str) -> list[str]:
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
         raise UserError(f"{pattern} is a folder: give its files, as --data.files '{pattern.rstrip('/')}/*.csv'")
     if path.exists() and not path.is_file():
-        raise UserError(f"{pattern} is no ordinary file: copy its text into one")
+        raise UserError(f"{pattern} is not a regular file: copy its text into one")
     matches = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))
     matches = [match for match in matches if os.path.isfile(match)]
     if not matches:
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{pattern}: no such file{did_you_mean(path.name, beside)}; give --data.files PATH")
+        siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{pattern}: no such file{did_you_mean(path.name, siblings)}; give --data.files PATH")
     return matches
 
 
-def _remote(pattern: str) -> list[str]:
-    import fsspec  # imported here: only a URL needs it
+def _match_urls(pattern: str) -> list[str]:
+    import fsspec  # imported here because only URLs need it
 
     try:
         system, path = fsspec.core.url_to_fs(pattern)
@@ -185,11 +200,13 @@ def _remote(pattern: str) -> list[str]:
         matches = sorted(system.glob(path)) if glob.has_magic(path) else [path] * system.exists(path)
     except UserError:
         raise
-    except (ImportError, ValueError) as error:  # no such protocol, or what speaks it is not installed
-        raise UserError(f"{pattern} cannot be opened ({error}): install what it needs, or copy the file here") from None
-    except Exception as error:  # whatever the protocol's own library raises
+    except (ImportError, ValueError) as error:  # unknown protocol, or its package is not installed
+        raise UserError(
+            f"{pattern} cannot be opened ({error}): install the package for its protocol, or copy the file here"
+        ) from None
+    except Exception as error:  # each protocol has its own exceptions
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{pattern} cannot be reached ({reason}): mend the URL, or copy the file here") from None
+        raise UserError(f"{pattern} cannot be reached ({reason}): correct the URL, or copy the file here") from None
     if not matches:
         raise UserError(f"{pattern}: no such file; give --data.files URL")
     return [str(system.unstrip_protocol(match)) for match in matches]
@@ -199,54 +216,70 @@ def _remote(pattern: str) -> list[str]:
 
 
 def detect_encoding(source: Source) -> tuple[str, float]:
-    """The encoding of a text file, and how sure that is, from 0 to 1.
+    """Detect the encoding of a text file.
 
-    A byte order mark decides; else it is UTF-8 where nearly all that is not ASCII forms characters of it; else what
-    charset-normalizer finds least chaotic.
+    A byte order mark decides. Without one, the text is UTF-8 if at most a tenth of its bytes that are not ASCII are
+    invalid UTF-8. Otherwise charset-normalizer chooses among `CANDIDATE_ENCODINGS`, or among `UTF16_ENCODINGS` if
+    there are zero bytes.
+
+    Returns:
+        The encoding, and the confidence from 0 to 1.
 
     Raises:
-        UserError: it is none that is known.
+        UserError: No encoding fits.
     """
-    with source.said(), source.open() as (file, _):
-        head = file.read(HEAD)
-    for mark, encoding in MARKS.items():
+    with source.translate_errors(), source.open() as (file, _):
+        head = file.read(DETECTION_BYTES)
+    for mark, encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             return encoding, 1.0
-    strange = len(head) - len(head.translate(None, bytes(range(128, 256))))  # bytes that are not ASCII
-    wide = head.count(0) * 10 > len(head)  # as in UTF-16
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # which waits for the rest of a character cut in two
-    broken = decoder.decode(head).count("\ufffd") - head.count("\ufffd".encode())
-    if broken * 10 <= strange and not wide:
-        return "utf-8", 1 - broken / strange if strange else 1.0
-    import charset_normalizer  # imported here: few files need it
+    non_ascii = len(head) - len(head.translate(None, bytes(range(128, 256))))
+    may_be_utf16 = head.count(0) * 10 > len(head)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # incremental: the head may end inside a character
+    invalid = decoder.decode(head).count("\ufffd") - head.count("\ufffd".encode())
+    if invalid * 10 <= non_ascii and not may_be_utf16:
+        return "utf-8", 1 - invalid / non_ascii if non_ascii else 1.0
+    import charset_normalizer  # imported here because few files need it
 
-    if b"\0" in head:  # of the ends of lines, if of nothing else
-        guesses: tuple[str, ...] = WIDE
-        sample = head[:SAMPLE]
-    else:
-        start = re.search(rb"[\x80-\xff]", head)
-        assert start is not None
-        begin = head.rfind(b"\n", 0, start.start()) + 1
-        guesses, sample = GUESSES, head[begin : begin + SAMPLE]
-        sample = sample[: sample.rfind(b"\n") + 1] or sample  # amid no character
-    best = charset_normalizer.from_bytes(sample, cp_isolation=list(guesses), preemptive_behaviour=False).best()
+    if b"\0" in head:  # in UTF-16 every line end has a zero byte
+        candidates: tuple[str, ...] = UTF16_ENCODINGS
+        sample = head[:SAMPLE_BYTES]
+    else:  # whole lines from the first that is not ASCII, so that no character is cut
+        first = re.search(rb"[\x80-\xff]", head)
+        assert first is not None
+        start = head.rfind(b"\n", 0, first.start()) + 1
+        candidates, sample = CANDIDATE_ENCODINGS, head[start : start + SAMPLE_BYTES]
+        sample = sample[: sample.rfind(b"\n") + 1] or sample
+    best = charset_normalizer.from_bytes(sample, cp_isolation=list(candidates), preemptive_behaviour=False).best()
     if best is None:
-        raise UserError(f"{source}: its encoding is none that is known: give it, as --data.encoding gb18030")
+        raise UserError(f"{source}: its encoding cannot be detected: give it, as --data.encoding gb18030")
     return best.encoding.replace("_", "-"), 1 - best.chaos
 
 
-def bad_bytes(error: UnicodeError) -> tuple[str, int]:
-    """Stands a lone surrogate in for every byte that is no part of a character, so that the row can be told apart."""
+def replace_by_surrogates(error: UnicodeError) -> tuple[str, int]:
+    """Decode each invalid byte as a lone surrogate, so that the rows that contain one can be found and rejected.
+
+    This is an error handler of `codecs`. Unlike "surrogateescape" it also handles invalid bytes below 128.
+    """
     assert isinstance(error, UnicodeDecodeError)
     return "".join(chr(0xDC00 + byte) for byte in error.object[error.start : error.end]), error.end
 
 
-codecs.register_error("lit_gpt.bad_bytes", bad_bytes)
+codecs.register_error("lit_gpt.surrogates", replace_by_surrogates)
 
 
 @contextmanager
 def open_text(source: Source, encoding: str, newline: str | None) -> Iterator[tuple[io.TextIOWrapper, BinaryIO]]:
-    """The text of a file without its byte order mark, bad bytes as lone surrogates, and the file it comes from."""
+    """Open a file as text without its byte order mark, with invalid bytes decoded as lone surrogates.
+
+    Args:
+        source: The file.
+        encoding: Its encoding.
+        newline: As in Python's `open`.
+
+    Yields:
+        The text, and the stored file, whose `tell()` measures progress in stored bytes.
+    """
     codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-    with source.open() as (file, raw):
-        yield io.TextIOWrapper(file, encoding=codec, errors="lit_gpt.bad_bytes", newline=newline), raw
+    with source.open() as (file, stored):
+        yield io.TextIOWrapper(file, encoding=codec, errors="lit_gpt.surrogates", newline=newline), stored

@@ -15,7 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from lit_gpt.data.config import CorpusConfig, SplitConfig
-from lit_gpt.data.readers import ReadOptions, RejectedRow, open_rows, open_text_chunks, with_detected_encoding
+from lit_gpt.data.read_options import ReadOptions
+from lit_gpt.data.readers import RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
 from lit_gpt.tokenizer import (
     CharTokenizer,

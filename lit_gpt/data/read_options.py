@@ -1,0 +1,136 @@
+"""How input files are read, and how the fields of a row become the text of a document."""
+
+import functools
+import json
+import string
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lit_gpt.data.sources import Source
+from lit_gpt.errors import UserError, did_you_mean
+
+Mode = Literal["rows", "raw"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How files are read; the `data.*` flags of the same names.
+
+    Attributes:
+        mode: "rows": every row is a document; "raw": a file is one text.
+        columns: Columns of a table (JSONL: fields) that make a document, joined by line ends. None: the only column.
+        template: How columns make a document instead, as `"{title}\\n{text}"`. `\\n` and `\\t` may be typed as two
+            characters; `{{` and `}}` are braces.
+        delimiter: Character between columns. None: a comma, in .tsv a tab.
+        quote: Character around fields that contain delimiters or line ends; "none": quotes are part of the text.
+        header: Whether the first row names the columns. Without it they are named c1, c2, …
+        encoding: Encoding of text files, or "auto" to detect it.
+        split_key_column: Column that decides the split of a row: one that names it, or that of its group.
+    """
+
+    mode: Mode = "rows"
+    columns: tuple[str, ...] | None = None
+    template: str | None = None
+    delimiter: str | None = None
+    quote: str = '"'
+    header: bool = True
+    encoding: str = "auto"
+    split_key_column: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            if self.encoding != "auto":
+                "".encode(self.encoding)
+        except (LookupError, ValueError):
+            raise UserError(f"--data.encoding {self.encoding} is unknown: give auto, utf-8, gb18030, …") from None
+        if self.delimiter is not None and len(unescape(self.delimiter)) != 1:
+            raise UserError(f"--data.delimiter {self.delimiter!r} is not one character: give ',' ';' '|' or '\\t'")
+        if self.quote != "none" and len(self.quote) != 1:
+            raise UserError(f"--data.quote {self.quote!r} is not one character: give '\"', \"'\" or none")
+        if self.template is not None and not _parse_template(self.template):
+            raise UserError(f"--data.template {self.template!r} names no column: write one in braces, as '{{text}}'")
+
+    def named_columns(self) -> list[str]:
+        """Return the columns of a document in order, each once, or [] if neither `columns` nor `template` names any."""
+        if self.template:
+            return list(dict.fromkeys(name for _, name in _parse_template(self.template) if name is not None))
+        return list(dict.fromkeys(self.columns or ()))
+
+
+def select_columns(source: Source | str, options: ReadOptions, names: list[str]) -> list[str]:
+    """Return the columns that make a document, after checking that a table has them and the split key.
+
+    Args:
+        source: The table, as error messages name it.
+        options: How it is read.
+        names: All columns of the table.
+
+    Raises:
+        UserError: A column is missing or ambiguous, or none is named and the table has several.
+    """
+    columns = options.named_columns()
+    if not columns:
+        columns = [name for name in names if name != options.split_key_column]
+        if len(columns) != 1:
+            raise UserError(f"{source} has columns {join_names(names)}: choose with --data.columns or --data.template")
+    for name in [*columns, options.split_key_column]:
+        if name is not None and name not in names:
+            flag = "--data.template" if options.template else "--data.columns"
+            hint = did_you_mean(name, names) or (f": choose with {flag}" if name in columns else "")
+            raise UserError(f"{source} has no column {name!r}; it has {join_names(names)}{hint}")
+        if name is not None and names.count(name) > 1:
+            raise UserError(f"{source} has {names.count(name)} columns called {name!r}: rename all but one in the file")
+    return columns
+
+
+def make_formatter(options: ReadOptions) -> Callable[[list[Any]], str]:
+    """Return the function that makes the text of a document from the fields of its `select_columns`."""
+    if options.template is None:
+        return lambda fields: "\n".join(map(field_to_text, fields))
+    indices = {name: index for index, name in enumerate(options.named_columns())}
+    parts = [(text, None if name is None else indices[name]) for text, name in _parse_template(options.template)]
+    return lambda fields: "".join(
+        text + (field_to_text(fields[index]) if index is not None else "") for text, index in parts
+    )
+
+
+@functools.cache
+def _parse_template(template: str) -> list[tuple[str, str | None]]:
+    """Parse a template into pairs of literal text and the column after it.
+
+    Returns:
+        For "a{b}c" `[("a", "b"), ("c", None)]`; [] if the template names no column.
+    """
+    try:
+        parsed = list(string.Formatter().parse(unescape(template)))
+    except ValueError as error:
+        raise UserError(f"--data.template {template!r}: {error}; columns stand in braces, as '{{text}}'") from None
+    # a template has no conversions or formats: {price:.2f} is the column "price:.2f"
+    parts = [
+        (text, name and name + (f"!{conversion}" if conversion else "") + (f":{format_spec}" if format_spec else ""))
+        for text, name, format_spec, conversion in parsed
+    ]
+    return parts if any(name is not None for _, name in parts) else []
+
+
+def unescape(text: str) -> str:
+    """Replace a typed `\\n` or `\\t` by the character."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def field_to_text(value: Any) -> str:
+    """Return a field as text: None is empty, a list or dict is JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    is_nested = isinstance(value, dict | list)
+    return json.dumps(value, ensure_ascii=False, default=field_to_text) if is_nested else str(value)
+
+
+def join_names(names: list[str]) -> str:
+    """Return at most 20 names, separated by commas."""
+    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
