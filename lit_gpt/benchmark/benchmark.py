@@ -30,7 +30,7 @@ from lightning.pytorch.profilers import Profiler
 from torch.nn import functional as F
 
 from lit_gpt.benchmark.peers import PEERS, Task, load_nanogpt
-from lit_gpt.cli.arguments import Arguments
+from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.fit import FitCLI, quiet_lightning
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.cli.table import print_rows
@@ -59,7 +59,7 @@ class Experiment(FitCLI):
     """What fit.py would run, built and not run."""
 
     def __init__(self, words: list[str], default_config: Path) -> None:
-        super().__init__(Arguments(words, default_config), GracefulStop())
+        super().__init__(CommandLine(words, default_config), GracefulStop())
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass

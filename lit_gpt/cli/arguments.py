@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt.checkpoint.store import newest_checkpoint, open_checkpoint
-from lit_gpt.cli.validation import COMMANDS, check_name
+from lit_gpt.cli.validation import COMMANDS, check_run_name
 from lit_gpt.errors import UserError, did_you_mean
 
 LOGS = Path("logs")
@@ -26,7 +26,7 @@ LINKED = {
 }
 
 
-class Arguments:
+class CommandLine:
     """The words of the command line, put in order for the parser.
 
     `fit` may be left out. The first --config is the experiment and later ones overlay it; without one it is the config
@@ -35,48 +35,48 @@ class Arguments:
     stand. `--ckpt_path last` becomes the newest checkpoint of the run's name, or nothing where there is none.
 
     Attributes:
-        words: for the parser.
-        name: of the run, where neither config nor flag says it: the experiment's file name.
-        config_text: the checkpoint's config, to be read first.
+        args: for the parser.
+        run_name: of the run, where neither config nor flag says it: the experiment's file name.
+        checkpoint_config: the checkpoint's config, to be read first.
         notice: what is to be told before anything else.
-        root: where runs go, where flags or configs say it.
-        resuming: what of the words still counts when the run goes on.
+        root_dir: where runs go, where flags or configs say it.
+        resume_args: what of the words still counts when the run goes on.
     """
 
     def __init__(self, words: list[str], default_config: Path) -> None:
         command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("fit", words)
         configs, flags = _split_configs(words)
         helped = bool({"-h", "--help"} & set(flags))
-        self.name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(configs[0]).stem if configs else default_config.stem)
+        self.run_name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(configs[0]).stem if configs else default_config.stem)
         self.notice = ""
         contents = [check_config(Path(config)) for config in configs]
         checkpoint = _value_of("--ckpt_path", flags)
-        self.root: str | None = _value_of("--trainer.default_root_dir", flags)
+        self.root_dir: str | None = _value_of("--trainer.default_root_dir", flags)
         for config in contents:
-            self.root = self.root or config.get("trainer", {}).get("default_root_dir")
+            self.root_dir = self.root_dir or config.get("trainer", {}).get("default_root_dir")
         once = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")
-        self.resuming = [*(f"--config={config}" for config in configs), *flags]
+        self.resume_args = [*(f"--config={config}" for config in configs), *flags]
         for flag in once:
-            self.resuming = _without(flag, self.resuming)
+            self.resume_args = _without(flag, self.resume_args)
         if checkpoint == "last" and not helped:
             checkpoint = self._last(contents, flags, command)
             flags = _without("--ckpt_path", flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
-        self.config_text: str | None = None
+        self.checkpoint_config: str | None = None
         if not configs and checkpoint and not helped:
-            self.config_text = open_checkpoint(Path(checkpoint), mmap=True).get("config")
-            if self.config_text is None:
+            self.checkpoint_config = open_checkpoint(Path(checkpoint), mmap=True).get("config")
+            if self.checkpoint_config is None:
                 raise UserError(f"{checkpoint} was not written by fit.py and holds no config: give --config")
         elif not configs and _value_of("--data.files", flags) is None:  # its column is that of the built-in table
             configs = [str(default_config)]
             check_config(default_config)
-        self.words = [command, *(f"--config={config}" for config in configs), *flags]
+        self.args = [command, *(f"--config={config}" for config in configs), *flags]
 
     def _last(self, configs: list[dict[str, Any]], flags: list[str], command: str) -> str | None:
         """The newest checkpoint of the name that flags, configs or the experiment's file say."""
-        name = self.name
+        name = self.run_name
         for config in configs:
             name = config.get("name", name)
-        name, logs = check_name(_value_of("--name", flags) or name), Path(str(self.root or LOGS))
+        name, logs = check_run_name(_value_of("--name", flags) or name), Path(str(self.root_dir or LOGS))
         path = newest_checkpoint(logs, name)
         if path is None and command != "fit":
             raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
@@ -191,7 +191,7 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-class Parser(LightningArgumentParser):
+class StrictParser(LightningArgumentParser):
     """A parser that takes keys in full only, and says what is wrong in one line."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -201,7 +201,7 @@ class Parser(LightningArgumentParser):
         raise UserError(message) from ex
 
 
-def plain(message: str, keys: list[str]) -> str:
+def rewrite_parser_error(message: str, keys: list[str]) -> str:
     """A parser's message as a person would put it."""
     message = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: (-?-?)([^\s=]+)", message):

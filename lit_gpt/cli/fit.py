@@ -30,9 +30,16 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from lit_gpt.checkpoint.store import open_checkpoint
-from lit_gpt.cli.arguments import LOGS, Arguments, Parser, plain
+from lit_gpt.cli.arguments import LOGS, CommandLine, StrictParser, rewrite_parser_error
 from lit_gpt.cli.preflight import preflight
-from lit_gpt.cli.validation import TRAINER_DEFAULTS, as_list, check_name, launched, mistakes, refuse_null
+from lit_gpt.cli.validation import (
+    TRAINER_DEFAULTS,
+    as_list,
+    check_not_null,
+    check_run_name,
+    is_externally_launched,
+    validate_args,
+)
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.device import configure_malloc, free_memory, supports_bfloat16
 from lit_gpt.errors import Stopped, UserError
@@ -79,8 +86,8 @@ def main(default_config: Path) -> int:
 def _run(stop: GracefulStop, default_config: Path) -> int:
     try:
         with stop.listening(), quiet_writer():
-            arguments = Arguments(sys.argv[1:], default_config)
-            sys.argv[1:] = arguments.words  # what processes for other devices are started with
+            arguments = CommandLine(sys.argv[1:], default_config)
+            sys.argv[1:] = arguments.args  # what processes for other devices are started with
             FitCLI(arguments, stop)
     except Stopped as stopped:
         return _leave(stopped.status, str(stopped))
@@ -237,7 +244,7 @@ on_meta.__doc__ = LitGPT.__doc__  # which --help shows
 class FitCLI(LightningCLI):
     """`fit`, `validate` and `test` of LitGPT on TextDataModule."""
 
-    def __init__(self, arguments: Arguments, stop: GracefulStop) -> None:
+    def __init__(self, arguments: CommandLine, stop: GracefulStop) -> None:
         self.arguments, self.stop = arguments, stop
         self.folder = Path()
         self.resumes_here = False  # in the folder its checkpoint lies in
@@ -249,8 +256,8 @@ class FitCLI(LightningCLI):
             save_config_callback=SaveConfig,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1337,
-            parser_class=Parser,
-            args=arguments.words,
+            parser_class=StrictParser,
+            args=arguments.args,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
@@ -261,13 +268,16 @@ class FitCLI(LightningCLI):
         return {"fit": dataloaders, "validate": dataloaders | {"verbose"}, "test": dataloaders | {"verbose"}}
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        if subcommand != self.arguments.words[0]:  # its flags would take as long as those of the one that is meant
+        if subcommand != self.arguments.args[0]:  # its flags would take as long as those of the one that is meant
             return self.init_parser(**kwargs)
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--name", type=str, default=self.arguments.name, help="The run's folder under logs/ (letters, digits, ._-)."
+            "--name",
+            type=str,
+            default=self.arguments.run_name,
+            help="The run's folder under logs/ (letters, digits, ._-).",
         )
         parser.add_argument(
             "--allow_data_change", type=bool, default=False, help="Resume on another text or split than before."
@@ -294,15 +304,15 @@ class FitCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            if self.arguments.config_text is not None:
+            if self.arguments.checkpoint_config is not None:
                 config = Path(folder, "config.yaml")
-                config.write_text(self.arguments.config_text, encoding="utf-8")
+                config.write_text(self.arguments.checkpoint_config, encoding="utf-8")
                 args = [args[0], f"--config={config}", *args[1:]]
             try:
                 self.config = parser.parse_args(args)
             except UserError as error:
                 flags = [flag.lstrip("-") for flag in self._subcommand_parsers[args[0]]._option_string_actions]
-                raise UserError(plain(str(error), flags)) from None
+                raise UserError(rewrite_parser_error(str(error), flags)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyperparameters override flags; here flags win."""
@@ -310,15 +320,15 @@ class FitCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         assert self.subcommand is not None
         settings = self.config[self.subcommand]
-        check_name(settings.name)
-        refuse_null(settings)
+        check_run_name(settings.name)
+        check_not_null(settings)
         if settings.ckpt_path == "":
             raise UserError("--ckpt_path is empty: give a .ckpt file or last, or leave it out")
         if settings.ckpt_path == "last":
             raise UserError("ckpt_path: last in a config is read too late: give it as a flag, --ckpt_path last")
         if settings.ckpt_path:
             open_checkpoint(Path(settings.ckpt_path))
-        for mistake in mistakes(settings, self.subcommand):
+        for mistake in validate_args(settings, self.subcommand):
             raise UserError(mistake)
         shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
         GPTConfig(vocab_size=1, **shape)  # one that cannot be is refused before the text is read
@@ -413,12 +423,14 @@ class FitCLI(LightningCLI):
         version = None
         if checkpoint and checkpoint.parent.name.startswith("version_") and checkpoint.parts[-3] == settings.name:
             there = checkpoint.parents[2]
-            if self.arguments.root is None or Path(self.arguments.root).absolute() == there:
+            if self.arguments.root_dir is None or Path(self.arguments.root_dir).absolute() == there:
                 self.resumes_here, version = True, checkpoint.parent.name
                 logs = there.relative_to(Path.cwd()) if there.is_relative_to(Path.cwd()) else there
         place = [] if logs == LOGS else ["--trainer.default_root_dir", str(logs)]
-        words = [*self.arguments.resuming, "--name", settings.name, *place, "--ckpt_path", "last"]
-        everywhere = "start on every machine, as before: " if launched() else f"{shlex.quote(tool('python'))} "
+        words = [*self.arguments.resume_args, "--name", settings.name, *place, "--ckpt_path", "last"]
+        everywhere = (
+            "start on every machine, as before: " if is_externally_launched() else f"{shlex.quote(tool('python'))} "
+        )
         self.stop.go_on = everywhere + shlex.join([sys.argv[0], *words])
         return StepLogger(logs, name=settings.name, version=version)
 

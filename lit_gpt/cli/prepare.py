@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from lit_gpt.cli.arguments import Arguments
+from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.fit import FitCLI, quiet_lightning
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.cli.table import print_rows
@@ -33,7 +33,7 @@ class Data(FitCLI):
     """What fit.py would read, and nothing of what it would train."""
 
     def __init__(self, words: list[str], default_config: Path) -> None:
-        super().__init__(Arguments(words, default_config), GracefulStop())
+        super().__init__(CommandLine(words, default_config), GracefulStop())
 
     def instantiate_classes(self) -> None:
         settings = self.config.fit

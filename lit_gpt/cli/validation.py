@@ -30,7 +30,7 @@ UNSUITABLE = {
 }
 
 
-def check_name(name: Any) -> str:
+def check_run_name(name: Any) -> str:
     """A run's name, which is a folder's.
 
     Raises:
@@ -41,7 +41,7 @@ def check_name(name: Any) -> str:
     return name
 
 
-def refuse_null(settings: Namespace) -> None:
+def check_not_null(settings: Namespace) -> None:
     """Refuses `null` where a setting of ours has to be given; the parser lets it pass.
 
     Raises:
@@ -71,12 +71,12 @@ def as_list(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def launched() -> bool:
+def is_externally_launched() -> bool:
     """Whether torchrun or SLURM has started this process, and others beside it."""
     return bool({"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys())
 
 
-def mistakes(settings: Namespace, command: str) -> Iterator[str]:
+def validate_args(settings: Namespace, command: str) -> Iterator[str]:
     """What cannot be meant by flags that each are of the right kind, the first first."""
     trainer, data, early = settings.trainer, settings.data, settings.early_stopping
     cores = os.cpu_count() or 1
@@ -129,7 +129,7 @@ def mistakes(settings: Namespace, command: str) -> Iterator[str]:
         yield f"--trainer.min_steps {trainer.min_steps} is more than max_steps {trainer.max_steps}: give fewer"
     if not 1 <= settings.timeout <= 86_400:
         yield f"--timeout {settings.timeout}: give seconds, from 1 to 86400"
-    if trainer.num_nodes > 1 and not launched():
+    if trainer.num_nodes > 1 and not is_externally_launched():
         yield f"--trainer.num_nodes {trainer.num_nodes}: start it on each of them, with torchrun or srun"
     if trainer.accelerator == "cpu" and str(trainer.devices).isdecimal() and int(trainer.devices) > 4 * cores:
         yield f"--trainer.devices {trainer.devices} on {cores} cores: give {cores} or fewer"
