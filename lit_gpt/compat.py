@@ -5,13 +5,16 @@ renames the attribute or changes its meaning. Heavy libraries are imported insid
 module stays cheap.
 """
 
-from typing import TYPE_CHECKING
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
     from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 
@@ -25,6 +28,58 @@ def set_logged_step(trainer: "Trainer") -> None:
     resume at a step that validates, Lightning increments this counter once too often, and no public setter exists.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
+
+def dump_checkpoint(trainer: "Trainer") -> dict[str, Any]:
+    """Return the checkpoint that `trainer.save_checkpoint` would write.
+
+    `trainer.save_checkpoint` waits for all ranks after it has written. After an exception they may never come.
+    """
+    return trainer._checkpoint_connector.dump_checkpoint()
+
+
+def disable_sigterm_broadcast(trainer: "Trainer") -> None:
+    """Keep Lightning from asking all ranks before every forward pass whether rank 0 has received SIGTERM.
+
+    Lightning broadcasts and waits for a tensor each time, and no public setting switches it off. `GracefulStop` does
+    the same once per optimizer step, without waiting.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+
+def disable_child_process_observer() -> None:
+    """Keep Lightning from killing this process when a rank that it has started fails.
+
+    A thread of Lightning looks at the started processes every five seconds, and kills this one with SIGKILL where one
+    of them has failed: perhaps while it saves, or before it has reported the error. Lightning keeps no public
+    reference to the thread.
+    """
+    from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
+
+
+def set_default_timeout(strategy: "Strategy", timeout: timedelta) -> None:
+    """Set how long a rank waits in a collective, unless the strategy was created with a timeout of its own.
+
+    A timeout is an argument of the strategy's constructor. Where the Trainer creates the strategy, from a name such as
+    "auto" or "ddp", nobody can pass it.
+    """
+    from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
+
+    if getattr(strategy, "_timeout", None) == default_pg_timeout:
+        strategy._timeout = timeout  # type: ignore[attr-defined]
+
+
+def set_mesh_sizes(strategy: "ModelParallelStrategy", data_parallel: int, tensor_parallel: int) -> None:
+    """Set the sizes of the device mesh that `strategy.setup_environment` creates.
+
+    They are arguments of the constructor, but the number of devices is known only when the Trainer has set it. The
+    default "auto" is tensor parallelism within a machine.
+    """
+    strategy._data_parallel_size, strategy._tensor_parallel_size = data_parallel, tensor_parallel
 
 
 # ------------------------------------------------------------------------------------------------------------- torch

@@ -1,12 +1,18 @@
 """Each entry of lit_gpt/compat.py: the private attribute still exists and still means what the package relies on."""
 
+import os
+import subprocess
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import event_files, points
-from lightning.pytorch import LightningModule, Trainer
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -97,3 +103,100 @@ def test_event_file_writer_writes_one_event_and_opens_a_new_file_after_close(tmp
         writer.close()
     assert len(event_files(tmp_path)) == 2
     assert points(tmp_path) == {"a": [(1, 1.0), (2, 2.0)], "b": [(1, 1.0), (2, 2.0)]}
+
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def fit_regression(*callbacks: Callback, **flags: Any) -> Trainer:
+    trainer = Trainer(max_steps=2, enable_checkpointing=False, callbacks=list(callbacks), **QUIET, **flags)
+    trainer.fit(Regression(), DataLoader(torch.ones(4, 1)))
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_dump_checkpoint_returns_what_save_checkpoint_writes(tmp_path: Path) -> None:
+    trainer = fit_regression()
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    saved, dumped = torch.load(tmp_path / "saved.ckpt", weights_only=True), compat.dump_checkpoint(trainer)
+    assert saved.keys() == dumped.keys()
+    assert saved["global_step"] == dumped["global_step"] == 2
+    assert all(torch.equal(saved["state_dict"][name], value) for name, value in dumped["state_dict"].items())
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+@pytest.mark.parametrize("disabled", [False, True])
+def test_disable_sigterm_broadcast_removes_one_broadcast_per_forward_pass(
+    monkeypatch: pytest.MonkeyPatch, disabled: bool
+) -> None:
+    broadcasts = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: broadcasts.append(tensor))
+
+    class TwoRanks(Callback):
+        """Makes the training loop believe that it is one of two ranks."""
+
+        def on_train_start(self, trainer: Trainer, *args: object) -> None:
+            monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+            monkeypatch.setattr(Trainer, "world_size", 2)
+            if disabled:
+                compat.disable_sigterm_broadcast(trainer)
+
+        def on_train_end(self, *args: object) -> None:
+            monkeypatch.undo()
+
+    fit_regression(TwoRanks())
+    assert len(broadcasts) == (0 if disabled else 2)
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_disable_child_process_observer_keeps_this_process_alive(
+    monkeypatch: pytest.MonkeyPatch, disabled: bool
+) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, signum: killed.append(pid))
+    child = subprocess.Popen(["false"])
+    child.wait()
+    observer = _ChildProcessObserver(main_pid=os.getpid(), child_processes=[child], sleep_period=1)
+    observer.start()
+    if disabled:
+        compat.disable_child_process_observer()
+    observer.join()
+    assert killed == ([] if disabled else [os.getpid()])
+
+
+@pytest.fixture
+def unconnected(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Strategies set themselves up without connecting to other ranks; holds what they pass to torch."""
+    passed: dict[str, Any] = {}
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: passed.update(kwargs))
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda **kwargs: passed.update(kwargs))
+    for name in ("MASTER_ADDR", "MASTER_PORT"):  # which the strategy sets
+        monkeypatch.setenv(name, "0")
+    return passed
+
+
+@pytest.mark.parametrize(
+    ("strategy", "seconds"),
+    [("ddp", 7), (DDPStrategy(timeout=timedelta(seconds=60)), 60), (ModelParallelStrategy(), 7)],
+    ids=["created by the Trainer", "created with a timeout", "model parallel"],
+)
+def test_set_default_timeout_changes_only_the_default(
+    unconnected: dict[str, Any], strategy: str | Strategy, seconds: int
+) -> None:
+    created = Trainer(devices=2, strategy=strategy, **QUIET).strategy
+    created.connect(Regression())
+    compat.set_default_timeout(created, timedelta(seconds=7))
+    created.setup_environment()
+    assert unconnected["timeout"] == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("sizes", [None, (2, 1)])
+def test_set_mesh_sizes_replaces_the_default_of_tensor_parallelism(
+    unconnected: dict[str, Any], sizes: tuple[int, int] | None
+) -> None:
+    strategy = Trainer(devices=2, strategy=ModelParallelStrategy(), **QUIET).strategy
+    strategy.connect(Regression())
+    if sizes is not None:
+        compat.set_mesh_sizes(strategy, *sizes)
+    strategy.setup_environment()
+    assert unconnected["mesh_shape"] == (sizes or (1, 2))

@@ -150,7 +150,7 @@ def test_two_machines_train_as_one_and_neither_waits_for_a_cable_that_is_cut(fit
     for rank, (_, err) in enumerate(told):
         (line,) = [line for line in err.splitlines() if line.startswith(f"rank {rank}: ")]
         assert "another process of the run is gone or out of reach (Timed out waiting 2000ms" in line
-        assert "to go on: start on every machine, as before: " in line
+        assert "resume it with: start on every machine, as before: " in line
         assert ("the last good checkpoint is logs/cut/version_0/last.ckpt" in line) == (rank == 0)
 
 
@@ -217,7 +217,7 @@ def test_a_slurm_job_saves_queues_again_and_goes_on_until_it_is_done(folder: Pat
     assert status == 143, err
     assert out.startswith("no checkpoint of 'small' under logs: starting from the beginning\n")
     assert err.splitlines()[-1].startswith("stopped at step ")
-    assert "to go on: start on every machine, as before: scripts/fit.py " in err
+    assert "resume it with: start on every machine, as before: scripts/fit.py " in err
     assert Path("requeued").read_text() == "requeue 4711\n"
     step = open_checkpoint(RUN / "last.ckpt")["global_step"]
     status, out, err = submitted(step + 5, None)

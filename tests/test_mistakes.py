@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, Fit, Result, forked, powerless
 from filelock import FileLock
 
-import lit_gpt.training.checkpointing
+import lit_gpt.training.run_folder
 from lit_gpt import LitGPT, UserError
 from lit_gpt.cli.messages import exit_status
 
@@ -385,11 +385,11 @@ CHECKPOINTS: dict[str, Case] = {
     "overfitting": (nothing, ["--ckpt_path", LAST, "--trainer.overfit_batches", "2"], "are not counted on, start anew"),
 }
 PLACES: dict[str, Case] = {
-    "a file for logs": (in_the_way("logs"), [], "logs/small/version_0 cannot be made (Not a directory)"),
+    "a file for logs": (in_the_way("logs"), [], "logs/small/version_0 cannot be created (Not a directory)"),
     "a file for a run": (
         lambda: (Path("logs").mkdir(), in_the_way("logs/small")()),
         [],
-        "logs/small/version_0 cannot be made",
+        "logs/small/version_0 cannot be created",
     ),
     "a file for data": (
         in_the_way("data"),
@@ -399,7 +399,7 @@ PLACES: dict[str, Case] = {
     "no way to logs": (
         lambda: Path("shut").mkdir(mode=0o555),
         ["--trainer.default_root_dir", "shut"],
-        "shut/small/version_0 cannot be made (Permission denied)",
+        "shut/small/version_0 cannot be created (Permission denied)",
     ),
     "no way to data": (
         lambda: Path("data").mkdir(mode=0o555),
@@ -509,9 +509,10 @@ def test_two_processes_do_not_train_in_one_folder(fit: Fit, folder: Path) -> Non
     assert fit("--trainer.max_steps", 3).status == 0
     before = contents()
     with FileLock(RUN / ".lock"):
-        at_once = partial(setattr, lit_gpt.training.checkpointing, "LOCK_SECONDS", 0.1)
+        at_once = partial(setattr, lit_gpt.training.run_folder, "LOCK_TIMEOUT", 0.1)
         result = forked(folder, "--config", "small.yaml", "--ckpt_path", "last", prepare=at_once)
-    is_one_line(result, "logs/small/version_0: another process trains there: wait for it, or take another --name")
+    told = "another process trains in this folder: wait until it ends, or choose another --name"
+    is_one_line(result, f"logs/small/version_0: {told}")
     (RUN / ".lock").unlink()
     assert contents() == before
 

@@ -103,7 +103,7 @@ def test_the_command_that_goes_on_does(folder: Path) -> None:
     told = forked(folder, *words).err
     step = re.search(r"stopped at step ([\d,]+)", told)
     assert step is not None
-    _, _, *again = shlex.split(told.partition("to go on: ")[2])
+    _, _, *again = shlex.split(told.partition("resume it with: ")[2])
     assert f"mine/version_0/last.ckpt, step {step[1]}\n" in forked(folder, *again).out
 
 

@@ -58,7 +58,7 @@ def test_a_signal_ends_the_run_after_its_step_saved(folder: Path, signum: int, s
     message = ended.err.splitlines()[-1]
     saved = "logs/small/version_0/last.ckpt"
     assert message.startswith(
-        f"stopped at step 5 by {signal.Signals(signum).name}; all of it is in {saved}; to go on: "
+        f"stopped at step 5 by {signal.Signals(signum).name}; the run is saved in {saved}; resume it with: "
     )
     assert message.endswith(
         "fit.py --config=small.yaml --trainer.max_steps 4000"
@@ -97,7 +97,7 @@ def test_what_falls_over_when_a_stopped_run_is_cleared_away_hides_nothing(folder
 
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
     assert ended.status == 143, ended.err
-    assert "stopped at step 3 by SIGTERM; all of it is in" in ended.err.splitlines()[-1]
+    assert "stopped at step 3 by SIGTERM; the run is saved in" in ended.err.splitlines()[-1]
     assert "Traceback" not in ended.err
 
 
@@ -115,7 +115,7 @@ def test_a_second_interrupt_leaves_at_once(folder: Path) -> None:
     ended = forked(folder, "--config", "small.yaml", prepare=at_step(5, twice))
     assert ended.status == 130
     assert time.monotonic() - begun < 30
-    assert "Ctrl-C again leaves at once" in ended.err
+    assert "press Ctrl-C again to exit at once" in ended.err
     assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 3  # of its validation
 
 
@@ -191,7 +191,7 @@ def test_a_signal_amid_a_save_lets_it_end(folder: Path, saved: int, last: int) -
 
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
     assert ended.status == 143
-    assert f"stopped at step {last} by SIGTERM; all of it is in logs/small/version_0/last.ckpt" in ended.err
+    assert f"stopped at step {last} by SIGTERM; the run is saved in logs/small/version_0/last.ckpt" in ended.err
     assert open_checkpoint(folder / RUN / "best.ckpt")["global_step"] == saved
     assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == last
 

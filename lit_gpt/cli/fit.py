@@ -20,15 +20,14 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from jsonargparse import ActionYesNo, Namespace
-from lightning.fabric.plugins.collectives.torch_collective import default_pg_timeout
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from lit_gpt import compat
 from lit_gpt.checkpoint.store import open_checkpoint
 from lit_gpt.cli.arguments import LOGS, CommandLine, StrictParser, rewrite_parser_error
 from lit_gpt.cli.preflight import preflight
@@ -41,21 +40,21 @@ from lit_gpt.cli.validation import (
     validate_args,
 )
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
-from lit_gpt.device import configure_malloc, free_memory, supports_bfloat16
+from lit_gpt.device import available_cores, configure_malloc, free_memory, supports_bfloat16
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.files import atomic_write, write_error
 from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.model import GPTConfig
 from lit_gpt.optim import parameter_groups
 from lit_gpt.tokenizer import from_state
-from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly, WholeFileIO
+from lit_gpt.training.checkpointing import AtomicCheckpointIO, StepCheckpoint, StopEarly
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.memory import estimate_memory
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.profiler import RunProfiler
 from lit_gpt.training.progress import StepProgress
 from lit_gpt.training.samples import GenerateText
-from lit_gpt.training.stop import GracefulStop, own_rank, peer_lost
+from lit_gpt.training.stop import GracefulStop, global_rank, is_distributed_failure
 from lit_gpt.training.throughput import Throughput, flops_per_token
 
 
@@ -85,7 +84,7 @@ def main(default_config: Path) -> int:
 
 def _run(stop: GracefulStop, default_config: Path) -> int:
     try:
-        with stop.listening(), quiet_writer():
+        with stop.signals.listen(), quiet_writer():
             arguments = CommandLine(sys.argv[1:], default_config)
             sys.argv[1:] = arguments.args  # what processes for other devices are started with
             FitCLI(arguments, stop)
@@ -95,25 +94,26 @@ def _run(stop: GracefulStop, default_config: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + 13
     except Exception as error:
-        first = stop.stopped or _stopped_before(error)
+        first = stop.signals.raised or _stopped_before(error)
         if first is not None:  # what it interrupted fell over it
             return _leave(first.status, str(first))
         notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
         if isinstance(error, UserError):
             return _leave(2, f"error: {error}{notes}")
-        if peer_lost(error):
+        if is_distributed_failure(error):
             reason = re.sub(r"^\[[^]]*\] ?", "", str(error)).split("\n")[0].split(". ")[0][:200]
             if stop.started:
-                lost = f"another process of the run is gone or out of reach ({reason}){notes}; to go on: {stop.go_on}"
+                lost = f"another process of the run is gone or out of reach ({reason}){notes}"
+                lost += f"; resume it with: {stop.resume_command}"
             else:
                 lost = f"not all processes of the run came, or one is gone ({reason}): see what it says, and start all"
-            _leave_alone(stop, f"rank {own_rank()}: {lost}")
+            _leave_alone(stop, f"rank {global_rank()}: {lost}")
         if stop.started:
             if torch.distributed.is_initialized():
                 _leave_alone(stop, "".join(traceback.format_exception(error)).strip())
             raise
-        if own_rank() != 0:  # which the others may not know
-            _leave_alone(stop, f"rank {own_rank()}: {_said(error)}")
+        if global_rank() != 0:  # which the others may not know
+            _leave_alone(stop, f"rank {global_rank()}: {_said(error)}")
         return _leave(2, f"error: {_said(error)}{notes}")
     return 0
 
@@ -129,7 +129,7 @@ def _leave_alone(stop: GracefulStop, message: str) -> NoReturn:
     """Ends this process of several with status 1, without what would wait for others that may never come."""
     os.write(2, f"{message}\n".encode(errors="replace"))  # in one piece, where others write too
     sys.stdout.flush()
-    stop.end_children()
+    stop.kill_child_processes()
     stop.clean_up()
     os._exit(1)
 
@@ -153,7 +153,7 @@ def _leave(status: int, message: str) -> int:
     speaks.
     """
     local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    if own_rank() != 0 and (local_rank != "0" or torch.distributed.is_initialized()):
+    if global_rank() != 0 and (local_rank != "0" or torch.distributed.is_initialized()):
         return 0
     print(" ".join(message.split()), file=sys.stderr)
     return status
@@ -188,6 +188,14 @@ def quiet_lightning() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def share_cores(processes: int) -> None:
+    """Give each process of this machine an equal share of the cores, unless OMP_NUM_THREADS is set; they inherit it."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, available_cores() // processes)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 TIMEOUT = 300  # seconds: in which a disk of 50 MB/s takes a checkpoint of 15 GB, while the other ranks wait
@@ -352,7 +360,7 @@ class FitCLI(LightningCLI):
             settings.trainer.precision = config["precision"]  # so it is saved: another processor would choose anew
         if config["profiler"] is None and not config["barebones"]:
             config["profiler"] = Unwatched()
-        config["plugins"] = [*as_list(config.get("plugins")), WholeFileIO()]
+        config["plugins"] = [*as_list(config.get("plugins")), AtomicCheckpointIO()]
         if self.subcommand != "fit":
             config.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
             self.save_config_callback = None
@@ -384,7 +392,7 @@ class FitCLI(LightningCLI):
         else:
             theirs = [] if config["logger"] is True else as_list(config["logger"])
             config["logger"] = False if config["logger"] is False else [logger, *theirs]
-            callbacks += [Throughput(lambda: checkpoint.seconds)]
+            callbacks += [Throughput(lambda: checkpoint.save_seconds)]
             callbacks += [StepProgress()] if config["enable_progress_bar"] is not False else []
             callbacks += [generate]
             stop_early: StopEarly = self._get(self.config_init, "early_stopping")
@@ -411,9 +419,8 @@ class FitCLI(LightningCLI):
             config["plugins"] = [*config["plugins"], SLURMEnvironment(auto_requeue=False)]
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         if trainer.strategy.launcher is not None:  # it would do this too late for the processes it starts
-            _set_num_threads_if_needed(trainer.num_devices)
-        if getattr(trainer.strategy, "_timeout", None) == default_pg_timeout:  # not said by a strategy in a config
-            trainer.strategy._timeout = timedelta(seconds=self.config[self.subcommand].timeout)  # type: ignore[attr-defined]
+            share_cores(trainer.num_devices)
+        compat.set_default_timeout(trainer.strategy, timedelta(seconds=self.config[self.subcommand].timeout))
         return trainer
 
     def _run_logger(self, settings: Any, config: dict[str, Any]) -> StepLogger:
@@ -431,7 +438,7 @@ class FitCLI(LightningCLI):
         everywhere = (
             "start on every machine, as before: " if is_externally_launched() else f"{shlex.quote(tool('python'))} "
         )
-        self.stop.go_on = everywhere + shlex.join([sys.argv[0], *words])
+        self.stop.resume_command = everywhere + shlex.join([sys.argv[0], *words])
         return StepLogger(logs, name=settings.name, version=version)
 
     # ---------------------------------------------------------------------------------------------- what is told
@@ -538,9 +545,9 @@ class FitCLI(LightningCLI):
         if self.trainer.is_global_zero:
             folder = self.folder if self.save_config_callback or self.profiler else None
             if folder is not None and self.profiler is None:
-                self.stop.take(folder, fresh=not self.resumes_here)
+                self.stop.run_folder.create_and_lock(folder, is_new=not self.resumes_here)
                 if self.stop.checkpoint is not None and self.resumes_here and checkpoint and self.resumed:
-                    self.stop.checkpoint.mend(Path(self.resumed), checkpoint)
+                    self.stop.checkpoint.restore_copies(Path(self.resumed), checkpoint)
             if self.arguments.notice:
                 print(self.arguments.notice)
             print(preflight(self.trainer, self.model, self.datamodule, folder, self.saves))
@@ -598,7 +605,7 @@ class FitCLI(LightningCLI):
         lines = [
             f"stopped     at step {self.trainer.global_step:,}, {callback.reason(callback.wait_count)}"
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(callback, StopEarly) and callback.exhausted
+            if isinstance(callback, StopEarly) and callback.is_exhausted
         ]
         last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
         with contextlib.suppress(UserError, KeyError):  # there may be none

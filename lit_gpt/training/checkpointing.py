@@ -1,4 +1,4 @@
-"""What saves a run and ends it: checkpoints, early stopping, signals, time."""
+"""Save and resume runs: atomic checkpoints at whole optimizer steps, and early stopping."""
 
 import contextlib
 import sys
@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
+from lit_gpt import compat
 from lit_gpt.checkpoint.store import copy_checkpoint, open_checkpoint, remove_unfinished, save_checkpoint
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.files import temporary_path
@@ -18,8 +19,8 @@ from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT, module_and_data
 
 
-class WholeFileIO(CheckpointIO):
-    """How the Trainer writes and opens checkpoints: by `save_checkpoint` and `open_checkpoint`."""
+class AtomicCheckpointIO(CheckpointIO):
+    """Write the Trainer's checkpoints atomically, and open them without running code in them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         save_checkpoint(checkpoint, Path(path))
@@ -33,15 +34,33 @@ class WholeFileIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-class StepCheckpoint(Checkpoint):
-    """Writes best.ckpt (by `loss/val`), step_<n>.ckpt and last.ckpt into the run's folder, at whole optimizer steps.
+def has_finite_weights(module: LitGPT) -> bool:
+    """Return whether no weight is infinite or NaN; collective if the model is sharded."""
+    return all(bool(full_tensor(p.isfinite().all())) for p in module.gpt.parameters())
 
-    A step is saved when everything about it is done: its points written, its validation and its texts too. That is when
-    the next one begins.
+
+class StepCheckpoint(Checkpoint):
+    """Write best.ckpt (lowest `loss/val`), step_<n>.ckpt and last.ckpt into the run's folder, at whole optimizer steps.
+
+    Each optimizer step is updated, then completed, then saved::
+
+        updated     the optimizer has moved the weights, and `trainer.global_step` counts the step
+        completed   its points are logged, and its validation and its samples are done if it has any
+        saved       it is in the files; this happens when the next step begins, or at the end of the run
+
+    A checkpoint of a step that is not completed would lose the step's validation and samples in the resumed run.
 
     Args:
-        every_n_steps: optimizer steps between periodic checkpoints; last.ckpt is written then, and at validations.
-        keep: how many periodic checkpoints stay.
+        every_n_steps: Optimizer steps between two periodic checkpoints, step_<n>.ckpt. last.ckpt is written then, and
+            after every validation.
+        keep: How many periodic checkpoints to keep.
+
+    Attributes:
+        folder: The run's folder; the command line sets it.
+        best_loss: The lowest `loss/val` so far, in nats per token.
+        best_step: The optimizer step that reached it, -1 before the first validation.
+        last_path: The newest complete checkpoint of this run: the last one written, or the one resumed from.
+        save_seconds: Time spent saving in this command.
     """
 
     def __init__(self, every_n_steps: int = 500, keep: int = 2) -> None:
@@ -50,13 +69,15 @@ class StepCheckpoint(Checkpoint):
                 f"--checkpoint.every_n_steps is {every_n_steps} and --checkpoint.keep {keep}: give 1 or more, 0 or more"
             )
         self.every_n_steps, self.keep = every_n_steps, keep
-        self.folder = Path()  # of the run; the command line sets it
+        self.folder = Path()
         self.best_loss, self.best_step = float("inf"), -1
-        self.last_good: Path | None = None  # the last file written, or resumed from
-        self._saved_step = self._done_step = self._validated_step = -1
-        self._failed = False  # to save, the last time
-        self.seconds = 0.0  # spent saving
-        self._events: dict[str, int] = {}  # the sizes of the event files when the checkpoint resumed from was written
+        self.last_path: Path | None = None
+        self.save_seconds = 0.0
+        self._completed_step = self._validated_step = self._saved_step = -1  # the last one of each
+        self._last_save_failed = False
+        self._event_file_sizes: dict[str, int] = {}  # bytes, when the checkpoint resumed from was written
+
+    # ------------------------------------------------------------------------------------------ state in a checkpoint
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_loss": self.best_loss, "best_step": self.best_step}
@@ -64,39 +85,41 @@ class StepCheckpoint(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = trainer.strategy.broadcast(self.folder)
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero and isinstance(trainer.logger, StepLogger):
-            # now, and not earlier: until something new is saved, the points belong to what was saved before
-            trainer.logger.truncate_event_files(self._events)
+            # A resumed run drops the points after its checkpoint no earlier than at its first save: until then they
+            # belong to the newer checkpoints that are still in the folder.
+            trainer.logger.truncate_event_files(self._event_file_sizes)
             checkpoint["events"] = trainer.logger.event_file_sizes()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._events = checkpoint.get("events", {})
+        self._event_file_sizes = checkpoint.get("events", {})
+
+    # -------------------------------------------------------------------------------------------- hooks of the Trainer
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._done_step = trainer.global_step
+        self._completed_step = trainer.global_step
         if trainer.ckpt_path is None:
-            self._save(trainer)  # a folder that takes no checkpoint says so now, not after hours
-            return
-        self._saved_step, self.last_good = trainer.global_step, Path(trainer.ckpt_path)
+            self._save(trainer)  # a folder that cannot be written to is reported now, not after hours of training
+        else:
+            self._saved_step, self.last_path = trainer.global_step, Path(trainer.ckpt_path)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if self._done_step == trainer.global_step != self._saved_step:
+        self._completed_step = trainer.global_step  # training has gone on to the next step
+        if self._saved_step != trainer.global_step:
             self._save_if_due(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        loop = trainer.fit_loop
-        assert loop._data_fetcher is not None
-        if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
-            self._done_step = trainer.global_step
+        if not self._is_validation_due(trainer):
+            self._completed_step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        self._done_step = self._validated_step = trainer.global_step
+        self._completed_step = self._validated_step = trainer.global_step
         loss = float(trainer.callback_metrics["loss/val"])
         if loss < self.best_loss:
             self.best_loss, self.best_step = loss, trainer.global_step
@@ -104,99 +127,121 @@ class StepCheckpoint(Checkpoint):
                 trainer.logger.log_metrics({"best/loss_val": loss}, trainer.global_step - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.finish(trainer)
+        self.save_last_step(trainer)
 
-    def finish(self, trainer: Trainer) -> None:
-        """Saves this step as the last of the command."""
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save the last completed step where that is possible, and add to the exception which checkpoints exist."""
+        if isinstance(exception, Stopped) or self._completed_step < 0 or not trainer.is_global_zero:
+            return
+        if self._can_save_after_exception(trainer):
+            path = self.folder / "last.ckpt"
+            try:
+                # trainer.save_checkpoint would then wait for the other ranks, which may never come
+                trainer.strategy.save_checkpoint(compat.dump_checkpoint(trainer), path)
+                self.last_path = path
+            except Exception as error:
+                exception.add_note(f"step {trainer.global_step:,} could not be saved: {error}")
+        for description, existing in (("last good", self.last_path), ("best", self.folder / "best.ckpt")):
+            if existing is not None:
+                with contextlib.suppress(UserError):  # there may be none
+                    saved_step = open_checkpoint(existing, mmap=True)["global_step"]
+                    exception.add_note(f"the {description} checkpoint is {existing}, step {saved_step:,}")
+
+    # ---------------------------------------------------------------------------------------------------------- saving
+
+    def save_last_step(self, trainer: Trainer) -> None:
+        """Save the current step as the last one of this command."""
         self._save_if_due(trainer)
         self._save(trainer)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Saves the last whole step, unless its update, its validation or its weights are not whole."""
+    def restore_copies(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """Write the copies of a checkpoint that a process killed between two files of one save did not write.
+
+        Removes unfinished files too.
+
+        Args:
+            path: The checkpoint that is resumed.
+            checkpoint: Its contents.
+
+        Raises:
+            UserError: A copy cannot be written.
+        """
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None:  # written by another checkpoint callback
+            return
+        self.load_state_dict(state)
+        remove_unfinished(path.parent)
+        for name in (*self._due_names(checkpoint["global_step"]), "last.ckpt"):
+            copy = path.with_name(name)
+            try:
+                is_current = open_checkpoint(copy, mmap=True)["saved_at"] >= checkpoint["saved_at"]
+            except UserError:  # missing or damaged
+                is_current = False
+            if not is_current:
+                copy_checkpoint(path, copy)
+
+    def _is_validation_due(self, trainer: Trainer) -> bool:
+        """Return whether the Trainer validates before it goes on to the next step."""
+        _, data = module_and_data(trainer)
+        step, interval = trainer.global_step, data.validation_interval
+        assert interval is not None  # data.setup has set it
+        return (step % interval == 0 or trainer.should_stop or step == data.max_steps) and trainer.enable_validation
+
+    def _can_save_after_exception(self, trainer: Trainer) -> bool:
+        """Return whether the state is that of a completed step, is not yet saved, and one rank alone can save it."""
         module, _ = module_and_data(trainer)
         step = trainer.global_step
-        whole = step == self._done_step and not module.updating and not self._failed
-        if isinstance(exception, Stopped) or self._done_step < 0 or not trainer.is_global_zero:
-            return
-        alone = not is_sharded(module.gpt)  # else it takes all ranks to save
-        if alone and whole and step != self._saved_step and module.finite and finite(module):
-            path = self.folder / "last.ckpt"
-            try:
-                # without trainer.save_checkpoint's barrier: the other ranks may never come
-                trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
-                self.last_good = path
-            except Exception as error:
-                exception.add_note(f"step {step:,} could not be saved: {error}")
-        for kind, good in {"last good": self.last_good, "best": self.folder / "best.ckpt"}.items():
-            with contextlib.suppress(UserError):  # there may be none
-                if good is None:
-                    continue
-                saved_step = open_checkpoint(good, mmap=True)["global_step"]
-                exception.add_note(f"the {kind} checkpoint is {good}, step {saved_step:,}")
+        is_completed = step == self._completed_step and not module.updating
+        needs_save = step != self._saved_step and not self._last_save_failed
+        if not is_completed or not needs_save or is_sharded(module.gpt):  # all ranks have to save a sharded model
+            return False
+        return bool(module.finite) and has_finite_weights(module)
 
-    def _due(self, step: int) -> list[str]:
+    def _due_names(self, step: int) -> list[str]:
+        """Return the names under which a step is saved, besides last.ckpt."""
         names = ["best.ckpt"] if step == self.best_step else []
         return names + ([f"step_{step:08d}.ckpt"] if step % self.every_n_steps == 0 and step else [])
 
     def _save_if_due(self, trainer: Trainer) -> None:
-        names = self._due(trainer.global_step)
+        names = self._due_names(trainer.global_step)
         if names or trainer.global_step == self._validated_step:
             self._save(trainer, *names)
 
-    def mend(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Clears up after a process killed among its saves: writes what copies it did not come to of `path`.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state is None:  # another callback wrote it
-            return
-        self.load_state_dict(state)
-        remove_unfinished(path.parent)
-        for name in (*self._due(checkpoint["global_step"]), "last.ckpt"):
-            copy = path.with_name(name)
-            try:
-                newer = open_checkpoint(copy, mmap=True)["saved_at"] >= checkpoint["saved_at"]
-            except UserError:  # there is none, or it is damaged
-                newer = False
-            if not newer:
-                copy_checkpoint(path, copy)
-
     def _save(self, trainer: Trainer, *names: str) -> None:
-        """Writes the state of this step, once, to files of these names, and to last.ckpt after them.
+        """Write the state of the current step, once, to files of these names, and to last.ckpt after them; collective.
 
         Raises:
-            UserError: on every rank: a file could not be written. Those that were there are whole.
+            UserError: The weights are not finite, or a file could not be written. Every rank raises it. The files that
+                were there before are unchanged.
         """
         step = trainer.global_step
         if step == self._saved_step:
             return
-        since = time.perf_counter()
+        start = time.perf_counter()
         module, _ = module_and_data(trainer)
         module.check_finite(step)
-        if not finite(module):
+        if not has_finite_weights(module):
             raise UserError(
                 f"after step {step:,} the weights are not finite, and not saved: "
-                "go on from a checkpoint with a smaller --model.learning_rate"
+                "resume from a checkpoint with a smaller --model.learning_rate"
             )
-        first, *others = [self.folder / name for name in (*names, "last.ckpt")]
+        first, *copies = [self.folder / name for name in (*names, "last.ckpt")]
         failure: UserError | None = None
         try:
             self._write(trainer, first)
-            self.last_good = first
+            self.last_path = first
             if trainer.is_global_zero:
-                for other in others:
-                    copy_checkpoint(first, other)
-                self._prune(step)
-        except UserError as error:  # on the one rank that writes
+                for copy in copies:
+                    copy_checkpoint(first, copy)
+                self._remove_old_checkpoints(step)
+        except UserError as error:  # on the rank that writes; the others learn of it by the broadcast
             failure = error
         failure = trainer.strategy.broadcast(failure)
-        self._failed = failure is not None
+        self._last_save_failed = failure is not None
         if failure is not None:
             raise failure
-        self._saved_step, self.last_good = step, self.folder / "last.ckpt"
-        self.seconds += time.perf_counter() - since
+        self._saved_step, self.last_path = step, self.folder / "last.ckpt"
+        self.save_seconds += time.perf_counter() - start
 
     def _write(self, trainer: Trainer, path: Path) -> None:
         try:
@@ -205,26 +250,25 @@ class StepCheckpoint(Checkpoint):
             trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
             raise
 
-    def _prune(self, step: int) -> None:
-        # of a run resumed further back, later steps are another future's: they stay
-        periodic = sorted(old for old in self.folder.glob("step_*.ckpt") if old.name <= f"step_{step:08d}.ckpt")
-        for old in periodic[: max(0, len(periodic) - self.keep)]:
-            with contextlib.suppress(OSError):  # one too many is no reason to end a run
-                old.rename(temporary_path(old))  # a folder half removed is no checkpoint
+    def _remove_old_checkpoints(self, step: int) -> None:
+        """Remove the oldest periodic checkpoints up to `step`, so that `keep` of them remain."""
+        # Where a run was resumed at an earlier step, the later checkpoints belong to the first attempt: they stay.
+        newest_name = f"step_{step:08d}.ckpt"
+        periodic = sorted(path for path in self.folder.glob("step_*.ckpt") if path.name <= newest_name)
+        for path in periodic[: max(0, len(periodic) - self.keep)]:
+            with contextlib.suppress(OSError):  # an extra checkpoint is no reason to end a run
+                path.rename(temporary_path(path))  # so that a folder removed in part is not taken for a checkpoint
         remove_unfinished(self.folder)
 
 
-def finite(module: LitGPT) -> bool:
-    """Whether all weights are numbers."""
-    return all(bool(full_tensor(p.isfinite().all())) for p in module.gpt.parameters())
-
-
 class StopEarly(EarlyStopping):
-    """Ends a run whose `loss/val` no longer falls: Lightning's EarlyStopping under flags of its own.
+    """Stop a run whose `loss/val` no longer decreases: Lightning's EarlyStopping with flags of its own.
+
+    Its name is a key in checkpoints and must not change.
 
     Args:
-        patience: validations in a row without a lower `loss/val` that end the run; None: none do.
-        min_delta: by how many nats per token it has to be lower.
+        patience: Validations in a row without a lower `loss/val` after which the run stops; None: it never does.
+        min_delta: By how many nats per token `loss/val` has to decrease to count as lower.
     """
 
     def __init__(self, patience: int | None = None, min_delta: float = 0.0) -> None:
@@ -236,13 +280,14 @@ class StopEarly(EarlyStopping):
         super().__init__("loss/val", min_delta, patience or sys.maxsize, check_on_train_epoch_end=False)
 
     @property
-    def exhausted(self) -> bool:
-        """Whether the last `patience` validations brought no lower loss."""
+    def is_exhausted(self) -> bool:
+        """Whether none of the last `patience` validations had a lower loss."""
         return self.wait_count >= self.patience
 
     @staticmethod
-    def reason(waited: int) -> str:
-        return f"loss/val has not fallen for {waited} validation{'s'[: waited != 1]}"
+    def reason(wait_count: int) -> str:
+        """Return why the run stops after `wait_count` validations without a lower loss."""
+        return f"loss/val has not fallen for {wait_count} validation{'s' if wait_count != 1 else ''}"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        trainer.should_stop |= self.exhausted  # one that had stopped stays so when it is resumed
+        trainer.should_stop |= self.is_exhausted  # a run that was stopped stays stopped when it is resumed

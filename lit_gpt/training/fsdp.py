@@ -1,4 +1,4 @@
-"""Training on devices that each hold a slice of the model."""
+"""Fully sharded data parallelism (FSDP2, Zhao et al. 2023): each device holds a shard of every weight."""
 
 import shutil
 from datetime import timedelta
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed.checkpoint as dcp
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from lit_gpt import compat
 from lit_gpt.checkpoint.sharded import ShardReader, flatten_state
 from lit_gpt.checkpoint.store import NON_TENSOR_FILE, open_checkpoint
 from lit_gpt.files import atomic_replace, atomic_write, fsync_folder, temporary_path, write_error
@@ -21,35 +23,40 @@ if TYPE_CHECKING:
 
 
 class FSDP2(ModelParallelStrategy):
-    """Slices weights, gradients and optimizer state over all devices; `LitGPT.configure_model` says where.
+    """Shard weights, gradients and optimizer state over all devices; `LitGPT.configure_model` calls `shard`.
 
-    A checkpoint is a folder, into which every device writes its slices and out of which any number of devices reads
-    its own. An ordinary file is read too.
+    A checkpoint is a folder. Each device writes its shards into it, and any number of devices can read theirs from it.
+    Checkpoints that are a single file can be read too.
 
     Args:
-        process_group_backend: nccl or gloo; what suits the devices if left out.
-        timeout: how long a process waits for the others.
+        process_group_backend: "nccl" or "gloo"; None: the one that fits the devices.
+        timeout: How long a rank waits for the others in a collective.
     """
 
     def __init__(self, process_group_backend: str | None = None, timeout: timedelta = timedelta(minutes=30)) -> None:
         super().__init__(process_group_backend=process_group_backend, timeout=timeout)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        compat.set_mesh_sizes(self, data_parallel=self.num_nodes * self.num_processes, tensor_parallel=1)
         super().setup_environment()
 
+    # ---------------------------------------------------------------------------------------------------------- saving
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the module's state dict; tensors are DTensors, and tied weights are the same object."""
         assert self.model is not None
-        return self.model.state_dict(keep_vars=True)  # so that what is tied is seen to be one
+        return self.model.state_dict(keep_vars=True)  # without keep_vars each entry would be a new object
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         return optimizer.state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Writes a folder: all ranks its slices, the first everything else; what stood there before goes last.
+        """Write a checkpoint folder: every rank its shards, rank 0 everything else; collective.
+
+        A checkpoint that was there before is removed when the new one is complete.
 
         Raises:
-            UserError: on all ranks, or on the first alone: it cannot be written.
+            UserError: It cannot be written. All ranks raise it, or rank 0 alone.
         """
         path = Path(self.broadcast(str(filepath)))
         folder = temporary_path(path)
@@ -66,50 +73,61 @@ class FSDP2(ModelParallelStrategy):
         except (CheckpointException, OSError) as error:
             if self.is_global_zero:
                 shutil.rmtree(folder, ignore_errors=True)
-            why = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-            raise write_error(path, why) from error
+            cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+            raise write_error(path, cause) from error
+
+    # --------------------------------------------------------------------------------------------------------- loading
 
     @torch.no_grad()
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load this rank's shards of the weights and of the optimizer state in place; return everything else."""
         path = Path(self.broadcast(str(checkpoint_path)))
         checkpoint = open_checkpoint(path, mmap=True)
-        assert self.model is not None
-        there, rest = flatten_state(checkpoint)
-        here = {f"state_dict/{name}": value.detach() for name, value in self.model.state_dict(keep_vars=True).items()}
-        for optimizer in self.optimizers:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for number, saved in checkpoint["optimizer_states"][0]["state"].items():
-                p = parameters[number]
-                state = {name: torch.zeros_like(p) for name, value in saved.items() if value.shape == p.shape}
-                optimizer.state[p] = state
-                here |= {f"optimizer/{number}/{name}": value for name, value in state.items()}
-        wanted = {name: value for name, value in here.items() if name in there}
+        saved, rest = flatten_state(checkpoint)  # in a folder, `saved` has shapes only
+        targets = self._tensors_to_load(checkpoint)
+        targets = {name: target for name, target in targets.items() if name in saved}
         if path.is_dir():
-            dcp.load(wanted, storage_reader=ShardReader(path))
+            dcp.load(targets, storage_reader=ShardReader(path))
         else:
-            for name, value in wanted.items():
-                value.copy_(shard_like(there[name], value))
+            for name, target in targets.items():
+                target.copy_(shard_like(saved[name], target))
         return rest
 
+    def _tensors_to_load(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors to be filled from a checkpoint, by name; creates the optimizer's state."""
+        assert self.model is not None
+        targets = {f"state_dict/{name}": p.detach() for name, p in self.model.state_dict(keep_vars=True).items()}
+        for optimizer in self.optimizers:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for index, saved_state in checkpoint["optimizer_states"][0]["state"].items():
+                p = parameters[index]
+                state = {name: torch.zeros_like(p) for name, value in saved_state.items() if value.shape == p.shape}
+                optimizer.state[p] = state
+                targets |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
+        return targets
+
     def load_model_state_dict(self, checkpoint: Any, strict: bool = True) -> None:
-        """Has been done by `load_checkpoint`, and so has the optimizer's."""
+        """Do nothing: `load_checkpoint` has loaded the weights and the optimizer state."""
 
 
-def shard(gpt: GPT, mesh: "DeviceMesh", kind: torch.dtype | None = None) -> None:
-    """Slices the weights over the devices of `mesh`, block by block; a block's are put together while it computes.
+def shard(gpt: GPT, mesh: "DeviceMesh", dtype: torch.dtype | None = None) -> None:
+    """Shard the weights over the devices of `mesh`, block by block; does nothing if they are sharded.
+
+    The weights of a block are gathered while it computes, and freed afterwards.
 
     Args:
-        gpt: the model.
-        mesh: of one dimension.
-        kind: in which the blocks multiply. Their weights travel in it; gradients are added up in that of the weights.
+        gpt: The model, changed in place.
+        mesh: The devices, in one dimension.
+        dtype: In which the blocks compute and their weights are gathered; None: that of the weights. Gradients are
+            reduced in the dtype of the weights.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     if isinstance(gpt, FSDPModule):
         return
-    policy = MixedPrecisionPolicy(kind, gpt.embedding.weight.dtype, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(dtype, gpt.embedding.weight.dtype, cast_forward_inputs=False)
     for block in gpt.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(gpt, mesh=mesh)
-    for method in ("hidden", "loss"):  # ways in, besides forward
+    for method in ("hidden", "loss"):  # entry points besides forward
         register_fsdp_forward_method(gpt, method)
