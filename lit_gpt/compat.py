@@ -118,6 +118,11 @@ def fused_adamw_(
     )
 
 
+# What the pickled metadata file of torch.distributed.checkpoint refers to besides that package's own classes, as
+# (module, name). torch has no function that reads this file without running code.
+SHARD_METADATA_GLOBALS = (("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"))
+
+
 # ------------------------------------------------------------------------------------------------------- tensorboard
 
 

@@ -6,7 +6,7 @@ python scripts/consolidate.py logs/gpt2/version_0/best.ckpt gpt2.ckpt
 import sys
 from pathlib import Path
 
-from lit_gpt.checkpoint.store import open_checkpoint, save_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.errors import UserError
 
@@ -18,7 +18,7 @@ def consolidate(words: list[str]) -> None:
     options = parser.parse_args(words)
     if options.file.exists():
         raise UserError(f"{options.file} is there already: give another name, or take it away")
-    checkpoint = open_checkpoint(options.folder)
+    checkpoint = Checkpoint.open(options.folder, verify=False).read()
     save_checkpoint(checkpoint, options.file)
     print(f"step {checkpoint['global_step']:,}, {options.file.stat().st_size / 1e6:,.1f} MB: {options.file}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.checkpoint.store import load_model, newest_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
 from lit_gpt.cli.messages import LineParser, exit_status
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text, strip_control_characters
@@ -33,14 +33,16 @@ def write(words: list[str]) -> None:
         raise UserError("--prompt is not text in this terminal's encoding: set the terminal to UTF-8")
 
     chosen = options.ckpt_path if options.ckpt_path != Path("last") else None
-    path = chosen or newest_checkpoint(Path("logs"), options.name)
-    if path is None:
+    checkpoint, warning = (Checkpoint.open(chosen), "") if chosen else newest_checkpoint(Path("logs"), options.name)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+    if checkpoint is None:
         place = f"logs/{options.name or ''}"
         raise UserError(f"no checkpoint under {place}: train one with scripts/fit.py, or give --ckpt_path")
-    model, tokenizer, rows = load_model(path)
+    model, tokenizer, mode = checkpoint.load_model()
     prepare_for_inference(model.to("cuda" if torch.cuda.is_available() else "cpu"))
-    encode_prompt(tokenizer, options.prompt, rows)  # a character it does not know is said before anything is written
-    print(f"[{path}]", file=sys.stderr)
+    encode_prompt(tokenizer, options.prompt, mode)  # a character it does not know is said before anything is written
+    print(f"[{checkpoint.path}]", file=sys.stderr)
     generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)
     for _ in range(options.num_samples):
         print(options.prompt, end="")
@@ -48,7 +50,7 @@ def write(words: list[str]) -> None:
             model,
             tokenizer,
             options.prompt,
-            rows,
+            mode,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_k=options.top_k,

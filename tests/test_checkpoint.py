@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, open without running anything, and are enough by themselves."""
+"""Checkpoints are written atomically, are read without running code, and are complete by themselves."""
 
 import os
 import pickle
@@ -13,26 +13,58 @@ from conftest import Fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.checkpoint.store import CONTENTS, load_model, newest_checkpoint, open_checkpoint
+from lit_gpt.checkpoint.store import REQUIRED_KEYS, Checkpoint, load_model, newest_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, write_error
 from lit_gpt.model import GPT
 from lit_gpt.training.module import LitGPT
 
+LAST = Path("logs/small/version_0/last.ckpt")
 
-def test_a_write_that_fails_leaves_the_file_before_it(tmp_path: Path) -> None:
+
+def test_failed_atomic_write_leaves_previous_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     atomic_write(path, lambda file: file.write(b"first"))
 
-    def half(file: BinaryIO) -> None:
+    def write_half(file: BinaryIO) -> None:
         file.write(b"sec")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write(path, half)
-    assert "(disk full); the previous file is unchanged" in str(write_error(path, OSError("disk full")))
+    with pytest.raises(OSError, match="disk full") as raised:
+        atomic_write(path, write_half)
+    assert "(disk full); the previous file is unchanged" in str(write_error(path, raised.value))
     assert path.read_bytes() == b"first"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_concurrent_atomic_writes_do_not_share_a_temporary_file(tmp_path: Path) -> None:
+    path, work = tmp_path / "file", tmp_path / "work"
+    work.mkdir()
+
+    def write_while_another_process_does(file: BinaryIO) -> None:
+        file.write(b"out")
+        atomic_write(path, lambda other: other.write(b"inner"), temporary_folder=work)
+        assert path.read_bytes() == b"inner"
+        file.write(b"er")
+
+    atomic_write(path, write_while_another_process_does, temporary_folder=work)
+    assert path.read_bytes() == b"outer"
+    assert os.listdir(work) == []
+
+
+def test_atomic_write_raises_the_os_error_behind_torch_save(tmp_path: Path) -> None:
+    class FullDisk:
+        def __init__(self, file: BinaryIO) -> None:
+            self.file = file
+
+        def write(self, content: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+        def flush(self) -> None:
+            self.file.flush()
+
+    with pytest.raises(OSError, match="No space left"):
+        atomic_write(tmp_path / "x.ckpt", lambda file: torch.save({"a": torch.zeros(9)}, FullDisk(file)))  # type: ignore[arg-type]
 
 
 class Harmful:
@@ -40,7 +72,7 @@ class Harmful:
         return os.system, ("echo harm > harmed",)
 
 
-def test_what_is_no_checkpoint_is_said_and_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_refuses_other_files_and_never_runs_their_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Harmful()}, "harmful.ckpt")
     Path("plain.ckpt").write_bytes(pickle.dumps({"a": Harmful()}))
@@ -50,147 +82,189 @@ def test_what_is_no_checkpoint_is_said_and_never_run(tmp_path: Path, monkeypatch
     torch.save([1, 2], "list.ckpt")
     for name, message in {
         "harmful.ckpt": "it holds code",
-        "plain.ckpt": "damaged, or no checkpoint",
-        "text.ckpt": "damaged, or no checkpoint",
-        "empty.ckpt": "damaged, or no checkpoint",
+        "plain.ckpt": "damaged, or not a checkpoint",
+        "text.ckpt": "damaged, or not a checkpoint",
+        "empty.ckpt": "damaged, or not a checkpoint",
         "foreign.ckpt": "is not a checkpoint of lit_gpt",
         "list.ckpt": "is not a checkpoint of lit_gpt",
         "missing.ckpt": "no such checkpoint file",
     }.items():
         with pytest.raises(UserError, match=message):
-            open_checkpoint(Path(name))
+            Checkpoint.open(name)
     assert not Path("harmed").exists()
 
 
-def test_a_truncated_checkpoint_is_said(fit: Fit) -> None:
+def test_open_refuses_truncated_file(fit: Fit) -> None:
     assert fit().status == 0
-    path = Path("logs/small/version_0/last.ckpt")
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="damaged, or no checkpoint"):
-        open_checkpoint(path)
+    LAST.write_bytes(LAST.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="damaged, or not a checkpoint"):
+        Checkpoint.open(LAST)
 
 
-def test_a_checkpoint_is_enough_by_itself(fit: Fit, folder: Path) -> None:
+def test_checkpoint_is_complete_by_itself(fit: Fit, folder: Path) -> None:
     assert fit("--model.config.num_blocks", 1).status == 0
     moved = folder / "elsewhere.ckpt"
-    (folder / "logs/small/version_0/last.ckpt").rename(moved)
+    LAST.rename(moved)
     (folder / "rows.txt").unlink()
-    model, tokenizer, rows = load_model(moved)
-    assert (model.config.num_blocks, model.config.vocab_size, rows) == (1, tokenizer.vocab_size, True)
+    model, tokenizer, mode = load_model(moved)
+    assert (model.config.num_blocks, model.config.vocab_size, mode) == (1, tokenizer.vocab_size, "rows")
     assert not model.training
-    content = open_checkpoint(moved)
-    content["hyper_parameters"]["compile"] = True  # which is for training
-    torch.save(content, "compiled.ckpt")
+    contents = Checkpoint.open(moved).read()
+    contents["hyper_parameters"]["compile"] = True  # concerns training only
+    torch.save(contents, "compiled.ckpt")
     for path in (moved, "compiled.ckpt"):
-        again = LitGPT.load_from_checkpoint(path, weights_only=True)
-        for one, other in zip(model.parameters(), again.gpt.parameters(), strict=True):
-            assert torch.equal(one, other)
+        loaded = LitGPT.load_from_checkpoint(path, weights_only=True)
+        for expected, actual in zip(model.parameters(), loaded.gpt.parameters(), strict=True):
+            assert torch.equal(expected, actual)
 
 
-def test_the_newest_checkpoint_that_is_whole_is_taken(
-    fit: Fit, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    logs = folder / "logs"
-    assert newest_checkpoint(logs) is None
+def test_open_checkpoint_describes_its_contents_without_tensor_values(fit: Fit) -> None:
+    assert fit().status == 0
+    checkpoint, contents = Checkpoint.open(LAST), torch.load(LAST, weights_only=True)
+    assert checkpoint.step == contents["global_step"]
+    assert checkpoint.saved_at == contents["saved_at"]
+    assert checkpoint.config_text == contents["config"]
+    assert checkpoint.hyper_parameters == contents["hyper_parameters"]
+    assert checkpoint.tokenizer.state() == contents["tokenizer"]
+    assert checkpoint.data_fingerprint == contents["data"]
+    assert checkpoint.callbacks.keys() == contents["callbacks"].keys()
+    optimizer_state = contents["optimizer_states"][0]["state"]
+    assert checkpoint.optimizer_state is not None
+    assert checkpoint.optimizer_state.keys() == optimizer_state.keys()
+    assert checkpoint.state_dict.keys() == contents["state_dict"].keys()
+    for name, value in checkpoint.state_dict.items():
+        assert value.is_meta
+        assert (value.shape, value.dtype) == (contents["state_dict"][name].shape, contents["state_dict"][name].dtype)
+    for mmap in (False, True):
+        values = checkpoint.read(mmap)["state_dict"]
+        assert all(torch.equal(values[name], value) for name, value in contents["state_dict"].items())
+
+
+def test_checkpoint_is_verified_once(fit: Fit) -> None:
     assert fit("--trainer.max_steps", 1).status == 0
-    content = open_checkpoint(logs / "small/version_0/last.ckpt")
+    checkpoint = Checkpoint.open(LAST, verify=False)
+    content = LAST.read_bytes()
+    flip_bit_of_weight(LAST)
+    with pytest.raises(UserError, match="is damaged"):
+        checkpoint.verify()
+    LAST.write_bytes(content)
+    checkpoint.verify()
+    flip_bit_of_weight(LAST)
+    checkpoint.verify()  # does not read the file again
+
+
+def test_newest_checkpoint_is_found_by_stored_time_and_skips_damaged_ones(fit: Fit, folder: Path) -> None:
+    logs = folder / "logs"
+    assert newest_checkpoint(logs) == (None, "")
+    assert fit("--trainer.max_steps", 1).status == 0
+    contents = Checkpoint.open(LAST).read()
     names = ["b/version_10/step_1.ckpt", "a/version_1/last.ckpt", "a/version_1/best.ckpt", "a/version_0/best.ckpt"]
     for age, name in zip([0, 1, 1, 2], names):
         path = logs / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**content, "saved_at": content["saved_at"] + 1000 - age}, path)
-        os.utime(path, (age, age))  # what the disk says of it may be anything
-    assert newest_checkpoint(logs) == logs / "b/version_10/step_1.ckpt"
-    assert newest_checkpoint(logs, "a") == logs / "a/version_1/last.ckpt"
-    assert newest_checkpoint(logs, "c") is None
-    assert capsys.readouterr().err == ""
-    for name, damage in {"last": cut, "best": flip}.items():
-        damage(logs / f"a/version_1/{name}.ckpt")
-    assert newest_checkpoint(logs, "a") == logs / "a/version_0/best.ckpt"
-    bad = f"{logs}/a/version_1/best.ckpt, {logs}/a/version_1/last.ckpt"
-    line = f"warning: cannot be used: {bad}; {logs}/a/version_0/best.ckpt"
-    assert capsys.readouterr().err == f"{line} is taken\n"
+        torch.save({**contents, "saved_at": contents["saved_at"] + 1000 - age}, path)
+        os.utime(path, (age, age))  # the file times do not count
+
+    def newest(name: str | None = None) -> tuple[Path | None, str]:
+        checkpoint, warning = newest_checkpoint(logs, name)
+        return checkpoint and checkpoint.path, warning
+
+    assert newest() == (logs / "b/version_10/step_1.ckpt", "")
+    assert newest("a") == (logs / "a/version_1/last.ckpt", "")
+    assert newest("c") == (None, "")
+    truncate(logs / "a/version_1/last.ckpt")
+    flip_bit_of_weight(logs / "a/version_1/best.ckpt")
+    damaged = f"{logs}/a/version_1/best.ckpt, {logs}/a/version_1/last.ckpt"
+    used = logs / "a/version_0/best.ckpt"
+    assert newest("a") == (used, f"skipped damaged checkpoints {damaged}; using {used}")
+    truncate(used)
+    with pytest.raises(UserError, match=r"no checkpoint can be used: .*version_0/best.ckpt.*version_1/best.ckpt"):
+        newest("a")
 
 
-def test_a_model_that_is_loaded_is_not_drawn_before(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_model_does_not_initialize_weights(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit("--trainer.max_steps", 1, "--trainer.precision", "bf16-true").status == 0
-    saved = Path("logs/small/version_0/last.ckpt")
-    expected = LitGPT.load_from_checkpoint(saved).gpt  # draws, and puts what it reads over it
+    expected = LitGPT.load_from_checkpoint(LAST).gpt  # initializes all weights before it loads them
     monkeypatch.delattr(GPT, "initialise")
-    model, *_ = load_model(saved)
+    model, *_ = load_model(LAST)
     assert model.head.weight is model.embedding.weight
     assert dict(model.named_buffers()).keys() == {"position.cos", "position.sin"}
     for name, value in (*expected.named_parameters(), *expected.named_buffers()):
-        got = model.get_buffer(name) if name.startswith("position") else model.get_parameter(name)
-        assert got.dtype == value.dtype == torch.float32
-        assert got.requires_grad == value.requires_grad
-        assert torch.equal(got, value), name
+        actual = model.get_buffer(name) if name.startswith("position") else model.get_parameter(name)
+        assert actual.dtype == value.dtype == torch.float32
+        assert actual.requires_grad == value.requires_grad
+        assert torch.equal(actual, value), name
 
 
-def test_weights_of_another_shape_are_said_in_one_line(fit: Fit) -> None:
+def test_load_model_reports_wrong_shapes_in_one_line(fit: Fit) -> None:
     assert fit("--trainer.max_steps", 1).status == 0
-    checkpoint = torch.load("logs/small/version_0/last.ckpt", weights_only=True)
-    checkpoint["hyper_parameters"]["config"]["d_model"] = 32
-    torch.save(checkpoint, "wide.ckpt")
+    contents = torch.load(LAST, weights_only=True)
+    contents["hyper_parameters"]["config"]["d_model"] = 32
+    torch.save(contents, "wide.ckpt")
     with pytest.raises(
         UserError, match=r"^wide\.ckpt describes no model of lit_gpt \(.*size mismatch.*\): give a .ckpt"
     ):
         load_model("wide.ckpt")
 
 
-def cut(path: Path) -> None:
+def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def flip(path: Path) -> None:
-    """Changes one bit in the middle of the file, of a weight that is."""
+def flip_bit_of_weight(path: Path) -> None:
+    """Flip one bit in the middle of the largest tensor of the file."""
     content = bytearray(path.read_bytes())
-    with zipfile.ZipFile(path) as parts:
-        largest = max(parts.infolist(), key=lambda part: part.file_size)
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
     content[largest.header_offset + 200 + largest.file_size // 2] ^= 1
     path.write_bytes(content)
 
 
+def minimal_contents(**state_dict: torch.Tensor) -> dict:
+    """Return the least that `Checkpoint.open` accepts."""
+    return {name: kind(1) if kind is not dict else {} for name, kind in REQUIRED_KEYS.items()} | {
+        "state_dict": state_dict
+    }
+
+
 @given(st.data())
 @settings(max_examples=300, deadline=None)
-def test_no_flipped_bit_goes_unnoticed(data: st.DataObject) -> None:
+def test_verify_detects_any_flipped_bit(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "last.ckpt")
         torch.manual_seed(0)
-        contents: dict = {name: kind(1) if kind is not dict else {} for name, kind in CONTENTS.items()}
-        contents["state_dict"] = {"weight": torch.randn(20, 20), "bias": torch.randn(20)}
-        torch.save(contents, path)
+        expected = minimal_contents(weight=torch.randn(20, 20), bias=torch.randn(20))
+        torch.save(expected, path)
         content = bytearray(path.read_bytes())
-        place = data.draw(st.integers(0, 8 * len(content) - 1))
-        content[place // 8] ^= 1 << place % 8
+        position = data.draw(st.integers(0, 8 * len(content) - 1))
+        content[position // 8] ^= 1 << position % 8
         path.write_bytes(content)
         try:
-            opened = open_checkpoint(path)
+            contents = Checkpoint.open(path).read()
         except UserError:
             return
-        for name, value in contents["state_dict"].items():  # a bit that means nothing
-            assert torch.equal(opened["state_dict"][name], value)
-        assert opened.keys() == contents.keys()
+        for name, value in expected["state_dict"].items():  # the bit has no meaning, a date for example
+            assert torch.equal(contents["state_dict"][name], value)
+        assert contents.keys() == expected.keys()
 
 
-def test_no_flipped_bit_of_the_directory_goes_unnoticed(tmp_path: Path) -> None:
-    """Where a checkpoint's parts are listed; no checksum covers that."""
-    contents: dict = {name: kind(1) if kind is not dict else {} for name, kind in CONTENTS.items()}
-    contents["state_dict"] = {"weight": torch.arange(50.0)}
+def test_verify_detects_any_harmful_bit_in_the_zip_directory(tmp_path: Path) -> None:
+    """The directory lists the entries of the file, and no checksum covers it."""
+    expected = minimal_contents(weight=torch.arange(50.0))
     path = tmp_path / "last.ckpt"
-    torch.save(contents, path)
+    torch.save(expected, path)
     content = path.read_bytes()
-    with zipfile.ZipFile(path) as parts:
-        start = parts.start_dir
-    unnoticed = 0
-    for place in range(8 * start, 8 * len(content)):
+    with zipfile.ZipFile(path) as archive:
+        start = archive.start_dir
+    undetected = 0
+    for position in range(8 * start, 8 * len(content)):
         flipped = bytearray(content)
-        flipped[place // 8] ^= 1 << place % 8
+        flipped[position // 8] ^= 1 << position % 8
         path.write_bytes(flipped)
         try:
-            opened = open_checkpoint(path)
+            contents = Checkpoint.open(path).read()
         except UserError:
             continue
-        unnoticed += 1
-        assert torch.equal(opened["state_dict"]["weight"], contents["state_dict"]["weight"])
-    assert unnoticed > 0  # dates and the like mean nothing
+        undetected += 1
+        assert torch.equal(contents["state_dict"]["weight"], expected["state_dict"]["weight"])
+    assert undetected > 0  # dates and the like have no meaning

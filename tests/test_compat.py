@@ -1,6 +1,7 @@
 """Each entry of lit_gpt/compat.py: the private attribute still exists and still means what the package relies on."""
 
 import os
+import pickle
 import subprocess
 from datetime import timedelta
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from conftest import event_files, points
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -200,3 +202,19 @@ def test_set_mesh_sizes_replaces_the_default_of_tensor_parallelism(
         compat.set_mesh_sizes(strategy, *sizes)
     strategy.setup_environment()
     assert unconnected["mesh_shape"] == (sizes or (1, 2))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shard_metadata_globals_are_those_that_torch_writes(tmp_path: Path) -> None:
+    dcp.save({"x": torch.zeros(3)}, storage_writer=dcp.FileSystemWriter(tmp_path), no_dist=True)
+    found: set[tuple[str, str]] = set()
+
+    class Recorder(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            found.add((module, name))
+            return super().find_class(module, name)
+
+    with open(tmp_path / ".metadata", "rb") as file:
+        Recorder(file).load()
+    own = {(module, name) for module, name in found if module.startswith("torch.distributed.checkpoint.")}
+    assert found - own - {("torch", "float32")} == set(compat.SHARD_METADATA_GLOBALS)

@@ -137,7 +137,7 @@ def test_sampling_out_of_range_is_said(sampling: dict[str, float], message: str)
         sample_token(torch.zeros(1, 3), **sampling)  # type: ignore[arg-type]
 
 
-def written(monkeypatch: pytest.MonkeyPatch, ids: list[int], rows: bool = True) -> list[str]:
+def written(monkeypatch: pytest.MonkeyPatch, ids: list[int], mode: str = "rows") -> list[str]:
     """The pieces a person sees when the model draws `ids`."""
 
     def draw(*args: object, **kwargs: object) -> Iterator[Tensor]:
@@ -145,7 +145,7 @@ def written(monkeypatch: pytest.MonkeyPatch, ids: list[int], rows: bool = True) 
             yield torch.tensor([token])
 
     monkeypatch.setattr("lit_gpt.inference.generate.stream_tokens", draw)
-    return list(stream_text(gpt(), ByteTokenizer(), "", rows))
+    return list(stream_text(gpt(), ByteTokenizer(), "", mode))
 
 
 def test_a_character_is_written_when_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_character_is_written_when_it_is_whole(monkeypatch: pytest.MonkeyPatch
 
 def test_a_document_ends_at_the_end_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(written(monkeypatch, [97, 256, 98])) == "a"
-    assert "".join(written(monkeypatch, [97, 256, 98], rows=False)) == "ab"
+    assert "".join(written(monkeypatch, [97, 256, 98], mode="raw")) == "ab"
 
 
 def test_what_is_shown_cannot_steer_a_terminal() -> None:
@@ -164,13 +164,13 @@ def test_what_is_shown_cannot_steer_a_terminal() -> None:
 
 def test_a_prompt_begins_as_training_texts_do() -> None:
     tokenizer = CharTokenizer("\nab")
-    assert encode_prompt(tokenizer, "ab", rows=True) == [3, 1, 2]
-    assert encode_prompt(tokenizer, "", rows=True) == [3]
-    assert encode_prompt(tokenizer, "ab", rows=False) == [1, 2]
-    assert encode_prompt(tokenizer, "", rows=False) == [0]
-    assert encode_prompt(CharTokenizer("ab"), "", rows=False) == [0]  # no line end among them
+    assert encode_prompt(tokenizer, "ab", mode="rows") == [3, 1, 2]
+    assert encode_prompt(tokenizer, "", mode="rows") == [3]
+    assert encode_prompt(tokenizer, "ab", mode="raw") == [1, 2]
+    assert encode_prompt(tokenizer, "", mode="raw") == [0]
+    assert encode_prompt(CharTokenizer("ab"), "", mode="raw") == [0]  # no line end among them
     with pytest.raises(UserError, match="character 'c'"):
-        encode_prompt(tokenizer, "c", rows=False)
+        encode_prompt(tokenizer, "c", mode="raw")
 
 
 def test_writing_leaves_the_model_and_the_random_state_as_they_were() -> None:
@@ -178,7 +178,9 @@ def test_writing_leaves_the_model_and_the_random_state_as_they_were() -> None:
     state = torch.get_rng_state()
     texts = [
         list(
-            stream_text(model, ByteTokenizer(), "a", True, max_new_tokens=5, generator=torch.Generator().manual_seed(1))
+            stream_text(
+                model, ByteTokenizer(), "a", "rows", max_new_tokens=5, generator=torch.Generator().manual_seed(1)
+            )
         )
         for _ in range(2)
     ]

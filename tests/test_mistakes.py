@@ -327,7 +327,7 @@ CHECKPOINTS: dict[str, Case] = {
     "missing": (nothing, ["--ckpt_path", "no.ckpt"], "no.ckpt: no such checkpoint file"),
     "empty path": (nothing, ["--ckpt_path", ""], "--ckpt_path is empty"),
     "a folder": (nothing, ["--ckpt_path", str(RUN)], "logs/small/version_0: is a folder, not a checkpoint"),
-    "text": (nothing, ["--ckpt_path", "rows.txt"], "rows.txt cannot be opened (damaged, or no checkpoint)"),
+    "text": (nothing, ["--ckpt_path", "rows.txt"], "rows.txt cannot be opened (damaged, or not a checkpoint)"),
     "cut": (
         lambda: Path("changed.ckpt").write_bytes(Path(LAST).read_bytes()[:-99]),
         ["--ckpt_path", "changed.ckpt"],
@@ -342,7 +342,7 @@ CHECKPOINTS: dict[str, Case] = {
     "pickle": (
         lambda: Path("changed.ckpt").write_bytes(pickle.dumps(Harmful())),
         ["--ckpt_path", "changed.ckpt"],
-        "changed.ckpt cannot be opened (damaged, or no checkpoint)",
+        "changed.ckpt cannot be opened (damaged, or not a checkpoint)",
     ),
     "of others": (
         lambda: torch.save({"state_dict": {}}, "changed.ckpt"),

@@ -113,7 +113,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(fit: Fit) -> 
         os.truncate(RUN / name, 5000)
     result = fit("--ckpt_path", "last")
     assert result.status == 0
-    assert f"warning: cannot be used: {RUN}/best.ckpt, {RUN}/last.ckpt; {RUN}/step_00000004.ckpt is taken" in result.err
+    assert (
+        f"warning: skipped damaged checkpoints {RUN}/best.ckpt, {RUN}/last.ckpt; using {RUN}/step_00000004.ckpt"
+        in result.err
+    )
     assert "step 4" in result.out
 
 

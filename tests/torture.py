@@ -172,9 +172,9 @@ def torture(
             assert kind is not None
             came.append(kind)
             continue
-        newest = newest_checkpoint(folder / "logs", "killed")
+        newest, _ = newest_checkpoint(folder / "logs", "killed")
         assert newest is not None
-        differing += differences(folder / "logs" / "straight" / "version_0", newest.parent)
+        differing += differences(folder / "logs" / "straight" / "version_0", newest.path.parent)
         shutil.rmtree(folder / "logs" / "killed")
     return came, differing
 

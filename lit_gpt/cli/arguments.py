@@ -1,6 +1,7 @@
 """What a person types: which config is read, who wins, and what cannot be meant."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,7 +78,10 @@ class CommandLine:
         for config in configs:
             name = config.get("name", name)
         name, logs = check_run_name(_value_of("--name", flags) or name), Path(str(self.root_dir or LOGS))
-        path = newest_checkpoint(logs, name)
+        newest, warning = newest_checkpoint(logs, name)
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        path = newest and newest.path
         if path is None and command != "fit":
             raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
         if path is None:

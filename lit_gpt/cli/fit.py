@@ -537,9 +537,7 @@ class FitCLI(LightningCLI):
             )
         generate: GenerateText = self._get(self.config_init, "generate")
         for prompt in generate.prompts:  # one that has no ids is said now, not in mid-run
-            encode_prompt(
-                self.datamodule.tokenizer, prompt, rows=self.datamodule.corpus_config.read_options.mode == "rows"
-            )
+            encode_prompt(self.datamodule.tokenizer, prompt, mode=self.datamodule.corpus_config.read_options.mode)
         if self.datamodule.max_steps == 0:
             raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
         if self.trainer.is_global_zero:

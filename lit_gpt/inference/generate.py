@@ -148,9 +148,9 @@ class PackedLinear(nn.Module):
             onednn.enabled = before
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str, rows: bool) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, prompt: str, mode: str) -> list[int]:
     """Ids to start from: a document begins after the end of another, a raw text after a line end."""
-    if rows:
+    if mode == "rows":
         return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
     try:
         return tokenizer.encode(prompt or "\n")
@@ -165,23 +165,23 @@ def strip_control_characters(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
-def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, rows: bool, **sampling: object) -> Iterator[str]:
+def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, mode: str, **sampling: object) -> Iterator[str]:
     """Yields the text that follows `prompt`, whole characters as soon as they are there.
 
     Args:
         model: what writes.
         tokenizer: its own.
         prompt: what to go on from; may be empty.
-        rows: whether it was trained on rows, so that a document's end is the end.
+        mode: The `data.mode` the model was trained with: "rows" or "raw".
         sampling: as in `stream_tokens`.
     """
     was_training = model.training
     model.eval()
     try:
-        tokens = torch.tensor([encode_prompt(tokenizer, prompt, rows)], device=model.embedding.weight.device)  # (1, T)
+        tokens = torch.tensor([encode_prompt(tokenizer, prompt, mode)], device=model.embedding.weight.device)  # (1, T)
         characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for drawn in stream_tokens(model, tokens, **sampling):  # type: ignore[arg-type]
-            if rows and drawn.item() == tokenizer.end_of_text:
+            if mode == "rows" and drawn.item() == tokenizer.end_of_text:
                 break
             yield characters.decode(tokenizer.token_bytes(int(drawn.item())))
         yield characters.decode(b"", final=True)

@@ -85,9 +85,9 @@ class GenerateText(Callback):
         """Return `num_samples` texts, each with its prompt. They depend only on the weights, the seed and the step."""
         module, data = module_and_data(trainer)
         generator = torch.Generator(device=module.device).manual_seed(data.seed + trainer.global_step)
-        rows = data.corpus_config.read_options.mode == "rows"
-        prompt_ids = encode_prompt(data.tokenizer, prompt, rows)
-        end = data.tokenizer.end_of_text if rows else None
+        mode = data.corpus_config.read_options.mode
+        prompt_ids = encode_prompt(data.tokenizer, prompt, mode)
+        end = data.tokenizer.end_of_text if mode == "rows" else None
         was_training = module.gpt.training
         module.gpt.eval()
         # A compiled block recompiles for every length of the KV cache. At the recompile limit, torch.compile would run
