@@ -176,14 +176,10 @@ def test_a_prompt_begins_as_training_texts_do() -> None:
 def test_writing_leaves_the_model_and_the_random_state_as_they_were() -> None:
     model = gpt(dropout=0.5).train()
     state = torch.get_rng_state()
-    texts = [
-        list(
-            stream_text(
-                model, ByteTokenizer(), "a", "rows", max_new_tokens=5, generator=torch.Generator().manual_seed(1)
-            )
-        )
-        for _ in range(2)
-    ]
+    texts = []
+    for _ in range(2):
+        generator = torch.Generator().manual_seed(1)
+        texts.append(list(stream_text(model, ByteTokenizer(), "a", "rows", max_new_tokens=5, generator=generator)))
     assert texts[0] == texts[1]
     assert model.training
     assert torch.equal(state, torch.get_rng_state())
