@@ -131,8 +131,14 @@ def test_a_preflight_of_a_run_that_goes_on_counts_what_is_left(fit: Fit, quick: 
     ("flags", "message"),
     [
         (["--preflight", "maybe"], "--preflight maybe: it stands alone, or give true or false"),
-        (["--preflight", "--trainer.fast_dev_run", "true"], "--preflight with --trainer.fast_dev_run measures another"),
-        (["validate", "--preflight", "--ckpt_path", RUN / "last.ckpt"], "--preflight is of a run that trains"),
+        (
+            ["--preflight", "--trainer.fast_dev_run", "true"],
+            "--preflight and --trainer.fast_dev_run do not go together",
+        ),
+        (
+            ["validate", "--preflight", "--ckpt_path", RUN / "last.ckpt"],
+            "--preflight measures a training run: leave out",
+        ),
     ],
     ids=["no truth", "no run", "no training"],
 )
