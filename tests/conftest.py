@@ -176,3 +176,15 @@ def texts(folder: Path) -> dict[int, str]:
                 if value.tag.startswith("samples/"):
                     found[event.step] = tensor_util.make_ndarray(value.tensor).item().decode("utf-8")
     return found
+
+
+def console_line(out: str, label: str) -> str:
+    """The text after a label of the console output: `console_line(out, "memory")` for `memory      3.1 MB for ...`."""
+    (line,) = (line for line in out.splitlines() if line.startswith(f"{label:12}"))
+    return line[12:]
+
+
+def parse_bytes(text: str) -> float:
+    """`1.5 GB` -> 1.5e9"""
+    number, unit = text.split()
+    return float(number.replace(",", "")) * {"MB": 1e6, "GB": 1e9}[unit]

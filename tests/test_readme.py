@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, forked
 
-import lit_gpt.cli.preflight
+import lit_gpt.training.profiler
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {
@@ -35,7 +35,7 @@ def commands() -> list[str]:
 def hurry() -> None:
     """A preflight measures for a moment."""
     for name in ("STEP_SECONDS", "VALIDATION_SECONDS", "TEXT_SECONDS", "SLOPE_SECONDS"):
-        setattr(lit_gpt.cli.preflight, name, 0.0)
+        setattr(lit_gpt.training.profiler, name, 0.0)
 
 
 def test_the_commands_run_one_after_another(tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""Estimates of memory and disk space, compared with runs and with what autograd saves."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Fit, console_line, parse_bytes
+
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.training.memory import activation_bytes
+
+RUN = Path("logs/small/version_0")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_state_and_checkpoint_estimates_match_a_run(fit: Fit, optimizer: str) -> None:
+    flags = ["--model.config.d_model", 64, "--checkpoint.every_n_steps", 3, "--model.optimizer", optimizer]
+    result = fit(*flags)
+    checkpoint = torch.load(RUN / "last.ckpt", weights_only=True)
+    weights = {value.untyped_storage().data_ptr(): value.nbytes for value in checkpoint["state_dict"].values()}
+    states = [value for state in checkpoint["optimizer_states"][0]["state"].values() for value in state.values()]
+    expected = 2 * sum(weights.values()) + sum(value.nbytes for value in states)  # gradients are as large as weights
+    name = {"adamw": "AdamW", "muon": "Muon"}[optimizer]
+    state = re.match(rf"(\S+ .B) for weights, gradients and {name}, ", console_line(result.out, "memory"))
+    assert state
+    assert parse_bytes(state[1]) == pytest.approx(expected, abs=0.05e6)
+    files = [path.stat().st_size for path in RUN.glob("*.ckpt")]
+    disk = re.match(r"(\S+ .B) for (\d) checkpoints of (\S+ .B); \S+ .B free", console_line(result.out, "disk"))
+    assert disk
+    assert int(disk[2]) == len(files) == 4
+    assert parse_bytes(disk[1]) == pytest.approx(sum(files), rel=0.1, abs=0.05e6)
+
+
+SHAPES: list[dict] = [
+    {},
+    {"dropout": 0.1},
+    {"norm": "layernorm", "mlp": "gelu", "position": "learned", "qk_norm": False},
+    {"mlp": "relu2", "num_kv_heads": 1},
+    {"norm": "layernorm", "mlp": "relu", "position": "sinusoidal", "bias": True, "context_length": 16},
+    {"qk_norm": False, "context_length": 600, "num_blocks": 1},
+]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_activation_bytes_match_tensors_saved_by_autograd(shape: dict, precision: str) -> None:
+    config = {"vocab_size": 100, "context_length": 64, "d_model": 64, "num_blocks": 3, "num_heads": 4} | shape
+    model, windows = GPT(GPTConfig(**config)), 4
+    model_storages = {value.untyped_storage().data_ptr() for value in (*model.parameters(), *model.buffers())}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def record(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in model_storages:
+            saved[storage.data_ptr()] = storage
+        return value
+
+    tokens = torch.zeros(windows, config["context_length"], dtype=torch.int64)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed")
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda value: value), autocast:
+        loss = model.loss(tokens, tokens)
+    assert loss.requires_grad
+    expected = sum(storage.nbytes() for storage in saved.values())
+    assert activation_bytes(model, windows, precision) == pytest.approx(expected, rel=0.1)

@@ -1,0 +1,34 @@
+"""GenerateText: text during training, which does not change the run."""
+
+from pathlib import Path
+
+import torch
+from conftest import Fit, points, texts, weights
+
+RUN = Path("logs/small/version_0")
+
+
+def test_text_generation_changes_neither_losses_nor_weights(fit: Fit) -> None:
+    dropout = ["--model.config.dropout", 0.2]
+    assert fit("--name", "with", *dropout).status == 0
+    assert fit("--name", "without", *dropout, "--generate.prompts", "[]").status == 0
+    points_with, points_without = (points(Path(f"logs/{name}/version_0")) for name in ("with", "without"))
+    for tag in ("loss/train", "loss/train_eval", "loss/val", "optim/grad_norm"):
+        assert points_with[tag] == points_without[tag]
+    weights_with, weights_without = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("with", "without"))
+    assert all(torch.equal(weights_with[name], weights_without[name]) for name in weights_with)
+    assert texts(Path("logs/without/version_0")) == {}
+
+
+def test_text_is_generated_at_start_validations_and_end(fit: Fit) -> None:
+    result = fit("--trainer.max_steps", 7, "--generate.prompts", "['第', row]", "--generate.max_new_tokens", 5)
+    logged = texts(RUN)
+    assert sorted(logged) == [0, 3, 6, 7]
+    assert all("row" in text for text in logged.values())
+    assert result.out.count("\n  | 第") == result.out.count("\n  | row") == 4
+
+
+def test_equal_runs_generate_equal_texts(fit: Fit) -> None:
+    for name in ("a", "b"):
+        assert fit("--name", name).status == 0
+    assert texts(Path("logs/a/version_0")) == texts(Path("logs/b/version_0"))
