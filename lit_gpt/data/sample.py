@@ -1,19 +1,20 @@
-"""The built-in table: product names in Chinese and English, from a small grammar with a seed.
+"""The built-in table: invented product names in Chinese and English, drawn from a small grammar.
 
-Every brand is invented. The same bytes come out on every machine: the draws use `Random.random`, whose sequence
-Python promises to keep.
+The file has the same bytes on every machine: it is drawn with `random.Random.random`, whose sequence for a seed does
+not change between versions of Python.
 """
 
 import csv
 import io
-import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
-SAMPLE_FILE = "data/mingcheng.csv"  # the course's own file name, "names"
+from lit_gpt.files import atomic_write
+
+SAMPLE_FILE = "data/mingcheng.csv"  # the file name of the course; mingcheng means name
 SAMPLE_COLUMN = "name"  # the column to train on
-ROWS = 20_000
+NUM_ROWS = 20_000
 
 CHINESE_BRANDS = (
     "云雀 青禾 海棠里 木白 拾光 北岭 南枝 晴川 松果屋 星野 小满 山与 半夏 鹿鸣 知夏 溪谷 暖冬 朴田 长风 白鹭"
@@ -23,7 +24,7 @@ ENGLISH_BRANDS = (
     "|Wetherfen|Corravel|Haldane & Moss|Ivoryn|Juniper & Fell|Larkstead|Mistwood|Ravello"
 )
 
-# category: (lowest and highest price in yuan, Chinese (qualities, products, details), English (the same))
+# category: (lowest and highest price in yuan), (qualities, products, details) in Chinese, the same in English
 CATEGORIES: dict[str, tuple[tuple[int, int], tuple[str, str, str], tuple[str, str, str]]] = {
     "kitchen": (
         (19, 899),
@@ -98,41 +99,39 @@ CATEGORIES: dict[str, tuple[tuple[int, int], tuple[str, str, str], tuple[str, st
 }
 
 
-def sample_rows(count: int = ROWS, seed: int = 20240601) -> list[tuple[int, str, str, str]]:
-    """Rows `(id, name, category, price)` with no name twice, Chinese and English mixed."""
+def generate_rows(num_rows: int = NUM_ROWS, seed: int = 20240601) -> list[tuple[int, str, str, str]]:
+    """Return rows `(id, name, category, price)`, no name twice, about 60% of the names in Chinese."""
     generator = random.Random(seed)
 
-    def pick(choices: Sequence[str]) -> str:
+    def choose(choices: Sequence[str]) -> str:
         return choices[int(generator.random() * len(choices))]
 
     rows: list[tuple[int, str, str, str]] = []
-    seen: set[str] = set()
-    while len(rows) < count:
-        category = pick(list(CATEGORIES))
-        (low, high), chinese, english = CATEGORIES[category]
+    used_names: set[str] = set()
+    while len(rows) < num_rows:
+        category = choose(list(CATEGORIES))
+        (lowest, highest), chinese, english = CATEGORIES[category]
         if generator.random() < 0.6:
-            quality, product, detail = (pick(part.split()) for part in chinese)
-            name = f"{pick(CHINESE_BRANDS.split())} {quality}{product} {detail}"
+            quality, product, detail = (choose(words.split()) for words in chinese)
+            name = f"{choose(CHINESE_BRANDS.split())} {quality}{product} {detail}"
         else:
-            quality, product, detail = (pick(part.split("|")) for part in english)
-            name = f"{pick(ENGLISH_BRANDS.split('|'))} {quality} {product}, {detail}"
-        price = low * (high / low) ** generator.random()  # cheap things are common
-        if name not in seen:
-            seen.add(name)
+            quality, product, detail = (choose(words.split("|")) for words in english)
+            name = f"{choose(ENGLISH_BRANDS.split('|'))} {quality} {product}, {detail}"
+        price = lowest * (highest / lowest) ** generator.random()  # log-uniform
+        if name not in used_names:
+            used_names.add(name)
             rows.append((len(rows) + 1, name, category, f"{price:.2f}"))
     return rows
 
 
 def write_sample(path: Path) -> None:
-    """Writes the table to `path`, UTF-8 with `\\n` line ends; it appears whole or not at all."""
+    """Write the table to a CSV file in UTF-8 with `\\n` line ends, atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("id", "name", "category", "price"))
-    writer.writerows(sample_rows())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text.getvalue(), encoding="utf-8", newline="")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    writer.writerows(generate_rows())
+    atomic_write(path, lambda file: file.write(text.getvalue().encode("utf-8")))
