@@ -261,7 +261,7 @@ def test_ray_leaves_the_same_files_though_a_worker_is_killed(tmp_path: Path, mon
             if len(list((tmp_path / "ray").rglob("*.npz"))) > 20:
                 for process in psutil.Process().children(recursive=True):
                     with contextlib.suppress(psutil.Error):
-                        if process.cmdline()[:1] == ["ray::Map(done)"]:
+                        if process.cmdline()[:1] == ["ray::Map(run_task_row)"]:
                             process.kill()
                             killed.append(process.pid)
                             break
@@ -291,7 +291,9 @@ def test_what_a_worker_of_ray_raises_is_said_in_one_line(tmp_path: Path, monkeyp
 def test_where_no_cluster_is_the_address_is_said(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(UserError, match=r"RAY_ADDRESS=127.0.0.1:1: no Ray cluster there .*refused.*: ray start --head"):
+    with pytest.raises(
+        UserError, match=r"RAY_ADDRESS=127.0.0.1:1: no Ray cluster there .*refused.*: start one with ray start --head"
+    ):
         open_corpus([Source(str(names))], recipe(), names.parent / "cache", engine="ray")
 
 

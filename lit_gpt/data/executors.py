@@ -1,11 +1,11 @@
-"""Who does the work of building a corpus: the cores of this machine, or a Ray cluster.
+"""Run the tasks of building a corpus: in this process, in processes of this machine, or on a Ray cluster.
 
-Both do the same: a reader makes pieces of work, a worker does each of them wherever there is room, and what they leave
-lies in files. Work is given as functions of modules with their settings bound, so that it can travel, and doing a piece
-twice must be as doing it once.
+The results do not depend on where tasks run. Tasks are functions of modules with bound arguments, so that they can be
+pickled, and running a task twice must have the same effect as running it once. Their output lies in files.
 """
 
 import collections
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -24,158 +24,167 @@ from lit_gpt.errors import UserError
 
 ExecutorName = Literal["local", "ray"]
 EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
-Read = Callable[[Any], Iterable[Any]]  # an item -> pieces of work
-Work = Callable[[Any], Any]
+MakeTasks = Callable[[Any], Iterable[Any]]
+RunTask = Callable[[Any], Any]
 
 
 class Executor(Protocol):
-    def run(self, read: Read, work: Work, items: Sequence[Any]) -> Iterator[Any]:
-        """`work(piece)` for every piece of `read(item)`, for all items; in whatever order they are done.
+    def run(self, make_tasks: MakeTasks, run_task: RunTask, items: Sequence[Any]) -> Iterator[Any]:
+        """Yield `run_task(task)` for every task of `make_tasks(item)`, for every item, in any order.
 
         Raises:
-            UserError: and whatever else `read` or `work` raised.
-            OSError: a process was killed, and nobody took its place.
+            UserError: As raised by `make_tasks` or `run_task`, like every other exception of theirs.
+            OSError: A worker process was killed and not replaced.
         """
 
 
 def open_executor(name: ExecutorName, processes: int) -> AbstractContextManager[Executor]:
-    """The engine of that name.
+    """Return a context manager that starts an executor and shuts it down.
 
     Args:
-        name: which.
-        processes: that work on this machine; a cluster that RAY_ADDRESS names has its own.
+        name: "local" or "ray".
+        processes: Worker processes on this machine. Ignored for a Ray cluster that RAY_ADDRESS names.
 
     Raises:
-        UserError: Ray is not installed, or its cluster cannot be reached.
+        UserError: Ray is not installed, or the cluster cannot be reached.
     """
-    return _ray(processes) if name == "ray" else _local(processes)
+    return _open_ray_executor(processes) if name == "ray" else _open_local_executor(processes)
 
 
 # -------------------------------------------------------------------------------------------------- this machine
 
 
 @contextmanager
-def _local(processes: int) -> Iterator[Executor]:
+def _open_local_executor(processes: int) -> Iterator[Executor]:
     if processes == 1:
-        yield Alone()
+        yield SerialExecutor()
         return
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _init_worker)
     try:
-        yield Pool(pool, processes)
+        yield ProcessPool(pool, processes)
     except BrokenProcessPool:
-        raise OSError(None, "a process that tokenizes was killed; it goes on from here when run again") from None
+        raise OSError(None, "a worker process was killed; the same command continues from here") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-class Alone:
-    """This process."""
+class SerialExecutor:
+    """Runs all tasks in this process."""
 
-    def run(self, read: Read, work: Work, items: Sequence[Any]) -> Iterator[Any]:
-        return (work(piece) for item in items for piece in read(item))
+    def run(self, make_tasks: MakeTasks, run_task: RunTask, items: Sequence[Any]) -> Iterator[Any]:
+        return (run_task(task) for item in items for task in make_tasks(item))
 
 
-class Pool:
-    """This process reads, others work, ahead by two pieces each."""
+class ProcessPool:
+    """Makes tasks in this process and runs them in others; at most two for each process wait.
+
+    Args:
+        pool: Where tasks run.
+        processes: Number of its processes.
+    """
 
     def __init__(self, pool: ProcessPoolExecutor, processes: int) -> None:
-        self.pool, self.processes = pool, processes
+        self.pool = pool
+        self.max_pending = 2 * processes
 
-    def run(self, read: Read, work: Work, items: Sequence[Any]) -> Iterator[Any]:
-        waiting: collections.deque[Future] = collections.deque()
+    def run(self, make_tasks: MakeTasks, run_task: RunTask, items: Sequence[Any]) -> Iterator[Any]:
+        pending: collections.deque[Future] = collections.deque()
         for item in items:
-            for piece in read(item):
-                waiting.append(self.pool.submit(work, piece))
-                if len(waiting) > 2 * self.processes:
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            for task in make_tasks(item):
+                pending.append(self.pool.submit(run_task, task))
+                if len(pending) > self.max_pending:
+                    yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
-def _start_worker() -> None:
-    """Makes a worker leave signals to its parent and end with it."""
+def _init_worker() -> None:
+    """Ignore Ctrl-C, which the parent process handles, and exit when the parent process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def watch() -> None:
+    def exit_with_parent() -> None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 # ----------------------------------------------------------------------------------------------------------- Ray
 
 
 @contextmanager
-def _ray(processes: int) -> Iterator[Executor]:
+def _open_ray_executor(processes: int) -> Iterator[Executor]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
-        import ray  # imported here: few need it, and it is no dependency
+        import ray  # imported here because it is an optional dependency
         import ray.data
     except ImportError:
         raise UserError("--engine ray needs Ray, which is not installed: pip install -e '.[ray]'") from None
     address = os.environ.get("RAY_ADDRESS")
-    there: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": processes}
-    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    ours = not ray.is_initialized()
-    before = signal.getsignal(signal.SIGTERM)
+    starts_ray = not ray.is_initialized()
+    sigterm_handler = signal.getsignal(signal.SIGTERM)
     try:
-        if ours:
+        if starts_ray:
             try:
-                if address and re.fullmatch(r"[^/]+:\d+", address):  # for which Ray itself would wait for minutes
+                if address and re.fullmatch(r"[^/]+:\d+", address):
+                    # ray.init would wait for minutes for a cluster that does not exist
                     host, _, port = address.rpartition(":")
                     socket.create_connection((host, int(port)), timeout=5).close()
-                ray.init(**there, **quiet)
+                ray.init(
+                    address=address or "local",
+                    num_cpus=None if address else processes,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level="error",
+                )
             except (OSError, ValueError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise UserError(
-                    f"RAY_ADDRESS={address}: no Ray cluster there ({reason}): ray start --head, or unset it"
+                    f"RAY_ADDRESS={address}: no Ray cluster there ({reason}): start one with ray start --head, or "
+                    "unset RAY_ADDRESS"
                 ) from None
-        yield Cluster()
+        yield RayExecutor()
     finally:
-        if ours:
+        if starts_ray:
             ray.shutdown()
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # ray.init sets a handler of its own
+                signal.signal(signal.SIGTERM, sigterm_handler)  # ray.init replaces it
 
 
-class Cluster:
-    """The workers of a Ray cluster; the work of one that is lost is done again by another."""
+class RayExecutor:
+    """Makes and runs tasks on a Ray cluster. Ray runs the tasks of a lost worker again."""
 
-    def run(self, read: Read, work: Work, items: Sequence[Any]) -> Iterator[Any]:
-        import logging
-
+    def run(self, make_tasks: MakeTasks, run_task: RunTask, items: Sequence[Any]) -> Iterator[Any]:
         import ray
 
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # what goes wrong is raised
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL + 1)  # its errors are raised below
         context = ray.data.DataContext.get_current().copy()
         context.enable_progress_bars = False
-        context.target_max_block_size = 1  # a piece is a task of its own
+        context.target_max_block_size = 1  # a row is a Ray task of its own
         context.raise_original_map_exception = True
-        folder = os.getcwd()
+        working_directory = os.getcwd()
         cpus = int(ray.cluster_resources().get("CPU", 1))
 
-        def pieces(row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
-            os.chdir(folder)  # names of files are seen from there
-            return ({"bytes": pickle.dumps(piece)} for piece in read(pickle.loads(row["bytes"])))
+        def make_task_rows(row: dict[str, bytes]) -> Iterator[dict[str, bytes]]:
+            os.chdir(working_directory)  # file names are relative to it
+            return ({"bytes": pickle.dumps(task)} for task in make_tasks(pickle.loads(row["bytes"])))
 
-        def done(row: dict[str, bytes]) -> dict[str, bytes]:
-            return {"bytes": pickle.dumps(work(pickle.loads(row["bytes"])))}
+        def run_task_row(row: dict[str, bytes]) -> dict[str, bytes]:
+            return {"bytes": pickle.dumps(run_task(pickle.loads(row["bytes"])))}
 
         with ray.data.DataContext.current(context):
-            given = ray.data.from_items(
-                [{"bytes": pickle.dumps(item)} for item in items], override_num_blocks=len(items)
-            )
-            # readers wait for those who work most of the time: they are given no core, but are few
-            read_pieces = given.flat_map(pieces, num_cpus=0, concurrency=-(-cpus // 8))
+            item_rows = [{"bytes": pickle.dumps(item)} for item in items]
+            dataset = ray.data.from_items(item_rows, override_num_blocks=len(items))
+            # making tasks mostly waits for the tasks to run: it reserves no CPU, but only a few do it at once
+            tasks = dataset.flat_map(make_task_rows, num_cpus=0, concurrency=-(-cpus // 8))
             try:
-                for row in read_pieces.map(done, num_cpus=1).iter_rows():
+                for row in tasks.map(run_task_row, num_cpus=1).iter_rows():
                     yield pickle.loads(row["bytes"])
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, (UserError, OSError)):
                     raise cause from None
                 reason = str(error).strip().splitlines()[-1]
-                raise OSError(None, f"Ray: {reason}; it goes on from here when run again") from None
+                raise OSError(None, f"Ray: {reason}; the same command continues from here") from None
