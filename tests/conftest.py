@@ -20,6 +20,7 @@ from tensorboard.util import tensor_util
 
 from lit_gpt.checkpoint.store import open_checkpoint
 from lit_gpt.cli.fit import main
+from lit_gpt.training.module import LitGPT
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads
 
@@ -126,6 +127,25 @@ def forked(
         os.killpg(pid, signal.SIGKILL)
     texts = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
     return Result(os.waitstatus_to_exitcode(ended), *texts)
+
+
+def at_step(step: int, action: Callable[[LitGPT], object]) -> Callable[[], None]:
+    """Return what `forked` takes as `prepare`: calls `action(module)` in the forward pass of optimizer step `step`.
+
+    Steps count from 1. Only rank 0 does it, because Lightning starts the other ranks as new processes.
+    """
+
+    def prepare() -> None:
+        training_step = LitGPT.training_step
+
+        def patched(module: LitGPT, *args: object) -> torch.Tensor:
+            if module.trainer.global_step == step - 1:
+                action(module)
+            return training_step(module, *args)  # type: ignore[arg-type]
+
+        LitGPT.training_step = patched  # type: ignore[method-assign, assignment]
+
+    return prepare
 
 
 def powerless() -> None:

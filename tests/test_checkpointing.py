@@ -1,4 +1,4 @@
-"""StepCheckpoint: which checkpoints a run writes, and when."""
+"""StepCheckpoint: which checkpoints a run writes, and when. StopEarly: when a run stops."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,3 +66,33 @@ def test_validation_step_is_saved_after_its_validation(fit: Fit) -> None:
     assert (saved["best_step"], saved["best_loss"]) == points(RUN)["loss/val"][0]
     assert fit(*flags, 6, "--ckpt_path", RUN / "step_00000003.ckpt").status == 0
     assert [step for step, _ in points(RUN)["loss/val"]] == [3, 6]  # neither repeated nor skipped
+
+
+# ------------------------------------------------------------------------------------------------------ early stopping
+
+UNSTABLE = ["--model.learning_rate", 1.0, "--model.schedule", "constant", "--trainer.val_check_interval", 1]
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best_checkpoint(fit: Fit) -> None:
+    flags = [*UNSTABLE, "--early_stopping.patience", 3]
+    result = fit(*flags, "--trainer.max_steps", 60)
+    losses = dict(points(RUN)["loss/val"])
+    best = min(losses, key=losses.__getitem__)
+    assert max(losses) == best + 3 < 60
+    assert f"stopped     at step {best + 3}, loss/val has not fallen for 3 validations" in result.out
+    assert open_checkpoint(RUN / "best.ckpt")["global_step"] == best
+    again = fit(*flags, "--trainer.max_steps", 60, "--ckpt_path", "last")
+    assert "already complete: loss/val has not fallen for 3 validations; raise --early_stopping.patience" in again.out
+    assert dict(points(RUN)["loss/val"]) == losses
+    further = fit(*UNSTABLE, "--early_stopping.patience", 4, "--trainer.max_steps", 60, "--ckpt_path", "last")
+    assert further.status == 0
+    assert max(dict(points(RUN)["loss/val"])) > best + 3
+
+
+def test_early_stopping_counts_validations_across_a_resume(fit: Fit) -> None:
+    flags = [*UNSTABLE, "--early_stopping.patience", 3, "--trainer.max_steps"]
+    assert fit(*flags, 60, "--name", "straight").status == 0
+    straight = points(Path("logs/straight/version_0"))["loss/val"]
+    for steps in (len(straight) - 2, 60):
+        assert fit(*flags, steps, "--ckpt_path", "last").status == 0
+    assert points(RUN)["loss/val"] == straight

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Fit, console_line
 
+import lit_gpt.cli.fit
 import lit_gpt.cli.preflight
 
 RUN = Path("logs/small/version_0")
@@ -21,6 +22,26 @@ def test_run_that_does_not_fit_prints_warnings(fit: Fit, monkeypatch: pytest.Mon
     memory, disk = (text for text in result.out.splitlines() if text.startswith("warning"))
     assert re.search(r"needs \d.\d MB of memory, and 0.1 MB are free: give a smaller --data.batch_size", memory)
     assert re.search(r"needs \d.\d MB of disk, and 0.1 MB are free at logs/small/version_1: make room there", disk)
+
+
+@pytest.mark.parametrize(
+    ("flags", "warns"),
+    [
+        (["--trainer.max_steps", 2000], True),
+        (["--trainer.max_steps", 40], False),  # no more than four epochs
+        (["--trainer.max_steps", 2000, "--data.files", "long.txt"], False),
+    ],
+    ids=["many passes over little text", "few passes", "much text"],
+)
+def test_preflight_warns_of_a_model_too_large_for_its_text(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, flags: list, warns: bool
+) -> None:
+    Path("long.txt").write_text("a long row of text, the same again and again\n" * 10_000)
+    small = ["--model.config.d_model", 2, "--model.config.num_heads", 1, "--model.config.num_blocks", 1]
+    monkeypatch.setattr(lit_gpt.cli.fit.FitCLI, "_run_subcommand", lambda cli, name: cli.before_fit())
+    out = fit(*flags, *small, "--trainer.logger", "false").out
+    assert ("by heart" in out) == warns
+    assert ("20 tokens a parameter (Hoffmann et al. 2022), and after 4 epochs" in out) == warns
 
 
 @pytest.mark.parametrize(
