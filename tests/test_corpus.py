@@ -21,7 +21,7 @@ from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, corpus_key, open_corpus
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sample import write_sample
-from lit_gpt.data.shards import Ids, ShardedArray
+from lit_gpt.data.shards import ShardedArray, TokenIds
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, Vocab
@@ -37,7 +37,7 @@ def build(path: Path, name: str = "byte", vocab: Vocab = "pruned", **reading: ob
     return open_corpus([Source(str(path))], recipe(name, vocab, **reading), path.parent / "cache")
 
 
-def documents(corpus: Corpus, ids: Ids | None = None) -> list[str]:
+def documents(corpus: Corpus, ids: TokenIds | None = None) -> list[str]:
     """The texts of all rows, or of those in `ids`."""
     ids = np.asarray(corpus.ids if ids is None else ids)
     end = corpus.tokenizer.end_of_text

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from lit_gpt.data.shards import Ids
+from lit_gpt.data.shards import TokenIds
 from lit_gpt.data.windows import WINDOW_SAMPLERS, read_windows
 from lit_gpt.model import IGNORE
 
@@ -40,7 +40,7 @@ class TrainBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        ids: Ids,
+        ids: TokenIds,
         context_length: int,
         sampling: str,
         seed: int,
@@ -94,7 +94,7 @@ class EvaluationBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        ids: Ids,
+        ids: TokenIds,
         starts: np.ndarray,
         context_length: int,
         batch_size: int,

@@ -15,7 +15,7 @@ from lit_gpt.data.config import CorpusConfig, SplitConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.read_options import Mode, ReadOptions
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, write_sample
-from lit_gpt.data.shards import Ids, ShardedArray
+from lit_gpt.data.shards import ShardedArray, TokenIds
 from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
 from lit_gpt.data.windows import count_windows, evaluation_starts
 from lit_gpt.errors import UserError
@@ -270,7 +270,7 @@ class TextDataModule(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._fixed(self.test_ids, evaluation_starts(len(self.test_ids), self.context_length, self.eval_windows))
 
-    def _fixed(self, ids: Ids, starts: np.ndarray) -> DataLoader:
+    def _fixed(self, ids: TokenIds, starts: np.ndarray) -> DataLoader:
         ranks = self.rank, self.world_size
         return self._loader(
             EvaluationBatches(ids, starts, self.context_length, self.batch_size, *ranks, end_of_text=self._end_of_text)

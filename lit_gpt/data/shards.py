@@ -1,4 +1,4 @@
-"""Many files of token ids, read as one array."""
+"""Token ids in several files, read as one array."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,29 +7,32 @@ from typing import Any
 
 import numpy as np
 
-TOKENS_PER_SHARD = 2**28  # ids in a file, all but the last
+TOKENS_PER_SHARD = 2**28  # in every file but the last
 
 
 class ShardedArray:
-    """Arrays end to end as one: of one dimension, read only, nothing of it held.
+    """A read-only one-dimensional array that lies in several arrays, or a slice of it.
+
+    A `ShardedArray` copies nothing: with memory-mapped files only the elements that are read come into memory. Pickling
+    it stores the folder of its files instead of their content.
 
     Args:
-        arrays: all of `size` ids but the last, which may have fewer.
-        size: of each.
-        start: the first id that counts, and
-        stop: the one after the last; None: all of them.
-        folder: of the files that the arrays are; a process this is sent to opens them there, and is sent no ids.
+        arrays: The shards in order. All have `shard_size` elements but the last, which may have fewer.
+        shard_size: Elements of a shard.
+        start: First element of the slice.
+        stop: Element after the last of the slice; None: the end.
+        folder: Folder of the memory-mapped files, as in `open_shards`. Needed only for pickling.
     """
 
     def __init__(
         self,
         arrays: Sequence[np.ndarray],
-        size: int,
+        shard_size: int,
         start: int = 0,
         stop: int | None = None,
         folder: Path | None = None,
     ) -> None:
-        self.arrays, self.size, self.start, self.folder = arrays, size, start, folder
+        self.arrays, self.shard_size, self.start, self.folder = arrays, shard_size, start, folder
         self.stop = sum(map(len, arrays)) if stop is None else stop
         self.dtype = arrays[0].dtype
 
@@ -40,52 +43,67 @@ class ShardedArray:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def __getitem__(self, places: Any) -> Any:
-        """As of an array, for a number, a slice of step 1 or an integer array of any shape, in numpy's own terms.
+    def __getitem__(self, index: Any) -> Any:
+        """Return the elements at `index`, as NumPy does.
 
-        A slice gives `ShardedArray`.
+        Args:
+            index: An integer, an integer array of any shape, or a slice with step 1.
+
+        Returns:
+            A `ShardedArray` for a slice; otherwise an array of the shape of `index`, in memory.
+
+        Raises:
+            IndexError: An index is out of range.
         """
-        if isinstance(places, slice):
-            start, stop, step = places.indices(len(self))
-            assert step == 1, "ids are taken in their order"
-            return ShardedArray(self.arrays, self.size, self.start + start, self.start + max(start, stop), self.folder)
-        places = np.asarray(places)
-        if places.size and not -len(self) <= places.min() <= places.max() < len(self):
-            raise IndexError(f"places from {places.min()} to {places.max()} in {len(self)} ids")
-        flat = np.where(places < 0, self.stop, self.start).ravel() + places.ravel()  # (n,)
-        number = flat // self.size
-        flat -= number * self.size
-        # windows lie each in one file, or two: as many stretches, not as many ids, are looked up
-        cuts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(flat)]
-        found = np.empty(len(flat), dtype=self.dtype)
-        for begin, end in itertools.pairwise(cuts):
+        if isinstance(index, slice):
+            start, stop, step = index.indices(len(self))
+            assert step == 1, "only slices with step 1 are supported"
+            stop = max(start, stop)
+            return ShardedArray(self.arrays, self.shard_size, self.start + start, self.start + stop, self.folder)
+        index = np.asarray(index)
+        if index.size and not -len(self) <= index.min() <= index.max() < len(self):
+            raise IndexError(f"indices from {index.min()} to {index.max()} are out of range for {len(self)} elements")
+        offsets = np.where(index < 0, self.stop, self.start).ravel() + index.ravel()  # (N,), in all shards
+        shards = offsets // self.shard_size  # (N,)
+        offsets -= shards * self.shard_size  # (N,), in the shard
+        # neighbouring indices mostly lie in one shard: read one run of them at a time
+        run_bounds = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), len(offsets)]
+        elements = np.empty(len(offsets), dtype=self.dtype)
+        for begin, end in itertools.pairwise(run_bounds):
             if begin < end:
-                found[begin:end] = self.arrays[number[begin]][flat[begin:end]]
-        return found.reshape(places.shape)[()]
+                elements[begin:end] = self.arrays[shards[begin]][offsets[begin:end]]
+        return elements.reshape(index.shape)[()]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """All of it; in memory, where it lies in more than one file."""
-        files = range(self.start // self.size, max(1, -(-self.stop // self.size)))
-        stretches = [
-            self.arrays[number][max(0, self.start - number * self.size) : max(0, self.stop - number * self.size)]
-            for number in files
+        """Return all elements; a copy in memory if they lie in more than one shard."""
+        size = self.shard_size
+        parts = [
+            self.arrays[shard][max(0, self.start - shard * size) : max(0, self.stop - shard * size)]
+            for shard in range(self.start // size, max(1, -(-self.stop // size)))
         ]
-        whole = stretches[0] if len(stretches) == 1 else np.concatenate(stretches or [np.empty(0, self.dtype)])
-        return np.array(whole, dtype=dtype, copy=copy)
+        elements = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, self.dtype)])
+        return np.array(elements, dtype=dtype, copy=copy)
 
 
-Ids = np.ndarray | ShardedArray
+TokenIds = np.ndarray | ShardedArray
 
 
 def shard_path(folder: Path, number: int) -> Path:
+    """Return the file of a shard, by its number from 0."""
     return folder / f"ids_{number:05}.bin"
 
 
 def open_shards(folder: Path, dtype: str, start: int = 0, stop: int | None = None) -> ShardedArray:
-    """The ids in a folder, or those from `start` to before `stop`, memory-mapped.
+    """Memory-map the token ids in a folder.
+
+    Args:
+        folder: Where the shards lie.
+        dtype: Of the ids, as a NumPy string.
+        start: First id of the slice to return.
+        stop: Id after its last; None: all.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: There are no shards.
     """
     paths = [shard_path(folder, number) for number in range(max(1, len(list(folder.glob("ids_*.bin")))))]
     arrays = [np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) for path in paths]

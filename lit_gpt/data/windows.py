@@ -6,7 +6,7 @@ therefore draws the same windows as one that was not interrupted, with any numbe
 
 import numpy as np
 
-from lit_gpt.data.shards import Ids, ShardedArray
+from lit_gpt.data.shards import ShardedArray, TokenIds
 
 FEISTEL_ROUNDS = 4  # enough for a pseudorandom permutation (Luby and Rackoff, 1988)
 
@@ -112,14 +112,14 @@ def evaluation_starts(num_tokens: int, context_length: int, num_windows: int | N
     return np.arange(num_windows) * available // num_windows * context_length
 
 
-def read_windows(ids: Ids, starts: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:
+def read_windows(ids: TokenIds, starts: np.ndarray, context_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return inputs and targets of the windows at `starts` (B,): each (B, T) int64, targets shifted by one."""
     windows = np.empty((len(starts), context_length + 1), dtype=np.int64)  # (B, T + 1)
-    arrays, size, first = (ids.arrays, ids.size, ids.start) if isinstance(ids, ShardedArray) else ([ids], len(ids), 0)
-    shards, offsets = np.divmod(starts + first, size)  # (B,), (B,)
+    ids = ids if isinstance(ids, ShardedArray) else ShardedArray([ids], len(ids))
+    shards, offsets = np.divmod(starts + ids.start, ids.shard_size)  # (B,), (B,)
     # one slice for each window is faster than indexing with all positions
     for row, start, shard, offset in zip(windows, starts.tolist(), shards.tolist(), offsets.tolist()):
-        window = arrays[shard][offset : offset + context_length + 1]
+        window = ids.arrays[shard][offset : offset + context_length + 1]
         crosses_shards = len(window) <= context_length
         row[:] = ids[start : start + context_length + 1] if crosses_shards else window
     return windows[:, :-1], windows[:, 1:]
