@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 _HOME = {
     "GPT": "model",
     "GPTConfig": "model",
-    "KVCache": "model",
+    "KVCache": "kv_cache",
     "LitGPT": "training.module",
     "TextDataModule": "data.datamodule",
     "Tokenizer": "tokenizer",

@@ -185,7 +185,7 @@ def test_newest_checkpoint_is_found_by_stored_time_and_skips_damaged_ones(fit: F
 def test_load_model_does_not_initialize_weights(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit("--trainer.max_steps", 1, "--trainer.precision", "bf16-true").status == 0
     expected = LitGPT.load_from_checkpoint(LAST).gpt  # initializes all weights before it loads them
-    monkeypatch.delattr(GPT, "initialise")
+    monkeypatch.delattr(GPT, "init_weights")
     model, *_ = load_model(LAST)
     assert model.head.weight is model.embedding.weight
     assert dict(model.named_buffers()).keys() == {"position.cos", "position.sin"}

@@ -12,7 +12,7 @@ from conftest import forked
 from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
-from lit_gpt.model import IGNORE
+from lit_gpt.ops import IGNORE_INDEX
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_batches_leave_the_global_random_state_alone(numbers: str) -> None:
 def test_evaluation_scores_every_token_of_the_split_once(numbers: str, world_size: int) -> None:
     loaders = [module(numbers, rank, world_size, eval_windows=None).val_dataloader()[1] for rank in range(world_size)]
     assert len({len(loader) for loader in loaders}) == 1  # else ranks would wait for each other
-    targets = torch.cat([y[y != IGNORE] for loader in loaders for _, y in loader])
+    targets = torch.cat([y[y != IGNORE_INDEX] for loader in loaders for _, y in loader])
     expected = np.asarray(module(numbers).val_ids)[1:]
     assert sorted(targets.tolist()) == sorted(expected.tolist())
     if world_size == 1:
@@ -140,7 +140,7 @@ def test_beside_a_whole_validation_split_at_most_256_windows_of_training_are_est
 def test_a_short_last_window_has_targets_only_where_there_is_text() -> None:
     ids = np.arange(20, dtype=np.uint16)
     x, y = EvaluationBatches(ids, np.array([0, 8, 16]), context_length=8, batch_size=1)[0]
-    assert y[2].tolist() == [17, 18, 19, *[IGNORE] * 5]
+    assert y[2].tolist() == [17, 18, 19, *[IGNORE_INDEX] * 5]
     assert x[2, :4].tolist() == [16, 17, 18, 19]
 
 

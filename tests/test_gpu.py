@@ -13,7 +13,7 @@ from test_model import SHAPES, gpt, random_tokens
 from torch.nn import functional as F
 
 from lit_gpt.inference.generate import generate
-from lit_gpt.model import IGNORE, LinearCrossEntropy
+from lit_gpt.ops.cross_entropy import IGNORE_INDEX, LinearCrossEntropy
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -30,12 +30,12 @@ MIXED = ["--trainer.precision", "bf16-mixed"]
 def test_loss_and_gradients_are_those_of_a_cpu(shape: dict[str, Any], compiled: bool) -> None:
     plain = gpt(**{**shape, "context_length": 128, "d_model": 64}).train()
     tokens, targets = random_tokens(8, 128), random_tokens(8, 128).roll(1)
-    targets[0, 100:] = IGNORE
+    targets[0, 100:] = IGNORE_INDEX
     exact = plain(tokens, targets)[1]
     assert exact is not None
     wanted = torch.autograd.grad(exact, list(plain.parameters()))
     model = copy.deepcopy(plain).cuda()
-    model.complete()
+    model.tie_and_init_buffers()
     if compiled:
         for block in model.blocks:
             block.compile(fullgraph=True)
@@ -50,7 +50,7 @@ def test_loss_and_gradients_are_those_of_a_cpu(shape: dict[str, Any], compiled: 
 
 @pytest.mark.parametrize("chunk", [1, 2**12, 2**30])
 def test_chunks_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 1, "cuda": chunk})
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK_BYTES", {"cpu": 1, "cuda": chunk})
     torch.manual_seed(0)
     hidden, weight = torch.randn(300, 64).cuda().bfloat16(), torch.randn(101, 64).cuda()
     targets = torch.randint(101, (300,)).cuda()
@@ -66,7 +66,7 @@ def test_chunks_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch, chunk: int) 
 
 def test_documents_are_kept_apart() -> None:
     model, tokens = gpt(context_length=64).cuda(), random_tokens(2, 64).cuda()
-    model.complete()
+    model.tie_and_init_buffers()
     documents = (torch.arange(64).cuda() >= 30).long().expand(2, 64)
     together = model(tokens, documents=documents)[0][:, 30:]
     torch.testing.assert_close(together, model(tokens[:, 30:])[0], rtol=1e-4, atol=1e-5)
@@ -75,7 +75,7 @@ def test_documents_are_kept_apart() -> None:
 def test_what_is_written_is_what_a_cpu_writes() -> None:
     model, prompts = gpt(context_length=48), [[1, 2, 3], [4], [5] * 20]
     expected = generate(model, prompts, max_new_tokens=20, temperature=0)
-    model.cuda().complete()
+    model.cuda().tie_and_init_buffers()
     assert generate(model, prompts, max_new_tokens=20, temperature=0) == expected
 
 

@@ -1,4 +1,4 @@
-"""The GPT computes what it says, each time beside another computation of the same."""
+"""The GPT, compared with independent computations of the same numbers."""
 
 import math
 from collections.abc import Callable
@@ -10,20 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lit_gpt.model
-from lit_gpt.model import (
-    FEW_LOGITS,
-    GPT,
-    IGNORE,
-    GPTConfig,
-    KVCache,
-    LinearCrossEntropy,
-    Masks,
-    RMSNorm,
-    attention_by_products,
-    draw_masks,
-    kept,
-)
+from lit_gpt.kv_cache import KVCache
+from lit_gpt.model import GPT, GPTConfig
 
 SHAPES: dict[str, dict[str, Any]] = {
     "rope, grouped heads": {"position": "rope", "num_kv_heads": 2},
@@ -49,14 +37,14 @@ def random_tokens(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("norm", "function"), [("rmsnorm", F.rms_norm), ("layernorm", F.layer_norm)])
-def test_queries_and_keys_take_the_norm_of_the_model(norm: str, function: Callable[..., Tensor]) -> None:
+def test_qk_norm_is_the_norm_of_the_model(norm: str, function: Callable[..., Tensor]) -> None:
     attention, x = gpt(norm=norm).blocks[0].attention, torch.randn(5, 8) + 1
     for part in (attention.q_norm, attention.k_norm):
         torch.testing.assert_close(part(x), function(x, (8,), eps=part.eps))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_future_tokens_do_not_change_past_logits(shape: dict[str, Any]) -> None:
+def test_model_is_causal(shape: dict[str, Any]) -> None:
     model, tokens = gpt(**shape), random_tokens(3, 24)
     changed = tokens.clone()
     changed[:, 10:] = (changed[:, 10:] + 1) % 37
@@ -67,7 +55,7 @@ def test_future_tokens_do_not_change_past_logits(shape: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("cuts", [[1] * 24, [7, 1, 1, 15], [24]], ids=str)
-def test_cached_logits_are_the_uncached_ones(shape: dict[str, Any], cuts: list[int]) -> None:
+def test_cached_logits_match_uncached(shape: dict[str, Any], cuts: list[int]) -> None:
     model, tokens = gpt(**shape), random_tokens(2, 24)
     cache = KVCache(model.config, 2, torch.device("cpu"), torch.float32)
     with torch.no_grad():
@@ -78,7 +66,7 @@ def test_cached_logits_are_the_uncached_ones(shape: dict[str, Any], cuts: list[i
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_documents_in_one_window_are_as_in_rows_of_their_own(shape: dict[str, Any], dtype: torch.dtype) -> None:
+def test_documents_in_one_window_match_separate_rows(shape: dict[str, Any], dtype: torch.dtype) -> None:
     model, lengths = gpt(**shape, context_length=40), [[11, 1, 28], [40, 0, 0], [3, 30, 7]]
     tokens = random_tokens(3, 40)
     documents = torch.stack([torch.arange(3).repeat_interleave(torch.tensor(row)) for row in lengths])
@@ -95,32 +83,32 @@ def test_documents_in_one_window_are_as_in_rows_of_their_own(shape: dict[str, An
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_gradients_of_documents_in_one_window_are_as_in_rows_of_their_own(shape: dict[str, Any]) -> None:
+def test_gradients_of_documents_in_one_window_match_separate_rows(shape: dict[str, Any]) -> None:
     model, tokens = gpt(**shape), random_tokens(1, 24)
     targets = tokens.roll(-1, 1)
     documents = (torch.arange(24) >= 9).long()[None]
-    together = torch.autograd.grad(model.loss(tokens, targets, "sum", documents), list(model.parameters()))
-    rows = [model.loss(tokens[:, part], targets[:, part], "sum") for part in (slice(9), slice(9, None))]
+    together = torch.autograd.grad(model.loss(tokens, targets, documents, reduction="sum"), list(model.parameters()))
+    rows = [model.loss(tokens[:, part], targets[:, part], reduction="sum") for part in (slice(9), slice(9, None))]
     apart = torch.autograd.grad(sum(rows, torch.zeros(())), list(model.parameters()))
     for one, other in zip(together, apart):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_place_matters(shape: dict[str, Any]) -> None:
+def test_position_matters(shape: dict[str, Any]) -> None:
     logits = gpt(**shape)(torch.tensor([[5, 9, 5, 9, 3]]))[0]
     swapped = gpt(**shape)(torch.tensor([[9, 5, 5, 9, 3]]))[0]
     assert (logits[0, -1] - swapped[0, -1]).abs().max() > 1e-5
 
 
-def test_initial_loss_is_near_that_of_a_uniform_guess() -> None:
+def test_initial_loss_is_near_log_of_vocab_size() -> None:
     model = gpt(vocab_size=1000, d_model=64)
     tokens = torch.randint(1000, (8, 24), generator=torch.Generator().manual_seed(2))
     assert abs(model.loss(tokens, tokens.roll(-1, 1)).item() - math.log(1000)) < 0.2
 
 
 @pytest.mark.parametrize("shape", [*SHAPES.values(), {"norm": "layernorm", "bias": True}], ids=[*SHAPES, "biases"])
-def test_a_model_starts_as_gpt2_does(shape: dict[str, Any]) -> None:
+def test_initial_weights_follow_gpt2(shape: dict[str, Any]) -> None:
     model = GPT(GPTConfig(**{"vocab_size": 500, "d_model": 128, "num_blocks": 8, "num_heads": 4, **shape}))
     assert (model.head.weight is model.embedding.weight) == model.config.tie_embeddings
     for name, value in model.named_parameters():
@@ -135,7 +123,7 @@ def test_a_model_starts_as_gpt2_does(shape: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_the_seed_decides_the_weights_whenever_and_in_whatever_memory_they_are_drawn(shape: dict[str, Any]) -> None:
+def test_initial_weights_depend_only_on_seed(shape: dict[str, Any]) -> None:
     config = GPTConfig(vocab_size=37, d_model=32, num_blocks=2, num_heads=4, **shape)
     torch.manual_seed(5)
     now, another = GPT(config), GPT(config)
@@ -144,7 +132,7 @@ def test_the_seed_decides_the_weights_whenever_and_in_whatever_memory_they_are_d
         later = GPT(config)
         assert all(value.is_meta for value in (*later.parameters(), *later.buffers()))
     torch.rand(9)  # what else is drawn meanwhile
-    later.to_empty(device="cpu").initialise()
+    later.to_empty(device="cpu").init_weights()
     assert (later.head.weight is later.embedding.weight) == config.tie_embeddings
     pairs = [dict(model.named_parameters()) | dict(model.named_buffers()) for model in (now, later)]
     for name, value in pairs[0].items():
@@ -153,7 +141,7 @@ def test_the_seed_decides_the_weights_whenever_and_in_whatever_memory_they_are_d
     assert not torch.equal(now.embedding.weight, another.embedding.weight)
 
 
-def test_every_weight_is_drawn_once() -> None:
+def test_every_initial_weight_is_drawn_once() -> None:
     class Count(TorchDispatchMode):
         drawn = 0
 
@@ -167,173 +155,7 @@ def test_every_weight_is_drawn_once() -> None:
     assert count.drawn == sum(value.numel() for value in model.parameters() if value.ndim == 2)
 
 
-@pytest.mark.parametrize("chunk", [1, 4 * 64 * 5, 2**25, None], ids=["a row", "five rows", "all rows", "at once"])
-@pytest.mark.parametrize("tie", [True, False], ids=["tied", "free head"])
-@pytest.mark.parametrize("multiple", [1, 64], ids=["", "padded vocabulary"])
-@pytest.mark.parametrize(("kind", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=str)
-def test_chunked_loss_and_gradients_are_the_plain_ones(
-    monkeypatch: pytest.MonkeyPatch, chunk: int | None, tie: bool, multiple: int, kind: torch.dtype, rtol: float
-) -> None:
-    if chunk is not None:
-        monkeypatch.setattr(lit_gpt.model, "FEW_LOGITS", 0)
-        monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": chunk})
-    monkeypatch.setattr(LinearCrossEntropy, "MULTIPLE", {"cpu": multiple})
-    monkeypatch.setattr(LinearCrossEntropy, "COLUMNS", {"cpu": 7})
-    tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
-    targets[0, 20:] = IGNORE
-    model = gpt(tie_embeddings=tie).to(kind)
-    plain = model(tokens, targets)[1]
-    assert plain is not None
-    expected = torch.autograd.grad(3 * plain, list(model.parameters()))
-    loss = model.loss(tokens, targets)
-    got = torch.autograd.grad(3 * loss, list(model.parameters()))
-    assert loss.dtype == kind
-    torch.testing.assert_close(loss, plain, rtol=rtol / 10, atol=0)
-    torch.testing.assert_close(model.loss(tokens, targets, reduction="sum"), plain * 68, rtol=rtol / 10, atol=0)
-    for one, other in zip(got, expected):
-        torch.testing.assert_close(one, other, rtol=rtol, atol=rtol / 100)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes how many elements the largest tensor has that any operation makes; a view of another is not made.
-
-    Nor is a sparse one, whose values are a tensor of their own.
-    """
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        given = {one.data_ptr() for one in args if isinstance(one, Tensor) and not one.is_sparse}
-        for one in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(one, Tensor) and not one.is_sparse and one.data_ptr() not in given:
-                self.elements = max(self.elements, one.numel())
-        return out
-
-
-@pytest.mark.parametrize("key_heads", [4, 2])
-def test_attention_by_products_is_torchs(key_heads: int) -> None:
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(3, heads, 10, 8, requires_grad=True) for heads in (4, key_heads, key_heads))
-    ours = attention_by_products(q, k, v, torch.full((10, 10), -torch.inf).triu(1))
-    theirs = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    torch.testing.assert_close(ours, theirs)
-    for a, b in zip(torch.autograd.grad(ours.sum(), (q, k, v)), torch.autograd.grad(theirs.sum(), (q, k, v))):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "within"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 8e-3)])
-def test_rmsnorm_is_torchs(kind: torch.dtype, within: float) -> None:
-    norm, generator = RMSNorm(32).to(kind), torch.Generator().manual_seed(0)
-    x, grad = torch.randn(2, 3, 4, 5, 32, dtype=torch.float64, generator=generator).to(kind).transpose(2, 3)
-    with torch.no_grad():
-        norm.weight.copy_(torch.randn(32, generator=generator))
-        x[0, 0, 0] = 0  # where eps decides
-    given = x.clone().requires_grad_(), norm.weight
-    exact = [value.detach().double().requires_grad_() for value in given]
-    y, expected = norm(given[0]), F.rms_norm(exact[0], (32,), exact[1], norm.eps)
-    wanted = (expected, *torch.autograd.grad(expected, exact, grad.double()))
-    for value, should in zip((y, *torch.autograd.grad(y, given, grad)), wanted):
-        assert value.dtype == kind
-        torch.testing.assert_close(value.double(), should, rtol=0, atol=within * should.abs().max().item())
-
-
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-@pytest.mark.parametrize("few", [0, FEW_LOGITS], ids=["chunks", "at once"])
-def test_bfloat16_keeps_the_numbers(monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any], few: int) -> None:
-    """The fast path on a CPU, at a length at which it attends by products, beside plain float32."""
-    monkeypatch.setattr(lit_gpt.model, "FEW_LOGITS", few)
-    model = gpt(**{**shape, "context_length": 48}).train()
-    tokens, targets = random_tokens(8, 48), random_tokens(8, 48).roll(1)
-    exact = F.cross_entropy(model(tokens)[0].flatten(0, 1), targets.flatten())
-    gradients = torch.autograd.grad(exact, list(model.parameters()))
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = model.loss(tokens, targets)
-    torch.testing.assert_close(loss, exact, rtol=2e-3, atol=0)
-    bound = 0.1 if shape.get("position") == "sinusoidal" else 0.03  # its waves are fifty times an embedding's size
-    for ours, plain in zip(torch.autograd.grad(loss, list(model.parameters())), gradients):
-        assert ours.dtype == torch.float32
-        assert (ours - plain).norm() < bound * plain.norm() + 1e-5  # a bias of keys has no gradient but rounding
-
-
-@pytest.mark.parametrize("likelihood", [1e-4, 0.5, 0.9, 0.99, 0.999])
-def test_in_bfloat16_what_is_known_well_still_has_a_gradient(likelihood: float) -> None:
-    torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(64, 32), torch.randn(50, 32), torch.arange(64) % 50
-    rest = torch.logsumexp((hidden @ weight.T).scatter(1, targets[:, None], -torch.inf), dim=1)  # (64,)
-    more = (
-        rest + math.log(likelihood / (1 - likelihood)) - (hidden * weight[targets]).sum(1)
-    )  # the target's logit wants
-    hidden = torch.cat((hidden, more[:, None] * F.one_hot(targets, 50)), dim=1).bfloat16()  # (64, 82)
-    weight = torch.cat((weight, torch.eye(50)), dim=1).bfloat16()
-    exact = [hidden.float().requires_grad_(), weight.float().requires_grad_()]
-    logits = (hidden @ weight.T).float()  # rounded, as ours
-    expected = F.cross_entropy(logits + exact[0] @ exact[1].T - (exact[0] @ exact[1].T).detach(), targets)
-    given = [hidden.requires_grad_(), weight.requires_grad_()]
-    loss = LinearCrossEntropy.apply(*given, targets, torch.tensor(1 / 64))
-    torch.testing.assert_close(loss, expected, rtol=5e-3, atol=0)
-    for ours, theirs in zip(torch.autograd.grad(loss, given), torch.autograd.grad(expected, exact)):
-        assert (ours.float() - theirs).norm() < 0.02 * theirs.norm()
-
-
-def test_in_bfloat16_the_mean_makes_no_gradient_longer() -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16().requires_grad_() for n in (768, 50))
-    targets = torch.randint(50, (768,), generator=generator)
-    exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
-    wanted = torch.autograd.grad(F.cross_entropy(exact[0] @ exact[1].T, targets), exact)
-    loss = LinearCrossEntropy.apply(hidden, weight, targets, torch.tensor(1 / 768))  # in bfloat16 1.002 / 768
-    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), wanted):
-        assert ((ours * theirs).sum() / theirs.square().sum()).item() == pytest.approx(1, abs=1e-3)
-
-
-def test_a_gradient_can_be_scaled_and_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lit_gpt.model, "FEW_LOGITS", 0)
-    model, tokens, targets = gpt(), random_tokens(2, 8), random_tokens(2, 8).roll(1)
-    weights = list(model.parameters())
-    once = torch.autograd.grad(model.loss(tokens, targets), weights)
-    half = torch.autograd.grad(model.loss(tokens, targets) / 2, weights)
-    for whole, part in zip(once, half):
-        torch.testing.assert_close(part, whole / 2)
-
-
-def test_gradients_of_chunks_are_added_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    hidden, weight, targets = torch.randn(2000, 8).bfloat16(), torch.randn(5, 8).bfloat16(), torch.randint(5, (2000,))
-
-    def gradient() -> Tensor:
-        free = weight.clone().requires_grad_()
-        loss = LinearCrossEntropy.apply(hidden, free, targets)
-        return torch.autograd.grad(loss, free)[0]
-
-    expected = gradient()
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 2 * 5})  # a row
-    torch.set_default_dtype(torch.bfloat16)  # as under --trainer.precision bf16-true
-    try:
-        got = gradient()
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert (got - expected).float().norm() < 0.02 * expected.float().norm()
-
-
-def test_training_never_holds_the_logits_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 4 * 50 * 2000})
-    model = gpt(vocab_size=2000)
-    tokens = random_tokens(20, 24)
-    with LargestTensor() as watched:
-        model.loss(tokens, tokens).backward()
-    assert watched.elements <= 50 * 2000 < 20 * 24 * 2000
-
-
-def test_an_evaluation_takes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokens = gpt(vocab_size=5000), random_tokens(20, 24)
-    monkeypatch.setattr(LinearCrossEntropy, "CHUNK", {"cpu": 4 * 10 * 5000})  # less than the head's matrix has
-    with torch.no_grad(), LargestTensor() as watched:
-        model.loss(tokens, tokens)
-    assert watched.elements < model.head.weight.numel()
-
-
-def test_one_batch_overfits() -> None:
+def test_one_batch_can_be_overfitted() -> None:
     model = gpt().train()
     tokens, targets = random_tokens(4, 24), random_tokens(4, 24).roll(-1, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -345,29 +167,14 @@ def test_one_batch_overfits() -> None:
     assert loss.item() < 0.05
 
 
-def test_dropout_zeroes_in_training_only() -> None:
+def test_dropout_acts_in_training_only() -> None:
     model, tokens = gpt(dropout=0.5), random_tokens(2, 24)
     torch.testing.assert_close(model(tokens)[0], model(tokens)[0], rtol=0, atol=0)
     model.train()
     assert (model(tokens)[0] - model(tokens)[0]).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5])
-def test_dropout_zeroes_a_share_and_scales_the_rest(share: float) -> None:
-    count = 1001 * 997  # no multiple of four
-    torch.manual_seed(3)
-    y = kept(count, share, torch.float32).view(1001, 997)
-    torch.manual_seed(3)
-    torch.testing.assert_close(kept(count, share, torch.float32), y.flatten(), rtol=0, atol=0)
-    assert (kept(count, share, torch.float32) != y.flatten()).any()
-    zeroed = y == 0
-    assert abs(zeroed.double().mean() - share) < 4 * math.sqrt(share * (1 - share) / count)
-    for half in (zeroed[:, ::2], zeroed[:, 1::2], zeroed[::2], zeroed[1::2]):
-        assert abs(half.double().mean() - share) < 6 * math.sqrt(share * (1 - share) / count)
-    torch.testing.assert_close(y[~zeroed], torch.full_like(y, 1 / (1 - share))[~zeroed], rtol=1e-4, atol=0)
-
-
-def test_activations_computed_anew_change_nothing() -> None:
+def test_activation_checkpointing_changes_no_bit() -> None:
     model, tokens = gpt(dropout=0.2).train(), random_tokens(2, 24)
 
     def step() -> tuple[Tensor, int]:
@@ -392,29 +199,6 @@ def test_activations_computed_anew_change_nothing() -> None:
     anew, fewer = step()
     torch.testing.assert_close(anew, kept_all, rtol=0, atol=0)
     assert fewer < most / 4
-
-
-@pytest.mark.parametrize("length", [24, 600])  # at the longer one torch's own attention draws for itself
-def test_every_mask_is_used_once(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
-    model, tokens = gpt(dropout=1e-9, context_length=600), random_tokens(2, length)
-    straight = model(tokens)[0]
-    drawn = draw_masks(model.config, 2, length, torch.float32, length < 512)
-    shapes = [None if mask is None else mask.shape for mask in drawn]
-    assert len(shapes) == 1 + 3 * model.config.num_blocks
-    zeroed = []
-
-    def masks(*args: Any) -> Masks:
-        ones = [None if shape is None else torch.ones(shape) for shape in shapes]
-        for place in zeroed:
-            ones[place].zero_()  # type: ignore[union-attr]
-        return ones
-
-    monkeypatch.setattr(lit_gpt.model, "draw_masks", masks)
-    model.train()
-    torch.testing.assert_close(model(tokens)[0], straight)
-    for place in (place for place, shape in enumerate(shapes) if shape is not None):
-        zeroed = [place]
-        assert (model(tokens)[0] - straight).abs().max() > 1e-3, place
 
 
 class CourseHead(nn.Module):
@@ -462,7 +246,7 @@ def course_logits(model: GPT, tokens: Tensor) -> Tensor:
     return F.layer_norm(x, (D,), model.norm.weight, model.norm.bias) @ model.head.weight.T
 
 
-def test_the_course_shape_computes_the_course_formulas() -> None:
+def test_course_config_matches_course_formulas() -> None:
     course = {"position": "sinusoidal", "norm": "layernorm", "mlp": "relu", "bias": True}
     model = gpt(**course, qk_norm=False, tie_embeddings=False, dropout=0.1)
     with torch.no_grad():
@@ -489,11 +273,32 @@ def test_the_course_shape_computes_the_course_formulas() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_shape_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_config_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gpt(**changes)
 
 
-def test_more_tokens_than_the_context_are_refused() -> None:
+def test_more_tokens_than_context_length_are_refused() -> None:
     with pytest.raises(ValueError, match="25 tokens, but context_length is 24: crop them"):
         gpt()(random_tokens(1, 25))
+
+
+# ---------------------------------------------------------------------------------------------------------- generate
+
+
+def test_generate_appends_the_likeliest_tokens_with_top_k_of_one() -> None:
+    model, prompt = gpt(), random_tokens(2, 5)
+    tokens = prompt
+    for _ in range(30):  # beyond the context of 24
+        logits, _ = model(tokens[:, -24:])
+        tokens = torch.cat((tokens, logits[:, -1].argmax(dim=-1, keepdim=True)), dim=1)
+    torch.testing.assert_close(model.generate(prompt, 30, top_k=1), tokens)
+    torch.testing.assert_close(model.generate(prompt, 0), prompt)
+
+
+def test_generate_draws_from_the_softmax_at_temperature() -> None:
+    model, prompt = gpt(), random_tokens(1, 5).expand(4000, 5)
+    drawn = model.generate(prompt, 1, temperature=0.5, generator=torch.Generator().manual_seed(0))[:, -1]
+    expected = (model(prompt[:1])[0][0, -1] / 0.5).softmax(dim=-1)  # (V,)
+    found = torch.bincount(drawn, minlength=37) / 4000
+    assert (found - expected).abs().max() < 4 * (expected * (1 - expected) / 4000).sqrt().max()

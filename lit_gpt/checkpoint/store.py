@@ -114,7 +114,7 @@ class Checkpoint:
             state_dict: dict[str, Tensor] = self.read()["state_dict"]
             weights = {name.removeprefix("gpt."): value.float() for name, value in state_dict.items()}
             model.load_state_dict(weights, assign=True)
-            model.complete()
+            model.tie_and_init_buffers()
             if not all(parameter.isfinite().all() for parameter in model.parameters()):
                 raise ValueError("its weights are not finite")
             return model.eval(), self.tokenizer, self.data_fingerprint["mode"]

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_gpt.data.shards import TokenIds
 from lit_gpt.data.windows import WINDOW_SAMPLERS, read_windows
-from lit_gpt.model import IGNORE
+from lit_gpt.ops import IGNORE_INDEX
 
 MIN_EVALUATION_TOKENS = 4096  # per batch: without gradients, batches larger than small training batches are faster
 
@@ -116,7 +116,7 @@ class EvaluationBatches(Dataset[Batch]):
         last = len(self.ids) - 1
         positions = starts[:, None] + np.arange(self.context_length + 1)  # (B, T + 1)
         windows = self.ids[positions.clip(max=last)].astype(np.int64)  # (B, T + 1)
-        targets = np.where(positions[:, 1:] <= last, windows[:, 1:], IGNORE)  # (B, T)
+        targets = np.where(positions[:, 1:] <= last, windows[:, 1:], IGNORE_INDEX)  # (B, T)
         return _make_batch(windows[:, :-1], targets, self.end_of_text)
 
 

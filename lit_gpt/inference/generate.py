@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from lit_gpt.device import supports_bfloat16
 from lit_gpt.errors import UserError
 from lit_gpt.inference.sampling import sample_token
-from lit_gpt.model import GPT, KVCache, Linear
+from lit_gpt.kv_cache import KVCache
+from lit_gpt.layers import Linear
+from lit_gpt.model import GPT
 from lit_gpt.sharding import is_sharded
 from lit_gpt.tokenizer import Tokenizer
 

@@ -2,11 +2,17 @@
 
 import pickle
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor
 
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.model import GPT, LinearCrossEntropy
+from lit_gpt.model import GPT, Block, FeedForward
+from lit_gpt.ops.attention import attention_saved_bytes, use_math_attention
+from lit_gpt.ops.cross_entropy import chunk_bytes
+from lit_gpt.ops.linear import linear_saved_bytes
+from lit_gpt.ops.rms_norm import rms_norm_saved_bytes
 from lit_gpt.optim import parameter_groups
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.module import LitGPT
@@ -32,45 +38,78 @@ def estimate_memory(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int,
     device, precision = trainer.strategy.root_device.type, str(trainer.precision)
     holders = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
     activations = activation_bytes(model.gpt, windows, precision, device)
-    if device == "cuda":  # where two chunks of the head's logits are no little
-        logits = windows * model.gpt.config.context_length * model.gpt.config.vocab_size * 4
-        activations += 2 * min(LinearCrossEntropy.CHUNK[device], logits)
+    if device == "cuda":  # on a CPU the chunks of the loss are small
+        config = model.gpt.config
+        activations += chunk_bytes(device, windows * config.context_length, config.vocab_size)
     return state_bytes(model, precision) // holders, activations
 
 
 def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu") -> int:
-    """About the bytes that the forward pass of one batch leaves for the backward pass, blocks not compiled.
+    """Estimate the bytes that the forward pass of one batch saves for the backward pass, blocks not compiled.
 
-    It goes through `Block` and adds up what the operations keep of one token.
+    Adds up what each operation of a block says it saves per token.
 
     Args:
-        gpt: the model.
+        gpt: the model; its weights are not read.
         windows: B.
         precision: the Trainer's.
-        device: its type.
+        device: its type, as "cpu".
     """
-    config, mixed, cpu = gpt.config, "mixed" in precision, device == "cpu"
-    T, D, H, KE = config.context_length, config.d_model, config.num_heads, config.kv_heads * config.head_size
-    hidden = sum(block.mlp.project.in_features for block in gpt.blocks) // config.num_blocks  # type: ignore[union-attr, misc]
-    size = 2 if mixed else element_bytes(precision)
-    norm = 2 * size * D + 4  # what it reads, and a number of it; its output is what a product reads
-    turned = config.qk_norm or config.position == "rope"
-    if cpu and T <= 512 and (config.dropout or (size == 2 and T >= 32)):  # attention_by_products
-        attention = size * (3 * D + H * T) + (size * (D + 2 * KE) if config.qk_norm else 0)  # qkv's output by its norms
-        attention += 2 * size * H * T if config.dropout else 0
+    config, block = gpt.config, gpt.blocks[0]
+    assert isinstance(block, Block)
+    dtype = (
+        torch.bfloat16
+        if "mixed" in precision
+        else {2: torch.bfloat16, 8: torch.float64}.get(element_bytes(precision), torch.float32)
+    )
+    size, T, D = dtype.itemsize, config.context_length, config.d_model
+    dropout = config.dropout
+    norm = rms_norm_saved_bytes(D, size)
+    attention = attention_saved_bytes(
+        device,
+        T,
+        config.num_heads,
+        config.kv_heads,
+        config.head_size,
+        dtype,
+        dropout,
+        qk_norm=config.qk_norm,
+        rotary=config.position == "rope",
+    )
+    products = (block.attention.qkv, block.attention.project, block.mlp.up, block.mlp.project)
+    saved = 2 * norm + attention + sum(linear_saved_bytes(product.in_features, size) for product in products)
+    saved += activation_saved_elements(block.mlp) * size
+    masks = 2 * size * D if dropout else 0  # of both outputs
+    if dropout and use_math_attention(device, T, dtype, dropout):
+        masks += size * config.num_heads * T  # of the attention weights
+    if gpt.blocks.activation_checkpointing:  # each block's input and masks, and one block while it is recomputed
+        per_token = config.num_blocks * (size * D + masks) + saved + masks
     else:
-        attention = size * (2 * D + 2 * KE) + 4 * H  # what qkv gave, what came of it, sums of shares
-        attention += size * (D + KE) if turned else 0
-    mlp = {"swiglu": 4, "gelu": 2, "relu": 1, "relu2": 2}[config.mlp] * size * hidden
-    masks = 2 * size * D if config.dropout else 0
-    block = 2 * norm + attention + size * D + mlp + masks
-    blocks = config.num_blocks * block
-    if gpt.blocks.activation_checkpointing:  # what goes into each, its masks, and one of them at work
-        shares = size * H * T if config.dropout and cpu and T <= 512 else 0
-        blocks = config.num_blocks * (size * D + masks + shares) + block
-    token = blocks + norm + 2 * 8
-    cast = size * sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2) if mixed else 0
-    return windows * T * token + cast
+        per_token = config.num_blocks * (saved + masks)
+    per_token += norm + linear_saved_bytes(D, size)  # the last norm and the head
+    per_token += 2 * torch.int64.itemsize  # tokens and targets
+    weights = sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2)
+    cast = size * weights if "mixed" in precision else 0  # the weights in the dtype of the products
+    return windows * T * per_token + cast
+
+
+def activation_saved_elements(mlp: FeedForward) -> int:
+    """Return how many elements per token the activation of a feed-forward saves, its output not counted.
+
+    It is measured on one token, so that a new activation needs no entry here.
+    """
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    x = torch.ones(1, mlp.up.out_features, requires_grad=True, device="cpu")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = mlp.activation(x)
+    saved.pop(y.untyped_storage().data_ptr(), None)  # it is the input of the next product, which counts it
+    return sum(saved.values())
 
 
 def checkpoint_bytes(model: LitGPT, data: TextDataModule) -> int:

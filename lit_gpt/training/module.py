@@ -16,7 +16,8 @@ from lit_gpt.compat import set_logged_step
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT, IGNORE, GPTConfig
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.ops import IGNORE_INDEX
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
 from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.fsdp import shard
@@ -55,7 +56,13 @@ def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
     else:
         options: dict[str, Any] = {"cpp_wrapper": not gpt.blocks.activation_checkpointing}  # torch 2.13 fails with both
         gpt.blocks.compile(options=options)
-        gpt.loss_at_once = torch.compile(gpt.loss_at_once, options=options)  # type: ignore[method-assign]
+        eager, compiled = gpt.blocks_loss, torch.compile(gpt.blocks_loss, options=options)
+
+        def blocks_loss(*inputs: Any) -> Tensor:
+            # An evaluation takes the loss in chunks, which are not compiled.
+            return (compiled if torch.is_grad_enabled() else eager)(*inputs)
+
+        gpt.blocks_loss = blocks_loss  # type: ignore[method-assign, assignment]
 
 
 class LitGPT(LightningModule):
@@ -180,7 +187,7 @@ class LitGPT(LightningModule):
                     f"the model does not fit into memory ({error}): give a smaller --model.config"
                 ) from None
             self.gpt.seed = strategy.broadcast(self.gpt.seed)  # whose slices make up one model
-            self.gpt.initialise(shard_like)
+            self.gpt.init_weights(shard_like)
         if not self.is_attached:  # loaded to be used without a Trainer
             return
         if self.trainer.precision == "64-true":  # the Trainer would when it has read a checkpoint's into float32
@@ -330,7 +337,7 @@ class LitGPT(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Adds up nats, tokens and bytes; they are divided once, at the end."""
         tokens, targets, *documents = batch
-        counted = targets != IGNORE
+        counted = targets != IGNORE_INDEX
         sums = self._evaluated[dataloader_idx]
         sums[0] += self.gpt.loss(tokens, targets, documents=documents[0] if documents else None, reduction="sum")
         sums[1] += counted.sum()

@@ -1,0 +1,198 @@
+"""The layers below a block: products, embeddings, dropout, norms and positions.
+
+They differ from PyTorch's modules in two ways: they compute with `lit_gpt.ops`, and they draw no weights when they are
+built. `GPT.init_weights` draws all weights, each with the standard deviation `std` of its layer. For the shape letters
+see `model.py`.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lit_gpt import ops
+from lit_gpt.kv_cache import KVCache
+
+
+class Linear(nn.Linear):
+    """A product in the dtype of its input, whatever the dtype of the weights.
+
+    Args:
+        in_features: D_in.
+        out_features: D_out.
+        bias: whether there is a bias.
+        std: the standard deviation of the initial weights.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, std: float = 0.02) -> None:
+        self.std = std
+        super().__init__(in_features, out_features, bias)
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are: `GPT.init_weights` draws them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)  # (..., D_out)
+
+
+class Embedding(nn.Embedding):
+    """A trained vector for each id or position; `std` is the standard deviation of the initial weights."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, std: float = 0.02) -> None:
+        self.std = std
+        super().__init__(num_embeddings, embedding_dim)
+
+    def reset_parameters(self) -> None:
+        """Leave the weights as they are: `GPT.init_weights` draws them."""
+
+
+class Dropout(nn.Dropout):
+    """Srivastava et al. 2014; with a mask that was drawn before, or with one of its own."""
+
+    @property
+    def active_p(self) -> float:
+        """The probability now: `p` in training, 0 in evaluation."""
+        return self.p if self.training else 0.0
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return ops.dropout(x, self.active_p, mask)
+
+
+# ----------------------------------------------------------------------------------------------------------- norms
+
+
+class RMSNorm(nn.RMSNorm):
+    """Zhang and Sennrich 2019. It has a scale and never a bias."""
+
+    eps: float
+
+    def __init__(self, width: int, bias: bool = False) -> None:
+        super().__init__(width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.eps)  # (..., D)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Ba et al. 2016."""
+
+    def __init__(self, width: int, bias: bool = False) -> None:
+        super().__init__(width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.type_as(x)
+        return F.layer_norm(x, self.normalized_shape, self.weight.type_as(x), bias, self.eps)  # (..., D)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+# ------------------------------------------------------------------------------------------------------- positions
+
+Positions = slice | Tensor  # of T tokens: a slice, or (B, T) where rows differ
+CosSin = tuple[Tensor, Tensor] | None  # (T, E) each, or (B, 1, T, E)
+
+
+class Position(nn.Module):
+    """How positions enter: added to the embeddings, or as angles by which queries and keys are rotated."""
+
+    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
+        super().__init__()
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """Compute the tables that are no weights; no checkpoint holds them."""
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        """Add to the embeddings: (B, T, D) -> (B, T, D)."""
+        return x
+
+    def cos_sin(self, positions: Positions) -> CosSin:
+        """Return what `apply_rotary_emb` takes."""
+        return None
+
+
+class Rotary(Position):
+    """Rotate channels (i, i + E/2) of each head by an angle proportional to the position (Su et al. 2021)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
+        super().__init__(context_length, d_model, head_size)
+        for name in ("cos", "sin"):
+            self.register_buffer(name, torch.empty(context_length, head_size), persistent=False)  # (T, E)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        length, half = len(self.cos), self.cos.shape[1] // 2
+        frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float32, device=device) / half)  # (E/2,)
+        angles = torch.outer(torch.arange(length, device=device), frequencies)  # (T, E/2)
+        self.cos = torch.cat((angles.cos(), angles.cos()), dim=-1)  # (T, E)
+        self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)  # (T, E)
+
+    def cos_sin(self, positions: Positions) -> CosSin:
+        cos, sin = self.cos[positions], self.sin[positions]  # (T, E) or (B, T, E)
+        return (cos, sin) if cos.ndim == 2 else (cos.unsqueeze(1), sin.unsqueeze(1))
+
+
+def apply_rotary_emb(x: Tensor, cos_sin: CosSin) -> Tensor:
+    """Rotate queries or keys (B, H, T, E) -> (B, H, T, E), computed in the dtype of the angles."""
+    if cos_sin is None:
+        return x
+    cos, sin = cos_sin
+    wide = x.type_as(cos)
+    return (wide * cos).addcmul(wide.roll(x.shape[-1] // 2, dims=-1), sin).type_as(x)
+
+
+class Learned(Position):
+    """Add one trained vector for each position (Radford et al. 2019)."""
+
+    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
+        super().__init__(context_length, d_model, head_size)
+        self.table = Embedding(context_length, d_model)
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return x + self.table.weight[positions]  # (B, T, D)
+
+
+class Sinusoidal(Position):
+    """Add fixed waves of growing length, sine on even channels and cosine on odd ones (Vaswani et al. 2017)."""
+
+    table: Tensor
+
+    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
+        super().__init__(context_length, d_model, head_size)
+        self.register_buffer("table", torch.empty(context_length, d_model), persistent=False)  # (T, D)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        length, width = self.table.shape
+        even = torch.arange(0, width, 2, dtype=torch.float32, device=device)  # (D/2,)
+        frequencies = torch.exp(even * (-math.log(10_000.0) / width))  # (D/2,)
+        angles = torch.outer(torch.arange(length, device=device), frequencies)  # (T, D/2)
+        self.table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)  # (T, D)
+
+    def forward(self, x: Tensor, positions: Positions) -> Tensor:
+        return x + self.table[positions]  # (B, T, D)
+
+
+POSITIONS: dict[str, type[Position]] = {"rope": Rotary, "learned": Learned, "sinusoidal": Sinusoidal}
+
+
+class PreviousTokens(nn.ModuleList):
+    """Add to each token's embedding an embedding of each of the n tokens before it; zero at the start of training."""
+
+    def __init__(self, distances: int, vocab_size: int, d_model: int) -> None:
+        super().__init__(Embedding(vocab_size, d_model, std=0.0) for _ in range(distances))
+
+    def forward(self, x: Tensor, tokens: Tensor, cache: KVCache | None, documents: Tensor | None) -> Tensor:
+        if len(self) == 0:
+            return x
+        history, is_token = (tokens, None) if cache is None else cache.append_tokens(tokens, len(self))
+        for distance, embedding in enumerate(self, start=1):
+            added = embedding(history[:, :-distance])  # (B, ..., D)
+            if is_token is not None:
+                added = added * is_token[:, :-distance].unsqueeze(-1)
+            if documents is not None:
+                added = added * (documents[:, distance:] == documents[:, :-distance]).unsqueeze(-1)
+            x = x + F.pad(added, (0, 0, distance, 0))[:, -tokens.shape[1] :]  # (B, T, D)
+        return x

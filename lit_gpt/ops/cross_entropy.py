@@ -1,0 +1,163 @@
+"""The loss of the output head: cross entropy of `hidden @ weight.T`, without holding all logits.
+
+With a vocabulary of 100,000 the logits of a batch take more memory than everything else together. They are therefore
+computed chunk by chunk, and each chunk's gradients are taken at once in the forward pass, so that nothing is computed
+twice (as in Liger Kernel, Hsu et al. 2024). Where all logits are small, a CPU is faster with all of them at once.
+"""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from lit_gpt.ops.linear import accumulation_dtype, autocast_disabled, linear
+
+IGNORE_INDEX = -100  # a target that counts in no loss; PyTorch's default
+UNCHUNKED_LOSS_BYTES = 2**21  # bytes of float32 logits up to which a CPU is faster without chunks
+
+Reduction = Literal["mean", "sum"]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Return the cross entropy of logits (..., V) with targets (...), in nats, computed in float32 or wider."""
+    flat = logits.flatten(0, -2).to(accumulation_dtype(logits.dtype))  # (N, V)
+    return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """Return `cross_entropy(linear(hidden, weight), targets, reduction)`.
+
+    Args:
+        hidden: (..., D).
+        weight: (V, D).
+        targets: (...) int64; `IGNORE_INDEX` counts in no loss.
+        reduction: "mean" over the targets that count, or "sum".
+
+    Returns:
+        A scalar in nats, in float32 or wider.
+    """
+    logits_bytes = targets.numel() * len(weight) * torch.float32.itemsize
+    if hidden.device.type == "cpu" and logits_bytes <= UNCHUNKED_LOSS_BYTES and torch.is_grad_enabled():
+        return cross_entropy(linear(hidden, weight), targets, reduction)
+    return _chunked_loss(hidden.flatten(0, -2), weight, targets.flatten(), reduction)
+
+
+@torch.compiler.disable  # the chunks take their gradients by hand, which a compiler cannot follow
+def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+    if hidden.dtype == torch.float16:  # too small a range for probabilities and for a mean over many tokens
+        hidden = hidden.float()
+    if not torch.is_grad_enabled():  # inside an autograd.Function nothing else tells that no gradient is needed
+        weight = weight.detach()
+    scale = None
+    if reduction == "mean":
+        scale = 1 / (targets != IGNORE_INDEX).sum().to(accumulation_dtype(hidden.dtype))
+    with autocast_disabled(hidden):  # on a GPU it would take the softmax in float32
+        loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
+    return loss
+
+
+def chunk_bytes(device: str, tokens: int, vocab_size: int) -> int:
+    """Return the bytes that the loss holds beside its inputs on a GPU: two chunks of logits."""
+    return 2 * min(LinearCrossEntropy.CHUNK_BYTES[device], tokens * vocab_size * torch.float32.itemsize)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Sum of the cross entropies of `hidden @ weight.T`, a chunk of rows at a time, times a scale.
+
+    Products are taken in the dtype of `hidden` and added up in float32 or wider. The probability of a target is bounded
+    below by the smallest normal number of that dtype, in float32 e**-87.
+    """
+
+    # Bytes of logits in a chunk; two chunks are alive at a time. Smaller ones are slower. On a CPU larger ones are
+    # newly mapped memory each time, which is far slower.
+    CHUNK_BYTES: ClassVar = {"cpu": 2**25, "cuda": 2**30}
+    # Rows of the weight gradient that are added up at once, so that they stay in the cache.
+    GRAD_ROWS: ClassVar = {"cpu": 2**12}
+    # The vocabulary is padded to a multiple of this, for which the products have fast kernels.
+    VOCAB_MULTIPLE: ClassVar = {"cuda": 64}
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None = None) -> Tensor:
+        """hidden (N, D), weight (V, D), targets (N,), scale () -> a scalar in nats."""
+        needs_hidden, needs_weight, *_ = ctx.needs_input_grad
+        dtype, (vocab_size, _) = accumulation_dtype(hidden.dtype), weight.shape
+        padded = _pad_vocabulary(weight.type_as(hidden))  # (V or more, D)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        grad_weight = torch.empty_like(padded, dtype=dtype) if needs_weight else None
+        loss = torch.zeros((), device=hidden.device, dtype=dtype)
+        for rows in _chunks(hidden, padded, dtype if not (needs_hidden or needs_weight) else hidden.dtype):
+            logits = hidden[rows] @ padded.T  # (n, V)
+            logits[:, vocab_size:] = -torch.inf
+            if not needs_hidden and not needs_weight:
+                loss += cross_entropy(logits, targets[rows], "sum")
+                continue
+            counted = (targets[rows] != IGNORE_INDEX).unsqueeze(-1)  # (n, 1)
+            row_scale = counted if scale is None else counted * scale.to(dtype)  # (n, 1)
+            grad = logits.softmax(dim=-1)  # (n, V), computed in float32 or wider
+            del logits
+            loss += (_loss_and_grad_(grad, targets[rows]) * counted.squeeze(-1)).sum()
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad @ padded * row_scale  # (n, D)
+            if grad_weight is not None:
+                scaled = (hidden[rows] * row_scale).type_as(hidden)  # (n, D)
+                _accumulate(grad_weight, grad, scaled, first=rows.start == 0)
+            del grad  # before the next chunk is computed
+        ctx.grads = grad_hidden, None if grad_weight is None else grad_weight[:vocab_size].to(weight.dtype)
+        return loss if scale is None else loss * scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Scale the gradients in place: the larger one has the size of the embedding."""
+        grads = ctx.grads
+        del ctx.grads
+        if grad.device.type != "cpu" or grad != 1:  # reading the value on a GPU would wait for it
+            for part in grads:
+                if part is not None:
+                    part.mul_(grad)
+        return *grads, None, None
+
+
+def _pad_vocabulary(weight: Tensor) -> Tensor:
+    """Append rows of zeros up to a multiple of VOCAB_MULTIPLE: (V, D) -> (V or more, D)."""
+    missing = -len(weight) % LinearCrossEntropy.VOCAB_MULTIPLE.get(weight.device.type, 1)
+    return F.pad(weight, (0, 0, 0, missing)) if missing else weight
+
+
+def _chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> list[slice]:
+    """Split N rows so that the logits of each chunk, in `dtype`, take CHUNK_BYTES at most."""
+    limits = LinearCrossEntropy.CHUNK_BYTES
+    chunks = math.ceil(len(hidden) * len(weight) * dtype.itemsize / limits.get(weight.device.type, limits["cpu"]))
+    rows = max(1, math.ceil(len(hidden) / max(1, chunks)))
+    return [slice(start, start + rows) for start in range(0, len(hidden), rows)]
+
+
+def _loss_and_grad_(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Turn probabilities (n, V) into the gradient of the loss in place; return the loss of each row (n,).
+
+    The gradient is p - 1 at the target and p elsewhere. `p - 1` is computed as minus the sum of the other
+    probabilities, because in bfloat16 a target's p rounds to 1 long before the others vanish.
+    """
+    dtype = accumulation_dtype(probabilities.dtype)
+    target_index = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)  # (n,) each
+    target_prob = probabilities[target_index].to(dtype)  # (n,)
+    probabilities[target_index] = 0  # indexed: scatter would copy a bfloat16 chunk
+    other_prob = probabilities.sum(dim=-1)  # (n,)
+    probabilities[target_index] = -other_prob
+    other_prob, tiny = other_prob.to(dtype), torch.finfo(dtype).tiny
+    return torch.where(other_prob < 0.5, -torch.log1p(-other_prob), -target_prob.clamp(min=tiny).log())  # (n,)
+
+
+def _accumulate(accumulator: Tensor, grad: Tensor, hidden: Tensor, first: bool) -> None:
+    """Add grad.T @ hidden to the accumulator (V, D), or write it there if it is the first."""
+    dtype = accumulator.dtype
+    if accumulator.device.type == "cuda" or hidden.dtype == dtype:
+        out_dtype: dict[str, Any] = {} if hidden.dtype == dtype else {"out_dtype": dtype}
+        torch.addmm(accumulator, grad.T, hidden, beta=0 if first else 1, out=accumulator, **out_dtype)
+        return
+    rows = LinearCrossEntropy.GRAD_ROWS.get(accumulator.device.type, len(accumulator))
+    for grad_chunk, target in zip(grad.T.split(rows), accumulator.split(rows)):
+        target.copy_(grad_chunk @ hidden) if first else target.add_((grad_chunk @ hidden).to(dtype))
