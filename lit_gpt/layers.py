@@ -29,8 +29,11 @@ class Linear(nn.Linear):
         self.std = std
         super().__init__(in_features, out_features, bias)
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Leave the weights as they are: `GPT.init_weights` draws them."""
+        """Set the bias to zero; `GPT.init_weights` draws the weight."""
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)  # (..., D_out)
@@ -44,7 +47,7 @@ class Embedding(nn.Embedding):
         super().__init__(num_embeddings, embedding_dim)
 
     def reset_parameters(self) -> None:
-        """Leave the weights as they are: `GPT.init_weights` draws them."""
+        """Leave the weight as it is: `GPT.init_weights` draws it."""
 
 
 class Dropout(nn.Dropout):

@@ -271,15 +271,14 @@ class GPT(nn.Module):
         self.tie_and_init_buffers()
         generator = torch.Generator().manual_seed(self.seed)
         for name, module in self.named_modules():
-            if isinstance(module, Linear | Embedding) and not (name == "head" and self.config.tie_embeddings):
+            if hasattr(module, "reset_parameters"):  # PyTorch's convention; norms: scales 1, biases 0
+                module.reset_parameters()
+            tied = name == "head" and self.config.tie_embeddings
+            if isinstance(module, Linear | Embedding) and not tied:
                 full = torch.zeros(module.weight.shape, dtype=module.weight.dtype, device=generator.device)
                 if module.std:
                     full.normal_(std=module.std, generator=generator)
                 module.weight.copy_(shard(full, module.weight))
-            elif isinstance(module, nn.RMSNorm | nn.LayerNorm):
-                module.reset_parameters()
-            if isinstance(module, Linear) and module.bias is not None:
-                module.bias.zero_()
 
     def tie_and_init_buffers(self) -> None:
         """Tie the head to the embedding, where they share a weight, and compute the tables of positions."""

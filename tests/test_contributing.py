@@ -1,0 +1,93 @@
+"""The recipes of CONTRIBUTING.md, followed to the letter: what they name is all that a new part needs."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_gpt.kv_cache import KVCache
+from lit_gpt.layers import NORMS, POSITIONS, Position
+from lit_gpt.model import ACTIVATIONS, GPT, GPTConfig
+from lit_gpt.training.memory import activation_bytes
+
+
+class ScaleNorm(nn.Module):
+    """Nguyen and Salazar 2019: one scale for the whole vector."""
+
+    def __init__(self, width: int, bias: bool = False) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(1))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale.type_as(x) * nn.functional.normalize(x, dim=-1)
+
+
+class Ramp(Position):
+    """Add the position itself to the first channel."""
+
+    def forward(self, x: Tensor, positions: slice | Tensor) -> Tensor:
+        added = torch.zeros_like(x)
+        columns = torch.arange(64)[positions] if isinstance(positions, slice) else positions
+        added[..., 0] = columns / 64
+        return x + added
+
+
+def softsign(x: Tensor) -> Tensor:
+    return nn.functional.softsign(x)
+
+
+@dataclass
+class Extended(GPTConfig):
+    """What a contributor writes into the `Literal` of the field."""
+
+    norm: Literal["rmsnorm", "layernorm", "scalenorm"] = "rmsnorm"  # type: ignore[assignment]
+    position: Literal["rope", "learned", "sinusoidal", "ramp"] = "rope"  # type: ignore[assignment]
+    mlp: Literal["swiglu", "gelu", "relu", "relu2", "softsign"] = "swiglu"  # type: ignore[assignment]
+
+
+def saved_bytes(model: GPT, tokens: Tensor) -> int:
+    """Return the bytes that a forward pass really saves for the backward pass, weights not counted."""
+    storages: dict[int, int] = {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model.loss(tokens, tokens)
+    return sum(size for pointer, size in storages.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("change", [{"norm": "scalenorm"}, {"position": "ramp"}, {"mlp": "softsign"}], ids=str)
+def test_new_part_of_the_model_needs_one_entry(monkeypatch: pytest.MonkeyPatch, change: dict[str, str]) -> None:
+    monkeypatch.setitem(NORMS, "scalenorm", ScaleNorm)  # type: ignore[arg-type]
+    monkeypatch.setitem(POSITIONS, "ramp", Ramp)
+    monkeypatch.setitem(ACTIVATIONS, "softsign", softsign)
+    config = Extended(37, context_length=24, d_model=32, num_blocks=2, num_heads=4, qk_norm=False, **change)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device="cpu").init_weights()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    tokens = torch.randint(37, (3, 24), generator=torch.Generator().manual_seed(0))
+    cache = KVCache(config, 3, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        pieces = [model(part, cache=cache)[0] for part in tokens.split([7, 1, 16], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens)[0], rtol=1e-4, atol=1e-5)
+    model.loss(tokens, tokens).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    assert activation_bytes(model, 3, "32-true") == pytest.approx(saved_bytes(model, tokens), rel=0.35)
+
+
+@pytest.mark.parametrize(
+    ("field", "entries"),
+    [("norm", NORMS), ("position", POSITIONS), ("mlp", ACTIVATIONS)],
+    ids=["norm", "position", "mlp"],
+)
+def test_choices_of_config_are_the_entries(field: str, entries: dict[str, object]) -> None:
+    assert set(get_args(get_type_hints(GPTConfig)[field])) == entries.keys()
