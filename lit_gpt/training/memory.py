@@ -1,4 +1,4 @@
-"""Estimate the memory and disk space a run needs from its settings."""
+"""Estimate the memory and the disk space that a run needs from its settings."""
 
 import pickle
 
@@ -8,7 +8,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.model import GPT, Block, FeedForward
+from lit_gpt.model import GPT, Block
 from lit_gpt.ops.attention import attention_saved_bytes, use_math_attention
 from lit_gpt.ops.cross_entropy import chunk_bytes
 from lit_gpt.ops.linear import linear_saved_bytes
@@ -17,57 +17,108 @@ from lit_gpt.optim import parameter_groups
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.module import LitGPT
 
+CHECKPOINT_BYTES_PER_PARAMETER = 2000  # beside its data: names and headers of a parameter and its optimizer state
+
 
 def format_bytes(count: float) -> str:
+    """Return a number of bytes as `312.5 MB` or `1.5 GB`."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def element_bytes(precision: str) -> int:
-    """Of a weight, under the Trainer's `precision`."""
-    return {"bf16-true": 2, "64-true": 8}.get(precision, 4)
+def parameter_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of the parameters under the Trainer's `precision`."""
+    return {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)
 
 
-def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
-    """Bytes of weights, gradients and the optimizer's state: four numbers a parameter, three for Muon's matrices."""
-    groups = parameter_groups(model.gpt, model.weight_decay, model.optimizer)
-    return element_bytes(precision) * sum((3 if g["muon"] else 4) * p.numel() for g in groups for p in g["params"])
+def activation_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of the activations under the Trainer's `precision`; float16 counts as bfloat16."""
+    return torch.bfloat16 if "mixed" in precision else parameter_dtype(precision)
+
+
+# --------------------------------------------------------------------------------------------------------- memory
 
 
 def estimate_memory(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, int]:
-    """What a process will take for the weights and what belongs to them, all or its slices, and for activations."""
+    """Estimate the memory of one process in training.
+
+    Args:
+        trainer: the Trainer, for its device, precision and strategy.
+        model: the model; its weights are not read.
+        windows: B, windows in a forward pass.
+
+    Returns:
+        The bytes of weights, gradients and optimizer state, of which FSDP2 gives each process an equal part, and the
+        bytes of activations.
+    """
     device, precision = trainer.strategy.root_device.type, str(trainer.precision)
-    holders = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
+    shards = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
     activations = activation_bytes(model.gpt, windows, precision, device)
-    if device == "cuda":  # on a CPU the chunks of the loss are small
+    if device == "cuda":  # on a CPU the chunks of logits are small
         config = model.gpt.config
         activations += chunk_bytes(device, windows * config.context_length, config.vocab_size)
-    return state_bytes(model, precision) // holders, activations
+    return state_bytes(model, precision) // shards, activations
+
+
+def processes_sharing_memory(trainer: Trainer) -> int:
+    """Return how many processes of the run use the memory of one device: on a CPU, all on this machine."""
+    return 1 if trainer.strategy.root_device.type == "cuda" else trainer.num_devices
+
+
+def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
+    """Return the bytes of weights, gradients and optimizer state.
+
+    AdamW has two moments for each weight, Muon one.
+    """
+    groups = parameter_groups(model.gpt, model.weight_decay, model.optimizer)
+    numbers = sum((3 if group["muon"] else 4) * p.numel() for group in groups for p in group["params"])
+    return parameter_dtype(precision).itemsize * numbers
 
 
 def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu") -> int:
-    """Estimate the bytes that the forward pass of one batch saves for the backward pass, blocks not compiled.
-
-    Adds up what each operation of a block says it saves per token.
+    """Estimate the bytes that a forward pass saves for the backward pass, if the blocks are not compiled.
 
     Args:
         gpt: the model; its weights are not read.
-        windows: B.
-        precision: the Trainer's.
-        device: its type, as "cpu".
+        windows: B, windows in the forward pass.
+        precision: the Trainer's precision.
+        device: the type of the device, as "cpu".
     """
+    cast_weights = 0  # a copy of each matrix in the dtype of the activations
+    if "mixed" in precision:
+        matrices = sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2)
+        cast_weights = activation_dtype(precision).itemsize * matrices
+    return windows * gpt.config.context_length * activation_bytes_per_token(gpt, precision, device) + cast_weights
+
+
+def activation_bytes_per_token(gpt: GPT, precision: str, device: str = "cpu") -> int:
+    """Estimate the bytes that a forward pass saves for each token; for the arguments see `activation_bytes`.
+
+    The functions of `lit_gpt.ops` say what each operation saves. LayerNorm counts as RMSNorm.
+    """
+    config, dtype = gpt.config, activation_dtype(precision)
+    stream = config.d_model * dtype.itemsize  # one residual stream
+    saved, masks = _block_saved_bytes(gpt, dtype, device)
+    if gpt.blocks.activation_checkpointing:
+        # the input and the masks of each block; everything else of one block at a time, when it is recomputed
+        blocks = config.num_blocks * (stream + masks) + saved + masks
+    else:
+        blocks = config.num_blocks * (saved + masks)
+    norm_and_head = rms_norm_saved_bytes(config.d_model, dtype.itemsize) + linear_saved_bytes(
+        config.d_model, dtype.itemsize
+    )
+    tokens_and_targets = 2 * torch.int64.itemsize
+    return blocks + norm_and_head + tokens_and_targets
+
+
+def _block_saved_bytes(gpt: GPT, dtype: torch.dtype, device: str) -> tuple[int, int]:
+    """Return the bytes per token that a block saves: of its operations, and of its dropout masks."""
     config, block = gpt.config, gpt.blocks[0]
     assert isinstance(block, Block)
-    dtype = (
-        torch.bfloat16
-        if "mixed" in precision
-        else {2: torch.bfloat16, 8: torch.float64}.get(element_bytes(precision), torch.float32)
-    )
-    size, T, D = dtype.itemsize, config.context_length, config.d_model
-    dropout = config.dropout
-    norm = rms_norm_saved_bytes(D, size)
-    attention = attention_saved_bytes(
+    size, width, length, dropout = dtype.itemsize, config.d_model, config.context_length, config.dropout
+    saved = 2 * rms_norm_saved_bytes(width, size)
+    saved += attention_saved_bytes(
         device,
-        T,
+        length,
         config.num_heads,
         config.kv_heads,
         config.head_size,
@@ -76,55 +127,57 @@ def activation_bytes(gpt: GPT, windows: int, precision: str, device: str = "cpu"
         qk_norm=config.qk_norm,
         rotary=config.position == "rope",
     )
-    products = (block.attention.qkv, block.attention.project, block.mlp.up, block.mlp.project)
-    saved = 2 * norm + attention + sum(linear_saved_bytes(product.in_features, size) for product in products)
-    saved += activation_saved_elements(block.mlp) * size
-    masks = 2 * size * D if dropout else 0  # of both outputs
-    if dropout and use_math_attention(device, T, dtype, dropout):
-        masks += size * config.num_heads * T  # of the attention weights
-    if gpt.blocks.activation_checkpointing:  # each block's input and masks, and one block while it is recomputed
-        per_token = config.num_blocks * (size * D + masks) + saved + masks
-    else:
-        per_token = config.num_blocks * (saved + masks)
-    per_token += norm + linear_saved_bytes(D, size)  # the last norm and the head
-    per_token += 2 * torch.int64.itemsize  # tokens and targets
-    weights = sum(p.numel() for p in gpt.blocks.parameters() if p.ndim == 2)
-    cast = size * weights if "mixed" in precision else 0  # the weights in the dtype of the products
-    return windows * T * per_token + cast
+    for linear in (block.attention.qkv, block.attention.project, block.mlp.up, block.mlp.project):
+        saved += linear_saved_bytes(linear.in_features, size)
+    saved += _activation_saved_elements(block) * size
+    if not dropout:
+        return saved, 0
+    masks = 2 * width  # of the outputs of attention and feed-forward
+    if use_math_attention(device, length, dtype, dropout):
+        masks += config.num_heads * length  # of the attention weights
+    return saved, masks * size
 
 
-def activation_saved_elements(mlp: FeedForward) -> int:
-    """Return how many elements per token the activation of a feed-forward saves, its output not counted.
+def _activation_saved_elements(block: Block) -> int:
+    """Return how many elements per token the activation function saves, without its output.
 
-    It is measured on one token, so that a new activation needs no entry here.
+    They are measured on one token, so that a new activation function needs no entry here. Its output is the input of
+    the next linear layer, which counts it.
     """
-    saved: dict[int, int] = {}
+    elements: dict[int, int] = {}  # address of a storage -> its elements
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        elements[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
         return tensor
 
-    x = torch.ones(1, mlp.up.out_features, requires_grad=True, device="cpu")
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        y = mlp.activation(x)
-    saved.pop(y.untyped_storage().data_ptr(), None)  # it is the input of the next product, which counts it
-    return sum(saved.values())
+    x = torch.ones(1, block.mlp.up.out_features, requires_grad=True, device="cpu")  # (1, hidden)
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        y = block.mlp.activation(x)
+    elements.pop(y.untyped_storage().data_ptr(), None)
+    return sum(elements.values())
+
+
+# ----------------------------------------------------------------------------------------------------- disk space
 
 
 def checkpoint_bytes(model: LitGPT, data: TextDataModule) -> int:
-    """Of a checkpoint file: weights, the optimizer's state, the tokenizer, and what stands around each tensor."""
-    weights = list(model.gpt.parameters())
-    state = state_bytes(model) - sum(4 * p.numel() for p in weights)  # without gradients
-    return state + len(pickle.dumps(data.tokenizer.state())) + 2000 * len(weights)
+    """Estimate the size of a checkpoint: weights, optimizer state, tokenizer."""
+    parameters = list(model.gpt.parameters())
+    gradients = sum(torch.float32.itemsize * p.numel() for p in parameters)
+    tokenizer = len(pickle.dumps(data.tokenizer.state()))
+    return state_bytes(model) - gradients + tokenizer + CHECKPOINT_BYTES_PER_PARAMETER * len(parameters)
 
 
-def checkpoint_count(saves: StepCheckpoint, trainer: Trainer, steps: int | None) -> int:
-    """How many files a run of `steps` leaves: last.ckpt, best.ckpt where it validates, and periodic ones."""
-    periodic = saves.keep if steps is None else min(saves.keep, steps // saves.every_n_steps)
+def checkpoint_count(checkpointing: StepCheckpoint, trainer: Trainer, max_steps: int | None) -> int:
+    """Return how many checkpoints a run leaves: last.ckpt, best.ckpt if it validates, and the periodic ones.
+
+    Args:
+        checkpointing: the callback that writes them.
+        trainer: the Trainer.
+        max_steps: the last optimizer step; None: the run has no end.
+    """
+    periodic = checkpointing.keep
+    if max_steps is not None:
+        periodic = min(periodic, max_steps // checkpointing.every_n_steps)
     return 1 + (trainer.limit_val_batches != 0) + periodic
-
-
-def processes_sharing_memory(trainer: Trainer) -> int:
-    """How many of the run's share one memory: on a CPU, all on this machine."""
-    return 1 if trainer.strategy.root_device.type == "cuda" else trainer.num_devices

@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory, peak_memory, reset_peak_memory, synchronize, used_memory
-from lit_gpt.training.memory import activation_bytes, format_bytes, processes_sharing_memory
+from lit_gpt.training.memory import activation_bytes_per_token, format_bytes, processes_sharing_memory
 from lit_gpt.training.module import LitGPT, module_and_data
 from lit_gpt.training.progress import format_duration, format_eta, remaining_validations
 from lit_gpt.training.samples import GenerateText
@@ -53,7 +53,7 @@ class Measurements:
         tokens_per_step: tokens in an optimizer step, over all ranks.
         max_steps: the last optimizer step of the run; None: the run has no end.
         validation_interval: optimizer steps between validations; None: the run does not validate.
-        activation_bytes_per_window: estimated bytes of activations that one more window in a forward pass keeps.
+        activation_bytes_per_window: estimated bytes of activations of one more window in a forward pass.
         memory_limit: most bytes the process can use; None: unknown.
         peaks: windows in a forward pass -> peak memory of steps with this batch size.
         full_batch_peak: peak memory of steps with the full batch, validation and text generation; 0: not measured.
@@ -185,7 +185,9 @@ class RunProfiler(Callback):
         found.batch_size, found.max_steps = data.batch_size, data.max_steps
         found.tokens_per_step = data.windows_per_step * data.context_length
         found.validation_interval = data.validation_interval if trainer.limit_val_batches else None
-        found.activation_bytes_per_window = _activation_bytes_per_window(trainer, module)
+        found.activation_bytes_per_window = data.context_length * activation_bytes_per_token(
+            module.gpt, str(trainer.precision), module.device.type
+        )
         free = free_memory(self._device)
         if free is not None:
             usable = int(USABLE_SHARE * free / processes_sharing_memory(trainer))
@@ -347,8 +349,3 @@ class RunProfiler(Callback):
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._start
-
-
-def _activation_bytes_per_window(trainer: Trainer, module: LitGPT) -> int:
-    one, two = (activation_bytes(module.gpt, windows, str(trainer.precision), module.device.type) for windows in (1, 2))
-    return two - one  # without the weights' copies, which do not depend on the batch
