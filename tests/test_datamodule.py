@@ -148,7 +148,7 @@ def test_a_short_last_window_has_targets_only_where_there_is_text() -> None:
     ("settings", "message"),
     [
         ({"batch_size": 0}, "--data.batch_size is 0: give 1 or more"),
-        ({"val_fraction": 1.0}, "--data.val_fraction is 1.0: give a share between 0 and 1"),
+        ({"val_fraction": 1.0}, "--data.val_fraction is 1.0: give a fraction between 0 and 1"),
         ({"global_batch_size": 6}, "--data.global_batch_size 6 is not a multiple of 4"),
         ({"context_length": 1000}, "the validation split has [0-9]+ tokens, fewer than one window of 1001"),
     ],

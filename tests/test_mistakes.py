@@ -222,7 +222,7 @@ FLAGS: dict[str, Case] = {
     "batch": (nothing, ["--data.batch_size", "0"], "--data.batch_size is 0: give 1 or more"),
     "huge batch": (nothing, ["--data.batch_size", str(2**63)], "batch_size"),
     "huge model": (nothing, ["--model.config.d_model", str(2**40)], "does not fit"),
-    "share": (nothing, ["--data.val_fraction", "1.5"], "--data.val_fraction is 1.5: give a share between 0 and 1"),
+    "share": (nothing, ["--data.val_fraction", "1.5"], "--data.val_fraction is 1.5: give a fraction between 0 and 1"),
     "their sampler": (nothing, ["--trainer.use_distributed_sampler", "true"], "every device draws its own windows"),
     "timed validation": (nothing, ["--trainer.val_check_interval", "00:00:01:00"], "00:00:01:00: give optimizer steps"),
     "no interval": (

@@ -1,4 +1,4 @@
-"""The settings that decide what a corpus contains."""
+"""Settings that determine the contents of a corpus."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,24 @@ from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Vocab
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")  # in the order in which they are stored
 
 
 @dataclass(frozen=True)
-class SplitConfig:
-    """Which documents train, validate and test; the `data.*` flags of the same names.
+class SplitOptions:
+    """How documents are assigned to the train, val and test split.
+
+    Without `seed`, `column` and `group` the order of the documents is kept: the first ones train, the last ones test.
+    The names of these fields are part of the cache key (`corpus_key`): a renamed field makes every cache invalid.
 
     Attributes:
-        val_fraction: the share that validates; of documents, in a raw text of tokens.
-        test_fraction: the share kept for a test.
-        seed: None: in order, the last ones are validation's and then the test's; a number: dealt by their text, so that
-            equal texts share a part, and a document keeps its part when others come.
-        column: holds the part's name instead: train, val or test.
-        group: a column; documents with the same in it share a part.
-        dedupe: whether a document that came before is left out.
+        val_fraction: Fraction of the documents in the val split; in raw mode, of the tokens.
+        test_fraction: Fraction of the documents in the test split; in raw mode, of the tokens.
+        seed: Assigns each document by a hash of its text and this seed. Equal texts are in the same split, and a
+            document stays in its split when others are added.
+        column: Name of the column that holds the split of each row: train, val or test.
+        group: Name of a column. Documents with the same value in it are in the same split.
+        dedupe: Leave out every document whose text has occurred before.
     """
 
     val_fraction: float = 0.1
@@ -32,44 +35,59 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
-            raise UserError(f"--data.val_fraction is {self.val_fraction}: give a share between 0 and 1, as 0.1")
+            raise UserError(
+                f"--data.val_fraction is {self.val_fraction}: give a fraction between 0 and 1, for example 0.1"
+            )
         if not 0 <= self.test_fraction < 1 - self.val_fraction:
             raise UserError(
-                f"--data.test_fraction is {self.test_fraction}: give a share from 0 up that leaves some to train on"
+                f"--data.test_fraction is {self.test_fraction}: give a fraction from 0 to less than "
+                f"{1 - self.val_fraction:g}, so that some documents are left for training"
             )
         if self.column is not None and (self.group is not None or self.seed is not None):
-            raise UserError("--data.split_column decides alone: leave out --data.group_column and --data.split_seed")
+            raise UserError(
+                "--data.split_column already determines every split: leave out --data.group_column and "
+                "--data.split_seed"
+            )
+
+    def boundaries(self, count: int) -> tuple[int, int]:
+        """Return the index of the first val and of the first test item when `count` items are split in their order."""
+        return int(count * (1 - self.val_fraction - self.test_fraction)), int(count * (1 - self.test_fraction))
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Everything but the files that decides a corpus.
+    """Everything that determines a corpus, except for its source files.
 
     Attributes:
-        read_options: how files are read.
-        split: how documents are dealt.
-        tokenizer: its name, or the path of a .tiktoken file.
-        vocab: of a byte-pair vocabulary: "pruned" to what the corpus uses, or "full".
-        vocab_size: of one that is learned from the text.
+        read_options: How files are read.
+        split_options: How documents are assigned to splits.
+        tokenizer: Name of a tokenizer, or path of a .tiktoken file.
+        vocab: Of a byte-pair tokenizer that is not trained on the corpus: "pruned" to the tokens that the corpus
+            needs, or "full".
+        vocab_size: Vocabulary size of a tokenizer that is trained on the corpus ("bpe").
     """
 
     read_options: ReadOptions
-    split: SplitConfig = SplitConfig()
+    split_options: SplitOptions = SplitOptions()
     tokenizer: str = "cl100k_base"
     vocab: Vocab = "pruned"
     vocab_size: int = 4096
 
     def __post_init__(self) -> None:
-        by_rows = self.split.seed, self.split.column, self.split.group, self.split.dedupe or None
-        if self.read_options.mode == "raw" and any(setting is not None for setting in by_rows):
+        split = self.split_options
+        needs_rows = split.seed is not None or split.column is not None or split.group is not None or split.dedupe
+        if self.read_options.mode == "raw" and needs_rows:
             raise UserError(
                 "--data.mode raw has no rows: leave out data.split_seed, split_column, group_column and dedupe"
             )
 
     @property
+    def prunes_vocab(self) -> bool:
+        return self.vocab == "pruned" and self.tokenizer not in ("bpe", "byte", "char")
+
+    @property
     def tokenizer_name(self) -> str:
-        """As it is shown, "cl100k_base pruned"."""
+        """The tokenizer's name for display, for example "cl100k_base pruned"."""
         if self.tokenizer == "bpe":
             return f"bpe {self.vocab_size}"
-        prunes = self.tokenizer not in ("byte", "char")
-        return f"{self.tokenizer} {self.vocab}" if prunes else self.tokenizer
+        return self.tokenizer if self.tokenizer in ("byte", "char") else f"{self.tokenizer} {self.vocab}"

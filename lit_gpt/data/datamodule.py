@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
-from lit_gpt.data.config import CorpusConfig, SplitConfig
+from lit_gpt.data.config import CorpusConfig, SplitOptions
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.read_options import Mode, ReadOptions
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, write_sample
@@ -120,7 +120,7 @@ class TextDataModule(LightningDataModule):
                 encoding=encoding,
                 split_key_column=split_column if split_column is not None else group_column,
             ),
-            split=SplitConfig(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe),
+            split_options=SplitOptions(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe),
             tokenizer=tokenizer,
             vocab=vocab,
             vocab_size=vocab_size,

@@ -1,113 +1,156 @@
-"""Assign documents to the training, validation and test split; find duplicates."""
+"""Find duplicate documents and assign documents to the train, val and test split.
+
+The functions read the records of all documents (`DOCUMENT_DTYPE`) from a file in chunks, and hold a few bytes per
+document in memory.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from lit_gpt.data.config import SPLITS, CorpusConfig
+from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
 from lit_gpt.data.sources import Source
-from lit_gpt.data.tokenize import RECORD, RECORDS
+from lit_gpt.data.tokenize import DOCUMENT_DTYPE
 
-SORTED = 2**20  # documents sorted together
+TRAIN, VAL, TEST = range(len(SPLITS))
+LEFT_OUT = len(SPLITS)  # stands for the split of a duplicate that is left out
+
+RECORDS_PER_READ = 2**16
+RECORDS_PER_SORT = 2**20  # approximate
+
+NUM_EXAMPLES = 20  # duplicates that are listed
+NUM_LONGEST = 5  # documents that are listed
 
 
-def _records(path: Path, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Records, `RECORDS` at a time, each time with the number of the first."""
-    while len(records := np.fromfile(path, RECORD, RECORDS, offset=start * RECORD.itemsize)):
+def read_records(path: Path) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the records of a file in chunks, each with the index of its first document."""
+    start = 0
+    while len(records := np.fromfile(path, DOCUMENT_DTYPE, RECORDS_PER_READ, offset=start * DOCUMENT_DTYPE.itemsize)):
         yield start, records
         start += len(records)
 
 
-LEFT_OUT = len(SPLITS)  # the part of documents that came before
+def find_duplicates(path: Path) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Find the documents whose text has occurred before.
+
+    Args:
+        path: File with the records of all documents.
+
+    Returns:
+        A mask of the duplicates, (documents,) bool, and the first ones, each as the pair of its index and the index of
+        the first document with the same text.
+    """
+    count = path.stat().st_size // DOCUMENT_DTYPE.itemsize
+    is_duplicate = np.zeros(count, dtype=bool)
+    examples = []
+    for documents, is_first in _sort_by_text(path):
+        is_duplicate[documents[~is_first]] = True
+        originals = documents[is_first][np.cumsum(is_first) - 1]  # (n,)
+        earliest = np.argsort(np.where(is_first, count, documents))[:NUM_EXAMPLES]
+        examples += [(int(documents[i]), int(originals[i])) for i in earliest if not is_first[i]]
+    return is_duplicate, sorted(examples)[:NUM_EXAMPLES]
 
 
-def _deal(count: int, recipe: CorpusConfig, files: list[Source], work: Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """The part of every document, (count,) uint8, and what is to be said of documents."""
-    path, split = work / "records.bin", recipe.split
-    of_file = np.array([SPLITS.index(source.split or "train") for source in files], dtype=np.uint8)
-    if recipe.read_options.mode == "raw":
-        parts = np.concatenate([of_file[records["file"]] for _, records in _records(path)])
-        counts = [int((of_file == number).sum()) for number in range(len(SPLITS))]
-        return parts, {"documents": counts, "duplicates": 0, "across": 0, "pairs": [], "longest": []}
-    copies, pairs = _copies(path, count)
-    parts = np.full(count, LEFT_OUT, dtype=np.uint8)
-    kept = count - int(copies.sum()) if split.dedupe else count
-    ends = [int(kept * (1 - split.val_fraction - split.test_fraction)), int(kept * (1 - split.test_fraction))]
-    longest: list[tuple[int, int, int]] = []
-    before = 0
-    for first, records in _records(path):
-        stays = ~copies[first : first + len(records)] if split.dedupe else np.ones(len(records), dtype=bool)
-        if split.column is not None:
-            dealt = records["mark"]
-        elif any(source.split for source in files):
-            dealt = of_file[records["file"]]
-        elif split.seed is not None or split.group is not None:
-            drawn = _uniform(records["mark"] if split.group is not None else records["hash"][:, 0], split.seed or 0)
-            dealt = np.searchsorted([split.test_fraction, split.test_fraction + split.val_fraction], drawn, "right")
-            dealt = np.array([2, 1, 0])[dealt]
-        else:
-            dealt = np.searchsorted(ends, before + np.cumsum(stays) - 1, side="right")
-            before += int(stays.sum())
-        parts[first : first + len(records)] = np.where(stays, dealt, LEFT_OUT)
-        for i in np.argsort(records["characters"], kind="stable")[-5:]:
-            longest.append((int(records["characters"][i]), int(records["file"][i]), int(records["line"][i])))
-        longest = sorted(longest, key=lambda row: (-row[0], row[1:]))[:5]
-    return parts, {
-        "documents": [int((parts == number).sum()) for number in range(len(SPLITS))],
-        "duplicates": int(copies.sum()),
-        "across": _across(path, parts),
-        "pairs": [[_place(path, files, i) for i in pair] for pair in pairs],
-        "longest": [[str(files[file]), line, size] for size, file, line in longest],
-    }
+def count_leaked(path: Path, splits: np.ndarray) -> int:
+    """Return the number of val and test documents whose text is also in the train split.
+
+    Args:
+        path: File with the records of all documents.
+        splits: The split of each document, (documents,) uint8.
+    """
+    leaked = 0
+    for documents, is_first in _sort_by_text(path):
+        if len(documents):
+            split = splits[documents]
+            in_train = np.logical_or.reduceat(split == TRAIN, np.flatnonzero(is_first))  # (distinct texts,)
+            is_held_out = (split == VAL) | (split == TEST)
+            leaked += int((is_held_out & in_train[np.cumsum(is_first) - 1]).sum())
+    return leaked
 
 
-def _uniform(keys: np.ndarray, seed: int) -> np.ndarray:
-    """Hashes, turned by the seed, as numbers from 0 to 1."""
-    return (keys + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)) * 2.0**-64
+def _sort_by_text(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Sort documents so that those with the same text are adjacent, in their order.
 
-
-def _place(path: Path, files: list[Source], number: int) -> list[Any]:
-    (record,) = np.fromfile(path, RECORD, 1, offset=number * RECORD.itemsize)
-    return [str(files[record["file"]]), int(record["line"])]
-
-
-def _equals(path: Path, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Documents sorted so that equal ones stand together in their order, some millions at a time.
+    Documents with the same hash have the same text. They are sorted in groups of about `RECORDS_PER_SORT` by the
+    remainder of the hash.
 
     Yields:
-        Their numbers (n,), and where documents of a new text begin (n,) bool.
+        For every group the indices of its documents, (n,) int64, and whether each is the first with its text, (n,)
+        bool.
     """
-    shares = 1 + count // SORTED
-    for share in range(shares):
-        numbers, hashes = [], []
-        for first, records in _records(path):
-            here = np.flatnonzero(records["hash"][:, 0] % shares == share)
-            numbers.append(first + here)
-            hashes.append(records["hash"][here])
-        number, found = np.concatenate(numbers), np.concatenate(hashes)  # (n,), (n, 2)
-        order = np.lexsort((found[:, 1], found[:, 0]))
-        found = found[order]
-        yield number[order], np.append(True, (found[1:] != found[:-1]).any(axis=1))[: len(order)]
+    num_groups = 1 + path.stat().st_size // DOCUMENT_DTYPE.itemsize // RECORDS_PER_SORT
+    for group in range(num_groups):
+        index_chunks, hash_chunks = [], []
+        for start, records in read_records(path):
+            positions = np.flatnonzero(records["hash"][:, 0] % num_groups == group)
+            index_chunks.append(start + positions)
+            hash_chunks.append(records["hash"][positions])
+        indices, hashes = np.concatenate(index_chunks), np.concatenate(hash_chunks)  # (n,), (n, 2)
+        order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # a stable sort
+        hashes = hashes[order]
+        yield indices[order], np.append(True, (hashes[1:] != hashes[:-1]).any(axis=1))[: len(order)]
 
 
-def _copies(path: Path, count: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Which documents came before, (count,) bool, and the first twenty of them, each with the one it is a copy of."""
-    copies, pairs = np.zeros(count, dtype=bool), []
-    for numbers, begins in _equals(path, count):
-        copies[numbers[~begins]] = True
-        originals = numbers[begins][np.cumsum(begins) - 1]
-        first = np.argsort(np.where(begins, count, numbers))[:20]
-        pairs += [(int(numbers[i]), int(originals[i])) for i in first if not begins[i]]
-    return copies, sorted(pairs)[:20]
+def assign_splits(path: Path, sources: list[Source], config: CorpusConfig, is_duplicate: np.ndarray) -> np.ndarray:
+    """Return the index of the split of every document, (documents,) uint8.
+
+    The split comes, in this order, from the split column, the file, a hash of the group or the text, or the position.
+    In raw mode, where a record is a block, only the file counts; `layout` splits a single text by tokens.
+
+    Args:
+        path: File with the records of all documents.
+        sources: All sources.
+        config: Determines the splits.
+        is_duplicate: Mask of the duplicates, which get `LEFT_OUT` if `dedupe` is set, (documents,) bool.
+    """
+    options, is_raw = config.split_options, config.read_options.mode == "raw"
+    split_of_file = np.array([SPLITS.index(source.split or "train") for source in sources], dtype=np.uint8)
+    is_kept = ~is_duplicate if options.dedupe else np.ones_like(is_duplicate)
+    boundaries = options.boundaries(int(is_kept.sum()))
+    splits = np.full(len(is_duplicate), LEFT_OUT, dtype=np.uint8)
+    kept_before = 0
+    for start, records in read_records(path):
+        kept = is_kept[start : start + len(records)]
+        if options.column is not None:
+            assigned = records["split_key"]
+        elif is_raw or any(source.split for source in sources):
+            assigned = split_of_file[records["file"]]
+        elif options.seed is not None or options.group is not None:
+            assigned = _split_by_hash(records, options)
+        else:
+            assigned = np.searchsorted(boundaries, kept_before + np.cumsum(kept) - 1, side="right")
+            kept_before += int(kept.sum())
+        splits[start : start + len(records)] = np.where(kept, assigned, LEFT_OUT)
+    return splits
 
 
-def _across(path: Path, parts: np.ndarray) -> int:
-    """Documents outside training whose text is also in it."""
-    across = 0
-    for numbers, begins in _equals(path, len(parts)):
-        part = parts[numbers]
-        trained = np.logical_or.reduceat(part == 0, np.flatnonzero(begins)) if len(part) else part.astype(bool)
-        across += int(((part == 1) | (part == 2))[trained[np.cumsum(begins) - 1]].sum())
-    return across
+def _split_by_hash(records: np.ndarray, options: SplitOptions) -> np.ndarray:
+    """Return the split of each document, determined by the hash of its group or of its text, and the seed."""
+    keys = records["split_key"] if options.group is not None else records["hash"][:, 0]
+    # the seed rotates the ring of 64-bit hashes; 2^64 / golden ratio spreads the rotations of successive seeds evenly
+    rotation = np.uint64((options.seed or 0) * 0x9E3779B97F4A7C15 % 2**64)
+    uniform = (keys + rotation) * 2.0**-64  # (n,) in [0, 1]
+    test, val = options.test_fraction, options.test_fraction + options.val_fraction
+    return np.array([TEST, VAL, TRAIN])[np.searchsorted([test, val], uniform, side="right")]
+
+
+def longest_documents(path: Path) -> list[tuple[int, int, int]]:
+    """Return the longest documents as (file, line, characters), the longest first.
+
+    Args:
+        path: File with the records of all documents.
+    """
+    longest: list[tuple[int, int, int]] = []
+    for _, records in read_records(path):
+        for i in np.argsort(records["characters"], kind="stable")[-NUM_LONGEST:]:
+            record = records[i]
+            longest.append((int(record["file"]), int(record["line"]), int(record["characters"])))
+        longest = sorted(longest, key=lambda document: (-document[2], *document[:2]))[:NUM_LONGEST]
+    return longest
+
+
+def location(path: Path, document: int) -> tuple[int, int]:
+    """Return the file and the line of a document."""
+    (record,) = np.fromfile(path, DOCUMENT_DTYPE, 1, offset=document * DOCUMENT_DTYPE.itemsize)
+    return int(record["file"]), int(record["line"])

@@ -1,150 +1,156 @@
-"""Documents to token ids, block by block."""
+"""Documents to token ids, one block of documents at a time.
+
+A block holds consecutive documents of one file. Every block is tokenized independently, by any process, into a file of
+its own: a build that was killed continues with the blocks that are missing.
+"""
 
 import array
+import functools
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from lit_gpt.data.config import CorpusConfig, SplitConfig
+from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
-from lit_gpt.tokenizer import (
-    CharTokenizer,
-    Tokenizer,
-    from_state,
-    learn_bpe,
+from lit_gpt.files import atomic_write
+from lit_gpt.tokenizer import CharTokenizer, Tokenizer, from_state, learn_bpe
+
+MAX_BLOCK_ROWS = 2**16
+MAX_TRAINING_BYTES = 2**26  # a longer text is sampled to about this size before a tokenizer is trained on it
+
+SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}  # in a split column
+
+# one record per document; in raw mode one per block
+DOCUMENT_DTYPE = np.dtype(
+    [
+        ("tokens", "<u4"),  # including end-of-text
+        ("characters", "<u4"),
+        ("file", "<u4"),  # index of the source
+        ("line", "<u4"),  # where the document begins in it
+        ("split_key", "<u8"),  # see `split_key`
+        ("hash", "<u8", 2),  # 128 bits of BLAKE2b of the text; 0 in raw mode
+    ]
 )
 
-RECORDS = 2**16  # documents looked at together, and rows in a block at most
 
+def train_tokenizer(sources: list[Source], config: CorpusConfig) -> Tokenizer:
+    """Return the tokenizer "char" or "bpe" with the vocabulary of a text.
 
-LEARNED_FROM = 2**26  # characters a vocabulary is learned from at most
-
-
-PART_NAMES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1, "test": 2}  # in a column
-
-
-RECORD = np.dtype(  # of a document, or of a block of a raw text
-    [("tokens", "<u4"), ("characters", "<u4"), ("file", "<u4"), ("line", "<u4"), ("mark", "<u8"), ("hash", "<u8", 2)]
-)
-
-
-@contextmanager
-def _whole(path: Path, work: Path) -> Iterator[IO[bytes]]:
-    """Writes a file in `work`, under a name of its own; it appears at `path` when it is whole and on the disk."""
-    new = work / f"{uuid.uuid4().hex}.new"
-    with open(new, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
-def train_tokenizer(files: list[Source], recipe: CorpusConfig) -> Tokenizer:
-    """The vocabulary of the characters, or of the byte pairs, of a text."""
-    if recipe.tokenizer == "char":
+    "char" takes the characters of all documents, those of the val and test split included: every one must have an id.
+    """
+    if config.tokenizer == "char":
         characters: set[str] = set()
-        for text in read_texts(files, recipe.read_options):
+        for text in read_texts(sources, config.read_options):
             characters.update(text)
         return CharTokenizer("".join(sorted(characters)))
-    return learn_bpe(_spread(files, recipe), recipe.vocab_size)
+    return learn_bpe(_sample_texts(sources, config), config.vocab_size)
 
 
-def read_texts(files: list[Source], reading: ReadOptions) -> Iterator[str]:
-    """All documents, or the blocks of all raw texts, that can be read and are not blank."""
-    for source in files:
-        known, _ = with_detected_encoding(source, reading)
-        if reading.mode == "raw":
-            with open_text_chunks(source, known) as (pieces, _):
-                yield from pieces
+def read_texts(sources: list[Source], options: ReadOptions) -> Iterator[str]:
+    """Yield every document that is neither rejected nor blank; in raw mode, the text of every file in chunks."""
+    for source in sources:
+        detected, _ = with_detected_encoding(source, options)
+        if detected.mode == "raw":
+            with open_text_chunks(source, detected) as (chunks, _):
+                yield from chunks
         else:
-            with open_rows(source, known) as (rows, _):
+            with open_rows(source, detected) as (rows, _):
                 yield from (row.text for row in rows if not isinstance(row, RejectedRow) and row.text.strip())
 
 
-def _spread(files: list[Source], recipe: CorpusConfig) -> Iterator[str]:
-    """Documents that train, and of a long text as many of them as `LEARNED_FROM` allows, from all over it."""
-    size = sum(source.size() for source in files)
-    every = max(1, round(size / LEARNED_FROM))
-    for number, text in enumerate(read_texts([source for source in files if not source.split], recipe.read_options)):
-        if number % every == 0:
+def _sample_texts(sources: list[Source], config: CorpusConfig) -> Iterator[str]:
+    """Yield every n-th document of the files that are not reserved for validation or test.
+
+    n is 1 for files of up to `MAX_TRAINING_BYTES` together, and grows with their size.
+    """
+    size = sum(source.size() for source in sources)
+    every = max(1, round(size / MAX_TRAINING_BYTES))
+    training_sources = [source for source in sources if not source.split]
+    for index, text in enumerate(read_texts(training_sources, config.read_options)):
+        if index % every == 0:
             yield text
 
 
 @dataclass
 class Block:
-    """Documents that are tokenized together, or a stretch of a raw text.
+    """Consecutive documents of one file, which are tokenized together; in raw mode, a part of its text.
 
     Attributes:
-        texts: of the documents.
-        lines: where each begins.
-        marks: of each, what `SplitConfig` asks of it.
-        rows: read for it, blank and rejected ones too.
-        empty_rows: of them, those without text.
-        rejected: of them, those that cannot be read.
-        bytes: of the file, read for it.
-        file: the number of theirs.
-        number: of the block in it.
-        follows: in raw mode, whether a text of another file ended before.
+        texts: The documents.
+        lines: Line in which each document begins.
+        split_keys: Split key of each document, see `split_key`.
+        rows: Number of rows read, blank and rejected rows included.
+        empty_rows: Number of rows without text.
+        rejected: Rows that cannot be read.
+        bytes_read: Number of bytes of the file that were read for the block.
+        file: Index of the source.
+        index: Index of the block in its file.
+        needs_separator: Whether end-of-text goes before the block: in raw mode, where a new file begins.
     """
 
     texts: list[str] = field(default_factory=list)
     lines: array.array = field(default_factory=partial(array.array, "L"))
-    marks: array.array = field(default_factory=partial(array.array, "Q"))
+    split_keys: array.array = field(default_factory=partial(array.array, "Q"))
     rows: int = 0
     empty_rows: int = 0
     rejected: list[RejectedRow] = field(default_factory=list)
-    bytes: int = 0
+    bytes_read: int = 0
     file: int = 0
-    number: int = 0
-    follows: bool = False
+    index: int = 0
+    needs_separator: bool = False
 
 
 def read_blocks(
-    files: list[Source], readings: list[ReadOptions], split: SplitConfig, size: int, number: int
+    sources: list[Source], options: list[ReadOptions], split: SplitOptions, block_characters: int, file: int
 ) -> Iterator[Block]:
-    """The blocks of file `number`, in order: always the same.
+    """Yield the blocks of one file in order. The same arguments always give the same blocks.
 
     Args:
-        files: all of them.
-        readings: of each, its encoding known.
-        split: what it asks of a row is read.
-        size: characters in a block that make it whole.
-        number: of the file.
+        sources: All sources.
+        options: The options of each source, with its encoding.
+        split: Determines the split key of each document.
+        block_characters: A block ends when it has this many characters. In raw mode `open_text_chunks` decides.
+        file: Index of the source to read.
     """
-    source, reading = files[number], readings[number]
-    blocks = _raw_blocks if reading.mode == "raw" else _row_blocks
-    read = 0
-    for i, (block, position) in enumerate(blocks(source, reading, split, size)):
-        block.file, block.number, block.bytes = number, i, position - read
-        block.follows = reading.mode == "raw" and number > 0 and i == 0
-        read = position
+    source, is_raw = sources[file], options[file].mode == "raw"
+    if is_raw:
+        blocks = _read_raw_blocks(source, options[file])
+    else:
+        blocks = _read_row_blocks(source, options[file], split, block_characters)
+    previous_position = 0
+    for index, (block, position) in enumerate(blocks):
+        block.file, block.index, block.bytes_read = file, index, position - previous_position
+        block.needs_separator = is_raw and file > 0 and index == 0
+        previous_position = position
         yield block
 
 
-def _raw_blocks(source: Source, reading: ReadOptions, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
-    with open_text_chunks(source, reading) as (pieces, raw):
-        for i, piece in enumerate(pieces):
-            yield Block([piece], array.array("L", [1]), array.array("Q", [0]), rows=int(i == 0)), raw.tell()
+def _read_raw_blocks(source: Source, options: ReadOptions) -> Iterator[tuple[Block, int]]:
+    """Yield the blocks of a file in raw mode, each with the position in the file at its end, in bytes."""
+    with open_text_chunks(source, options) as (chunks, raw_file):
+        for index, chunk in enumerate(chunks):
+            block = Block([chunk], array.array("L", [1]), array.array("Q", [0]), rows=int(index == 0))
+            yield block, raw_file.tell()
 
 
-def _row_blocks(source: Source, reading: ReadOptions, split: SplitConfig, size: int) -> Iterator[tuple[Block, int]]:
+def _read_row_blocks(
+    source: Source, options: ReadOptions, split: SplitOptions, block_characters: int
+) -> Iterator[tuple[Block, int]]:
+    """Yield the blocks of a file with a document per row, each with the position in the file at its end, in bytes."""
     block, characters = Block(), 0
-    with open_rows(source, reading) as (rows, raw):
+    with open_rows(source, options) as (rows, raw_file):
         for row in rows:
             block.rows += 1
-            if not isinstance(row, RejectedRow) and (mark := _mark(row.split_key, split)) is None:
-                row = RejectedRow(row.line, f"{row.split_key!r} is no part: write train, val or test")
+            if not isinstance(row, RejectedRow) and (key := split_key(row.split_key, split)) is None:
+                row = RejectedRow(row.line, f"{row.split_key!r} is not a split: write train, val or test")
             if isinstance(row, RejectedRow):
                 block.rejected.append(row)
             elif not row.text.strip():
@@ -152,73 +158,101 @@ def _row_blocks(source: Source, reading: ReadOptions, split: SplitConfig, size: 
             else:
                 block.texts.append(row.text)
                 block.lines.append(row.line)
-                block.marks.append(mark)
+                block.split_keys.append(key)
                 characters += len(row.text)
-            if characters >= size or block.rows >= RECORDS:
-                yield block, raw.tell()
+            if characters >= block_characters or block.rows >= MAX_BLOCK_ROWS:
+                yield block, raw_file.tell()
                 block, characters = Block(), 0
     if block.rows:
         yield block, source.size()
 
 
-def _mark(text: str, split: SplitConfig) -> int | None:
-    """What is remembered of a row's mark: the part it names, or the hash of its group."""
+def split_key(value: str, split: SplitOptions) -> int | None:
+    """Return the number that stands for the value of a row in the split column or in the group column.
+
+    Returns:
+        With a split column the index of the split in `SPLITS`, None if the value does not name one. With a group
+        column a hash of the value. Otherwise 0.
+    """
     if split.column is not None:
-        return PART_NAMES.get(text.strip().lower())
+        name = value.strip().lower()
+        name = SPLIT_ALIASES.get(name, name)
+        return SPLITS.index(name) if name in SPLITS else None
     if split.group is not None:
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+        return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest())
     return 0
 
 
-@dataclass
-class Encoded:
-    """Of a block: its ids end to end, how many each document has, each one's hash, and UTF-8 bytes in all."""
+class EncodedBlock(NamedTuple):
+    """The token ids of a block.
+
+    Attributes:
+        ids: Token ids of all documents, concatenated, (tokens,) uint32.
+        lengths: Number of tokens of each document, (documents,) int64.
+        hashes: 128-bit hash of the text of each document, (documents, 2) uint64; 0 in raw mode.
+        num_bytes: Length of all texts in UTF-8.
+    """
 
     ids: np.ndarray
-    counts: np.ndarray
+    lengths: np.ndarray
     hashes: np.ndarray
-    size: int
+    num_bytes: int
 
 
-def encode(tokenizer: Tokenizer, block: Block, raw: bool) -> Encoded:
-    """A document closes with the end-of-text id; a raw text is taken as it is, only between two stands one."""
-    if not block.texts:  # but rows that are none
-        nothing = np.zeros(0, dtype=np.uint32)
-        return Encoded(nothing, nothing, np.zeros((0, 2), dtype=np.uint64), 0)
-    if raw:
-        text = tokenizer.encode_documents(block.texts)[0][:-1]
-        text = np.append(np.full(int(block.follows), tokenizer.end_of_text, dtype=np.uint32), text)
-        size, nothing = len(block.texts[0].encode()), np.zeros((1, 2), dtype=np.uint64)
-        return Encoded(text, np.array([len(text)]), nothing, size)
-    ids, counts = tokenizer.encode_documents(block.texts)
+def encode_block(tokenizer: Tokenizer, block: Block, is_raw: bool) -> EncodedBlock:
+    """Tokenize a block. Every document ends with end-of-text; in raw mode it stands between files only."""
+    if not block.texts:  # all rows are blank or rejected
+        no_tokens = np.zeros(0, dtype=np.uint32)
+        return EncodedBlock(no_tokens, no_tokens, np.zeros((0, 2), dtype=np.uint64), 0)
+    ids, lengths = tokenizer.encode_documents(block.texts)
     contents = [text.encode() for text in block.texts]
+    num_bytes = sum(map(len, contents))
+    if is_raw:
+        separator = np.full(int(block.needs_separator), tokenizer.end_of_text, dtype=np.uint32)
+        ids = np.append(separator, ids[:-1])  # `encode_documents` appends end-of-text
+        return EncodedBlock(ids, np.array([len(ids)]), np.zeros((1, 2), dtype=np.uint64), num_bytes)
     digests = b"".join([hashlib.blake2b(content, digest_size=16).digest() for content in contents])
-    return Encoded(ids, counts, np.frombuffer(digests, dtype="<u8").reshape(-1, 2), sum(map(len, contents)))
+    return EncodedBlock(ids, lengths, np.frombuffer(digests, dtype="<u8").reshape(-1, 2), num_bytes)
 
 
-_tokenizers: dict[Path, Tokenizer] = {}  # in this process, by the folder that asks for them
+@functools.cache
+def _load_tokenizer(path: Path) -> Tokenizer:
+    return from_state(json.loads(path.read_text(encoding="utf-8")))
 
 
-def tokenize_block(work: Path, raw: bool, block: Block) -> dict[str, int]:
-    """Leaves a block's ids in `work`, with the record of every document and the rest that is known of it.
+class BlockProgress(NamedTuple):
+    """What a block adds to the progress bar."""
 
-    One that an earlier process has left is taken as it is.
+    rows: int
+    rejected: int
+    bytes_read: int
 
-    Returns:
-        The block's rows, those rejected, and bytes read.
+
+def tokenize_block(work_folder: Path, is_raw: bool, block: Block) -> BlockProgress:
+    """Tokenize a block with the tokenizer in `work_folder`/tokenizer.json and write it to `work_folder`.
+
+    The file is an .npz of three arrays: `ids` (tokens,) uint32, `record` (documents,) `DOCUMENT_DTYPE`, and `known`, a
+    JSON string of counts, rejected rows and the ids that occur. Sorted by name the files are in the order of the
+    documents. A file that an earlier process has written is not written again.
     """
-    path = work / f"{block.file:07}_{block.number:09}.npz"
+    path = work_folder / f"{block.file:07}_{block.index:09}.npz"
     if not path.exists():
-        if work not in _tokenizers:
-            _tokenizers[work] = from_state(json.loads((work / "tokenizer.json").read_text(encoding="utf-8")))
-        encoded = encode(_tokenizers[work], block, raw)
-        record = np.zeros(len(encoded.counts), dtype=RECORD)
-        record["tokens"], record["hash"], record["file"] = encoded.counts, encoded.hashes, block.file
-        record["characters"] = [len(text) for text in block.texts]
-        record["line"], record["mark"] = block.lines, block.marks
-        known: dict[str, Any] = {"file": block.file, "rows": block.rows, "empty_rows": block.empty_rows}
-        known |= {"rejected": block.rejected, "bytes": encoded.size}
-        known["used"] = np.flatnonzero(np.bincount(encoded.ids)).tolist()
-        with _whole(path, work) as file:
-            np.savez(file, ids=encoded.ids, record=record, known=np.array(json.dumps(known)))
-    return {"rows": block.rows, "rejected": len(block.rejected), "bytes": block.bytes}
+        encoded = encode_block(_load_tokenizer(work_folder / "tokenizer.json"), block, is_raw)
+        records = np.zeros(len(encoded.lengths), dtype=DOCUMENT_DTYPE)
+        records["tokens"], records["hash"], records["file"] = encoded.lengths, encoded.hashes, block.file
+        records["characters"] = [len(text) for text in block.texts]
+        records["line"], records["split_key"] = block.lines, block.split_keys
+        metadata = {
+            "file": block.file,
+            "rows": block.rows,
+            "empty_rows": block.empty_rows,
+            "rejected": block.rejected,
+            "bytes": encoded.num_bytes,
+            "used": np.flatnonzero(np.bincount(encoded.ids)).tolist(),
+        }
+
+        def write(file: BinaryIO) -> None:
+            np.savez(file, ids=encoded.ids, record=records, known=np.array(json.dumps(metadata)))
+
+        atomic_write(path, write, temporary_folder=work_folder)
+    return BlockProgress(block.rows, len(block.rejected), block.bytes_read)

@@ -1,0 +1,219 @@
+"""Blocks of documents and their token ids."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpora import build, corpus_config, documents, write_table
+
+from lit_gpt.data import tokenize
+from lit_gpt.data.config import SplitOptions
+from lit_gpt.data.sources import Source
+from lit_gpt.data.tokenize import (
+    Block,
+    encode_block,
+    read_blocks,
+    read_texts,
+    split_key,
+    tokenize_block,
+    train_tokenizer,
+)
+from lit_gpt.tokenizer import BytePairTokenizer, ByteTokenizer, CharTokenizer
+
+ROW_OPTIONS = corpus_config(encoding="utf-8").read_options
+RAW_OPTIONS = corpus_config(mode="raw", encoding="utf-8").read_options
+
+
+def write_lines(path: Path, lines: list[str]) -> Source:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return Source(str(path))
+
+
+def read_all(sources: list[Source], block_characters: int, file: int = 0) -> list[Block]:
+    return list(read_blocks(sources, [ROW_OPTIONS] * len(sources), SplitOptions(), block_characters, file))
+
+
+# ------------------------------------------------------------------------------------------------- reading blocks
+
+
+def test_block_ends_when_it_has_enough_characters(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "t.txt", ["aaaa", "bb", "", "c", "dddddd", "e"])
+    blocks = read_all([source], 6)
+    assert [block.texts for block in blocks] == [["aaaa", "bb"], ["c", "dddddd"], ["e"]]
+    assert [list(block.lines) for block in blocks] == [[1, 2], [4, 5], [6]]
+    assert [(block.rows, block.empty_rows) for block in blocks] == [(2, 0), (3, 1), (1, 0)]
+    assert [(block.file, block.index) for block in blocks] == [(0, 0), (0, 1), (0, 2)]
+
+
+def test_block_ends_when_it_has_enough_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "MAX_BLOCK_ROWS", 3)
+    source = write_lines(tmp_path / "t.txt", ["a", "", "", "", "", "b", "c"])
+    blocks = read_all([source], 1000)
+    assert [block.texts for block in blocks] == [["a"], ["b"], ["c"]]
+    assert [block.rows for block in blocks] == [3, 3, 1]
+
+
+def test_blocks_of_second_file_name_it(tmp_path: Path) -> None:
+    sources = [write_lines(tmp_path / f"{name}.txt", [name] * 4) for name in "ab"]
+    blocks = read_all(sources, 2, file=1)
+    assert [(block.texts, block.file, block.index) for block in blocks] == [(["b", "b"], 1, 0), (["b", "b"], 1, 1)]
+
+
+def test_bytes_read_of_all_blocks_add_up_to_file_size(tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "t.txt", ["家" * 500] * 500)
+    for options in (ROW_OPTIONS, RAW_OPTIONS):
+        blocks = list(read_blocks([source], [options], SplitOptions(), 10_000, 0))
+        assert sum(block.bytes_read for block in blocks) == source.size()
+    assert len(read_all([source], 10_000)) == 25
+
+
+def test_raw_block_needs_separator_at_start_of_later_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gpt.data.readers.CHUNK_CHARACTERS", 10)
+    sources = [write_lines(tmp_path / f"{name}.txt", [name * 8] * 4) for name in "ab"]
+    first, second = (list(read_blocks(sources, [RAW_OPTIONS] * 2, SplitOptions(), 1, file)) for file in (0, 1))
+    assert [block.needs_separator for block in first] == [False] * len(first)
+    assert [block.needs_separator for block in second] == [True] + [False] * (len(second) - 1)
+    assert len(second) > 1
+    assert sum(block.rows for block in second) == 1
+
+
+def test_row_with_unknown_split_is_rejected(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.csv", [("a", "train", ""), ("b", "other", ""), ("c", " TEST ", "")])
+    options = corpus_config(columns=("text",), split_key_column="part", encoding="utf-8").read_options
+    (block,) = read_blocks([Source(str(path))], [options], SplitOptions(column="part"), 1000, 0)
+    assert (block.texts, list(block.split_keys)) == (["a", "c"], [0, 2])
+    assert block.rejected == [(3, "'other' is not a split: write train, val or test")]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("train", 0),
+        ("Training", 0),
+        ("val", 1),
+        ("valid", 1),
+        (" VALIDATION ", 1),
+        ("dev", 1),
+        ("test", 2),
+        ("x", None),
+    ],
+)
+def test_split_key_is_index_of_named_split(value: str, expected: int | None) -> None:
+    assert split_key(value, SplitOptions(column="part")) == expected
+
+
+def test_split_key_of_group_is_a_stable_hash() -> None:
+    options = SplitOptions(group="writer")
+    assert split_key("李白", options) == 0xDE3BE8041D1CD6F2
+    assert split_key("李白 ", options) != split_key("李白", options)
+    assert split_key("", SplitOptions()) == split_key("李白", SplitOptions()) == 0
+
+
+# ----------------------------------------------------------------------------------------------- encoding a block
+
+
+def test_documents_end_with_end_of_text() -> None:
+    encoded = encode_block(ByteTokenizer(), Block(["ab", "é", "ab"]), is_raw=False)
+    assert encoded.ids.tolist() == [97, 98, 256, 0xC3, 0xA9, 256, 97, 98, 256]
+    assert encoded.lengths.tolist() == [3, 3, 3]
+    assert encoded.num_bytes == 6
+    assert (encoded.hashes[0] == encoded.hashes[2]).all()
+    assert (encoded.hashes[0] != encoded.hashes[1]).all()
+
+
+@pytest.mark.parametrize("needs_separator", [False, True])
+def test_raw_block_has_end_of_text_only_as_separator(needs_separator: bool) -> None:
+    encoded = encode_block(ByteTokenizer(), Block(["é\n"], needs_separator=needs_separator), is_raw=True)
+    expected = [*[256] * needs_separator, 0xC3, 0xA9, 10]
+    assert encoded.ids.tolist() == expected
+    assert (encoded.lengths.tolist(), encoded.num_bytes) == ([len(expected)], 3)
+
+
+def test_block_without_documents_has_no_tokens() -> None:
+    encoded = encode_block(ByteTokenizer(), Block(rows=2, empty_rows=2), is_raw=False)
+    assert (len(encoded.ids), len(encoded.lengths), encoded.hashes.shape, encoded.num_bytes) == (0, 0, (0, 2), 0)
+
+
+def test_block_file_is_written_once_and_has_all_records(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(ByteTokenizer().state()))
+    source = write_lines(tmp_path / "t.txt", ["ab", "", "c"])
+    (block,) = read_all([source], 1000)
+    assert tokenize_block(tmp_path, False, block) == (3, 0, source.size())
+    (path,) = tmp_path.glob("*.npz")
+    with np.load(path) as arrays:
+        record, known = arrays["record"], json.loads(str(arrays["known"]))
+        assert arrays["ids"].tolist() == [97, 98, 256, 99, 256]
+    assert (record["tokens"].tolist(), record["characters"].tolist()) == ([3, 2], [2, 1])
+    assert (record["line"].tolist(), record["file"].tolist()) == ([1, 3], [0, 0])
+    assert known == {"file": 0, "rows": 3, "empty_rows": 1, "rejected": [], "bytes": 3, "used": [97, 98, 99, 256]}
+    path.write_bytes(b"written before")
+    tokenize_block(tmp_path, False, block)
+    assert path.read_bytes() == b"written before"
+    assert sorted(other.name for other in tmp_path.iterdir()) == sorted(["tokenizer.json", "t.txt", path.name])
+
+
+# --------------------------------------------------------------------------------------------- training a tokenizer
+
+
+def test_char_vocabulary_covers_every_split(tmp_path: Path) -> None:
+    train, val = write_lines(tmp_path / "a.txt", ["ba"]), write_lines(tmp_path / "b.txt", ["c"])
+    tokenizer = train_tokenizer([train, Source(val.name, "val")], corpus_config("char"))
+    assert isinstance(tokenizer, CharTokenizer)
+    assert tokenizer.characters == "abc"
+
+
+def test_byte_pairs_are_trained_on_train_files_only(tmp_path: Path) -> None:
+    train, val = write_lines(tmp_path / "a.txt", ["abab"] * 20), write_lines(tmp_path / "b.txt", ["cdcd"] * 20)
+    tokenizer = train_tokenizer([train, Source(val.name, "val")], corpus_config("bpe"))
+    assert isinstance(tokenizer, BytePairTokenizer)
+    assert b"ab" in tokenizer.ranks
+    assert b"cd" not in tokenizer.ranks
+
+
+def test_byte_pairs_of_long_text_are_trained_on_every_nth_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_lines(tmp_path / "t.txt", [f"{i:09}" for i in range(100)])  # 1000 bytes
+    monkeypatch.setattr(tokenize, "MAX_TRAINING_BYTES", 250)
+    trained_on: list[str] = []
+    monkeypatch.setattr(tokenize, "learn_bpe", lambda texts, vocab_size: trained_on.extend(texts))
+    train_tokenizer([source], corpus_config("bpe"))
+    assert trained_on == [f"{i:09}" for i in range(0, 100, 4)]
+
+
+def test_read_texts_skips_blank_and_rejected_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n ,3\n4\n5,6\n", encoding="utf-8")
+    options = corpus_config(columns=("a",)).read_options
+    assert list(read_texts([Source(str(tmp_path / "t.csv"))], options)) == ["1", "5"]
+
+
+def test_rejected_rows_are_listed_with_line_and_reason(tmp_path: Path) -> None:
+    lines, reasons, expected = [b"id,text"], {}, []
+    for i in range(3000):
+        text = f"{i},第{i}行 🙂".encode()
+        if i % 100 == 37:
+            broken_rows = {
+                "3 fields where there are 2 columns": text + b",more",
+                "1 fields where there are 2 columns": b"nothing else",
+                "bytes ff are not utf-8": text + b"\xff",
+                "',' expected after '\"'": b'7,"open' + text,
+            }
+            reason, text = list(broken_rows.items())[i // 100 % 4]
+            reasons[len(lines)] = reason
+        else:
+            expected.append(f"第{i}行 🙂")
+        lines.append(text)
+        if i % 3 == 0:
+            lines.append(f'{i},"two\nlines, of {i}"'.encode())
+            expected.append(f"two\nlines, of {i}")
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\n".join(lines))
+    first_lines = np.cumsum([1, *(1 + line.count(b"\n") for line in lines)])
+    corpus = build(path, columns=("text",))
+    assert documents(corpus) == expected
+    rejected = [json.loads(row) for row in (corpus.folder / "rejected.jsonl").read_text("utf-8").splitlines()]
+    assert [row["line"] for row in rejected] == [first_lines[index] for index in reasons]
+    assert all(row["reason"].startswith(reason) for row, reason in zip(rejected, reasons.values()))
+    assert corpus.report["rejected"] == 30
+    assert len(corpus.report["rejected_first"]) == 20
