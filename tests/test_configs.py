@@ -142,3 +142,12 @@ def test_last_checkpoint_is_found_without_a_config(fit: Fit, flags: list[str]) -
     result = fit(*SHORT, *flags, "--name", "mine", "--ckpt_path", "last", "--trainer.max_steps", 4, config=None)
     assert result.status == 0, result.err
     assert "resumed     logs/mine/version_0/last.ckpt, step 3" in result.out
+
+
+def test_last_checkpoint_is_looked_for_in_root_dir_of_last_config(fit: Fit) -> None:
+    text = Path("small.yaml").read_text(encoding="utf-8").replace("trainer: {", "trainer: {default_root_dir: runs, ")
+    Path("small.yaml").write_text(text, encoding="utf-8")
+    Path("overlay.yaml").write_text("trainer: {default_root_dir: other}\n", encoding="utf-8")
+    overlaid = ["--config", "overlay.yaml", "--ckpt_path", "last"]
+    assert fit(*overlaid, "--trainer.max_steps", 3).status == 0
+    assert "resumed     other/small/version_0/last.ckpt, step 3" in fit(*overlaid).out

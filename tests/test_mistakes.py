@@ -163,8 +163,8 @@ COLUMNS: dict[str, Case] = {
 CONFIGS: dict[str, Case] = {
     "missing": (nothing, ["--config", "smal.yaml"], "--config smal.yaml: no such file (did you mean 'small.yaml'?)"),
     "none": (nothing, ["--config"], "--config names no file"),
-    "empty": (config(""), MORE, "more.yaml holds no settings"),
-    "broken": (config("trainer: [\n"), MORE, "mend the YAML"),
+    "empty": (config(""), MORE, "more.yaml has no settings"),
+    "broken": (config("trainer: [\n"), MORE, "correct the YAML"),
     "not text": (config("\x00"), MORE, "more.yaml is not YAML in UTF-8"),
     "key of lists": (config("? [a, b]\n: 1\n"), MORE, "more.yaml is not YAML in UTF-8"),
     "a key twice": (
@@ -189,7 +189,7 @@ CONFIGS: dict[str, Case] = {
     "blank name": (config("name:\ntrainer: {max_steps: 3}\n"), MORE, "--name None: use only letters, digits and ._-"),
     "blank of the Trainer's": (config("trainer: {overfit_batches: }"), MORE, "--trainer.overfit_batches null: give"),
     "a circle": (config("trainer: &a\n  x: *a\n"), MORE, "more.yaml is not YAML in UTF-8"),
-    "a merge": (config("a: &a {max_steps: 3}\ntrainer:\n  <<: *a\n"), MORE, "merge keys (<<) are not read here"),
+    "a merge": (config("a: &a {max_steps: 3}\ntrainer:\n  <<: *a\n"), MORE, "merge keys (<<) are not supported"),
     "last, too late": (config("ckpt_path: last"), MORE, "give it as a flag, --ckpt_path last"),
 }
 FLAGS: dict[str, Case] = {

@@ -47,7 +47,7 @@ def test_preflight_warns_of_a_model_too_large_for_its_text(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--preflight", "maybe"], "--preflight maybe: it stands alone, or give true or false"),
+        (["--preflight", "maybe"], "--preflight maybe: give true, false or no value"),
         (
             ["--preflight", "--trainer.fast_dev_run", "true"],
             "--preflight and --trainer.fast_dev_run do not go together",

@@ -1,202 +1,237 @@
-"""What a person types: which config is read, who wins, and what cannot be meant."""
+"""Prepare the arguments of a command for the parser, and explain the parser's errors."""
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_gpt.checkpoint.store import newest_checkpoint, open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
 from lit_gpt.cli.validation import COMMANDS, check_run_name
 from lit_gpt.errors import UserError, did_you_mean
 
-LOGS = Path("logs")
-
+LOGS = Path("logs")  # the default folder of runs
 
 SECTIONS = ("data", "model", "trainer", "generate", "checkpoint", "early_stopping")
 
-
-# keys that follow from others: target -> who decides
-LINKED = {
+# Settings that the parser derives from others, and from which.
+LINKED_SETTINGS = {
     "model.config.vocab_size": "the tokenizer (data.tokenizer, data.vocab)",
     "data.context_length": "model.config.context_length",
     "data.seed": "seed_everything",
 }
 
+# Flags that apply to one command and not to the command that resumes its run.
+NOT_RESUMED = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")
+
 
 class CommandLine:
-    """The words of the command line, put in order for the parser.
+    """The arguments of fit.py, completed by what the user left out.
 
-    `fit` may be left out. The first --config is the experiment and later ones overlay it; without one it is the config
-    saved in the checkpoint of --ckpt_path, or default.yaml. With --data.files
-    default.yaml is not read. Configs go to the front, so that flags win wherever they
-    stand. `--ckpt_path last` becomes the newest checkpoint of the run's name, or nothing where there is none.
+    - The command `fit` may be left out.
+    - The first `--config` is the experiment, and later ones overlay it. Without `--config`, the experiment is the
+      config saved in the checkpoint of `--ckpt_path`. Without a checkpoint it is default.yaml, unless `--data.files` is
+      given: default.yaml names the built-in table and its column.
+    - Configs come before flags, so that flags win wherever the user wrote them.
+    - `--ckpt_path last` becomes the newest checkpoint of the run's name. It is removed if there is none.
+
+    Args:
+        args: The arguments as the user gave them, without the program's name.
+        default_config: The path of default.yaml.
 
     Attributes:
-        args: for the parser.
-        run_name: of the run, where neither config nor flag says it: the experiment's file name.
-        checkpoint_config: the checkpoint's config, to be read first.
-        notice: what is to be told before anything else.
-        root_dir: where runs go, where flags or configs say it.
-        resume_args: what of the words still counts when the run goes on.
+        args: The completed arguments, the command first.
+        run_name: The default of `--name`: the file name of the experiment.
+        root_dir: The value of `trainer.default_root_dir` in the flags or configs; None if it is in neither.
+        checkpoint_config: The config saved in the checkpoint, to be parsed before `args`; None if it does not apply.
+        resume_args: The arguments that a command needs to resume the run, except for its name and folder.
+        notice: A line to print before the run, or "".
+
+    Raises:
+        UserError: A config cannot be read, `--config` has no value, or the checkpoint cannot be used.
     """
 
-    def __init__(self, words: list[str], default_config: Path) -> None:
-        command, words = (words[0], words[1:]) if words[:1] and words[0] in COMMANDS else ("fit", words)
-        configs, flags = _split_configs(words)
-        helped = bool({"-h", "--help"} & set(flags))
-        self.run_name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(configs[0]).stem if configs else default_config.stem)
-        self.notice = ""
-        contents = [check_config(Path(config)) for config in configs]
-        checkpoint = _value_of("--ckpt_path", flags)
-        self.root_dir: str | None = _value_of("--trainer.default_root_dir", flags)
-        for config in contents:
-            self.root_dir = self.root_dir or config.get("trainer", {}).get("default_root_dir")
-        once = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")
-        self.resume_args = [*(f"--config={config}" for config in configs), *flags]
-        for flag in once:
-            self.resume_args = _without(flag, self.resume_args)
-        if checkpoint == "last" and not helped:
-            checkpoint = self._last(contents, flags, command)
-            flags = _without("--ckpt_path", flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
+    def __init__(self, args: list[str], default_config: Path) -> None:
+        command, args = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("fit", args)
+        paths, flags = _split_configs(args)
+        configs = [read_config(Path(path)) for path in paths]
+        self.run_name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(paths[0]).stem if paths else default_config.stem)
+        self.root_dir: str | None = _find_setting("trainer.default_root_dir", flags, configs)
+        self.resume_args = [*(f"--config={path}" for path in paths), *_remove_flags(NOT_RESUMED, flags)]
         self.checkpoint_config: str | None = None
-        if not configs and checkpoint and not helped:
-            self.checkpoint_config = open_checkpoint(Path(checkpoint), mmap=True).get("config")
+        self.notice = ""
+        checkpoint = None if {"-h", "--help"} & set(flags) else _find_flag("--ckpt_path", flags)
+        if checkpoint == "last":
+            name = check_run_name(_find_setting("name", flags, configs) or self.run_name)
+            checkpoint = self._find_last_checkpoint(name, command)
+            flags = _remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
+        if not paths and checkpoint:
+            self.checkpoint_config = Checkpoint.open(checkpoint, verify=False).config_text
             if self.checkpoint_config is None:
-                raise UserError(f"{checkpoint} was not written by fit.py and holds no config: give --config")
-        elif not configs and _value_of("--data.files", flags) is None:  # its column is that of the built-in table
-            configs = [str(default_config)]
-            check_config(default_config)
-        self.args = [command, *(f"--config={config}" for config in configs), *flags]
+                raise UserError(f"{checkpoint} was not written by fit.py and contains no config: give --config")
+        elif not paths and _find_flag("--data.files", flags) is None:
+            read_config(default_config)
+            paths = [str(default_config)]
+        self.args = [command, *(f"--config={path}" for path in paths), *flags]
 
-    def _last(self, configs: list[dict[str, Any]], flags: list[str], command: str) -> str | None:
-        """The newest checkpoint of the name that flags, configs or the experiment's file say."""
-        name = self.run_name
-        for config in configs:
-            name = config.get("name", name)
-        name, logs = check_run_name(_value_of("--name", flags) or name), Path(str(self.root_dir or LOGS))
-        newest, warning = newest_checkpoint(logs, name)
+    def _find_last_checkpoint(self, name: str, command: str) -> str | None:
+        """Return the path of the newest checkpoint of a run's name. If there is none, `fit` starts a new run.
+
+        Raises:
+            UserError: There is no checkpoint, and the command needs one.
+        """
+        logs = Path(str(self.root_dir or LOGS))
+        checkpoint, warning = newest_checkpoint(logs, name)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
-        path = newest and newest.path
-        if path is None and command != "fit":
+        if checkpoint is not None:
+            return str(checkpoint.path)
+        if command != "fit":
             raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
-        if path is None:
-            self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"
-        return str(path) if path else None
+        self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"
+        return None
 
 
-def _split_configs(words: list[str]) -> tuple[list[str], list[str]]:
-    """`--config X` and `--config=X` (`-c` too) apart from everything else."""
-    configs, others, waiting = [], [], iter(words)
-    for word in waiting:
-        if word.startswith("-c") and len(word) > 2:  # as -cFILE
-            if Path(word).suffix not in (".yaml", ".yml"):
-                raise UserError(f"{word}: a flag has two dashes, and a config ends in .yaml")
-            word = f"--config={word[2:].removeprefix('=')}"
-        flag, equals, value = word.partition("=")
-        if flag.removeprefix("--") in SECTIONS and flag.startswith("--"):
+# ------------------------------------------------------------------------------------------------------------ flags
+
+
+def _split_configs(args: list[str]) -> tuple[list[str], list[str]]:
+    """Split arguments into the values of `--config` (also `-c`) and all other arguments.
+
+    Raises:
+        UserError: `--config` has no value, or a section of the settings has one.
+    """
+    configs: list[str] = []
+    others: list[str] = []
+    remaining = iter(args)
+    for arg in remaining:
+        if arg.startswith("-c") and len(arg) > 2:  # -cFILE
+            if Path(arg).suffix not in (".yaml", ".yml"):
+                raise UserError(f"{arg}: a flag has two dashes, and a config ends in .yaml")
+            arg = f"--config={arg[2:].removeprefix('=')}"
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("--") and flag.removeprefix("--") in SECTIONS:
             raise UserError(f"{flag} takes no value of its own: give its settings, as {flag}.NAME VALUE")
         if flag not in ("--config", "-c"):
-            others.append(word)
-        elif equals:
-            configs.append(value)
-        else:
-            value = next(waiting, "")
+            others.append(arg)
+            continue
+        if not equals:
+            value = next(remaining, "")
             if not value or value.startswith("-"):
-                raise UserError(f"{word} names no file: give --config configs/default.yaml")
-            configs.append(value)
+                raise UserError(f"{arg} names no file: give --config configs/default.yaml")
+        configs.append(value)
     return configs, others
 
 
-def _value_of(flag: str, words: list[str]) -> str | None:
-    """The last value given to `flag`."""
+def _find_flag(flag: str, args: list[str]) -> str | None:
+    """Return the value of the last occurrence of a flag, or None."""
     value = None
-    for word, after in zip(words, [*words[1:], ""]):
-        if word == flag:
-            value = after
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
+    for arg, following in zip(args, [*args[1:], ""]):
+        if arg == flag:
+            value = following
+        elif arg.startswith(f"{flag}="):
+            value = arg.partition("=")[2]
     return value
 
 
-def _without(flag: str, words: list[str]) -> list[str]:
-    """`words` but for `flag` and its value."""
-    kept, waiting = [], iter(words)
-    for word in waiting:
-        if word == flag:
-            next(waiting, None)
-        elif not word.startswith(f"{flag}="):
-            kept.append(word)
-    return kept
+def _remove_flags(flags: Iterable[str], args: list[str]) -> list[str]:
+    """Return arguments without some flags and their values."""
+    others: list[str] = []
+    remaining = iter(args)
+    for arg in remaining:
+        if arg in flags:
+            next(remaining, None)
+        elif arg.partition("=")[0] not in flags:
+            others.append(arg)
+    return others
 
 
-def check_config(path: Path) -> dict[str, Any]:
-    """What a config says, once it is sure that the parser will pass over nothing in it.
+def _find_setting(key: str, flags: list[str], configs: list[dict[str, Any]]) -> Any:
+    """Return the value of a setting from its flag, else from the last config that has it, else None."""
+    found = [_find_flag(f"--{key}", flags), *(_get_nested(config, key) for config in reversed(configs))]
+    return next((value for value in found if value is not None), None)
 
-    That would be: no such file, broken YAML, a key given twice, a key that is linked.
+
+# ---------------------------------------------------------------------------------------------------------- configs
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a config and check it for errors that the parser would ignore.
 
     Raises:
-        UserError: it is one of these.
+        UserError: The file does not exist, is not valid YAML, gives a key twice, has a section that is not a mapping, a
+            key with dots, or a setting that the parser derives from others.
     """
     if not path.is_file():
-        beside = [str(other) for other in path.parent.glob("*.yaml")]
-        raise UserError(f"--config {path}: no such file{did_you_mean(str(path), beside)}")
+        others = [str(other) for other in path.parent.glob("*.yaml")]
+        raise UserError(f"--config {path}: no such file{did_you_mean(str(path), others)}")
     try:
         with open(path, encoding="utf-8") as file:
-            content: Any = yaml.load(file, Loader=_StrictLoader)
-        nested: list[str] = list(_dotted(content)) if isinstance(content, dict) else []
+            config: Any = yaml.load(file, Loader=_StrictLoader)
+        dotted_keys: list[str] = list(_find_dotted_keys(config)) if isinstance(config, dict) else []
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: {error.problem}: mend the YAML") from None
+        raise UserError(f"{path}{line}: {error.problem}: correct the YAML") from None
     except (UnicodeDecodeError, yaml.YAMLError, TypeError, RecursionError):
         raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no settings: write them as `trainer:` and, below it, `max_steps: 100`")
+    if not isinstance(config, dict):
+        raise UserError(f"{path} has no settings: write them as `trainer:` and, below it, `max_steps: 100`")
     for key in SECTIONS:
-        if not isinstance(content.get(key, {}), dict):
-            raise UserError(f"{path}: {key} is {content[key]!r}: write its settings below it, one `name: value` a line")
-    for dotted in nested:
+        if not isinstance(config.get(key, {}), dict):
+            raise UserError(f"{path}: {key} is {config[key]!r}: write its settings below it, one `name: value` a line")
+    for dotted in dotted_keys:
         raise UserError(f"{path}: {dotted}: write it as {': '.join(dotted.split('.'))}, key below key")
-    for key, decider in LINKED.items():
-        found: Any = content
-        for part in key.split("."):
-            found = found.get(part, {}) if isinstance(found, dict) else {}
-        if found != {}:
-            raise UserError(f"{path}: {key} follows from {decider}: take it out")
-    return content
+    missing = object()
+    for key, origin in LINKED_SETTINGS.items():
+        if _get_nested(config, key, default=missing) is not missing:
+            raise UserError(f"{path}: {key} follows from {origin}: remove it")
+    return config
 
 
-def _dotted(content: dict[Any, Any]) -> Iterator[str]:
-    """The keys of nested sections that hold a dot, which the parser would take and the checks here would not see."""
-    for key, value in content.items():
+def _get_nested(config: dict[str, Any], key: str, default: Any = None) -> Any:
+    """Return `config["a"]["b"]` for the key "a.b", or a default if there is no such value."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return default
+        value = value[part]
+    return value
+
+
+def _find_dotted_keys(config: dict[Any, Any]) -> Iterator[str]:
+    """Yield all keys with a dot. The parser accepts them as nested keys, but the checks of this module do not."""
+    for key, value in config.items():
         if "." in str(key):
             yield str(key)
         if isinstance(value, dict):
-            yield from _dotted(value)
+            yield from _find_dotted_keys(value)
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML that refuses a key given twice, where the usual loader keeps the last."""
+    """A YAML loader that raises an error for a key given twice, of which `SafeLoader` returns the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        merges = [key.start_mark for key, _ in node.value if key.tag == "tag:yaml.org,2002:merge"]
-        if merges:
-            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read here", merges[0])
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "merge keys (<<) are not supported", key_node.start_mark
+                )
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
+            if key in keys:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
+# ----------------------------------------------------------------------------------------------- the parser's errors
+
+
 class StrictParser(LightningArgumentParser):
-    """A parser that takes keys in full only, and says what is wrong in one line."""
+    """A parser that does not accept abbreviated flags and raises a `UserError` instead of exiting."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
@@ -206,30 +241,40 @@ class StrictParser(LightningArgumentParser):
 
 
 def rewrite_parser_error(message: str, keys: list[str]) -> str:
-    """A parser's message as a person would put it."""
+    """Rewrite an error message of jsonargparse as one line that says what to type.
+
+    Args:
+        message: The message; one that is not known is only joined into one line.
+        keys: All settings of the command, for a suggestion.
+    """
     message = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: (-?-?)([^\s=]+)", message):
-        dashes, word = match.groups()
+        dashes, name = match.groups()
         if dashes:
-            return f"unknown flag {dashes}{word}{did_you_mean(word, keys)}: see --help"
+            return f"unknown flag {dashes}{name}{did_you_mean(name, keys)}: see --help"
         commands = ", ".join(COMMANDS)
-        return f"unexpected word {word!r}: commands are {commands}; a glob or a text with spaces goes in quotes"
+        return f"unexpected word {name!r}: commands are {commands}; quote a glob or a text with spaces"
     if match := re.match(r"Subcommand '\w+' does not accept option '(.+)'", message):
         return f"unknown key {match[1]}{did_you_mean(match[1], keys)}: see --help"
     if match := re.match(r'Linked "(.+?)" must be given', message):
-        return f"--{match[1]} follows from {LINKED[match[1]]}: leave it out"
+        return f"--{match[1]} follows from {LINKED_SETTINGS[match[1]]}: leave it out"
     if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: '(.*)'", message):
-        return f"{match[1]} {match[2]}: it stands alone, or give true or false"
+        return f"{match[1]} {match[2]}: give true, false or no value"
     if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): ?(.*)', message):
-        key, expected, got = match.groups()
-        key = "seed_everything" if key == "data.seed" else key
+        key, expected, value = match.groups()
+        key = "seed_everything" if key == "data.seed" else key  # the parser names the linked setting
         if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
             return f"--{key}: {problem[1]}"
-        choices = [choice for listed in re.findall(r"Literal\[(.*?)\]", expected) for choice in listed.split(", ")]
-        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", expected.partition("Errors:")[0])
-        kinds = ["null" if kind == "NoneType" else kind for kind in kinds]
-        wanted = ", ".join(
-            dict.fromkeys([*(choice.strip("'") for choice in choices), *kinds])
-        ) or expected.removeprefix("Expected ")
-        return f"--{key} {got}: give {'one of ' if choices else ''}{wanted}"
+        return f"--{key} {value}: give {_describe_type(expected)}"
     return message
+
+
+def _describe_type(expected: str) -> str:
+    """Return the choices and types in jsonargparse's description of what it expected, in a few words."""
+    choices = [
+        choice.strip("'") for listed in re.findall(r"Literal\[(.*?)\]", expected) for choice in listed.split(", ")
+    ]
+    types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", expected.partition("Errors:")[0])
+    types = ["null" if name == "NoneType" else name for name in types]
+    names = ", ".join(dict.fromkeys([*choices, *types]))
+    return f"{'one of ' if choices else ''}{names or expected.removeprefix('Expected ')}"
