@@ -113,7 +113,7 @@ def normalize_rows(
         for row in rows:
             if isinstance(row, Row):
                 if "\r" in row.text:
-                    row = row._replace(text=row.text.replace("\r\n", "\n").replace("\r", "\n"))
+                    row = Row(row.line, row.text.replace("\r\n", "\n").replace("\r", "\n"), row.split_key)
                 if not _is_valid_text(row.text):
                     row = RejectedRow(row.line, _describe_surrogates(row.text, options.encoding))
             yield row
