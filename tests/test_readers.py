@@ -253,9 +253,10 @@ def test_format_added_to_readers_is_read_into_a_corpus(tmp_path: Path, monkeypat
     def read_log(source: Source, file: Iterable[str], options: ReadOptions) -> Iterator[Row | RejectedRow]:
         for number, line in enumerate(file, start=1):
             time, separator, message = line.rstrip("\n").partition("|")
-            yield (
-                Row(number, message) if separator else RejectedRow(number, f"{time!r} has no message: add one after |")
-            )
+            if separator:
+                yield Row(number, message)
+            else:
+                yield RejectedRow(number, f"{time!r} has no message: add one after |")
 
     monkeypatch.setitem(readers.READERS, ".log", Reader(read_log))
     lines = [f"12:00:{second:02}|message {second}" for second in range(60)]
