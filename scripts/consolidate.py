@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
-from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.cli.exit_status import exit_status
+from lit_gpt.cli.messages import LineParser
 from lit_gpt.errors import UserError
 
 

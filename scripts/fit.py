@@ -15,7 +15,7 @@ if __name__ == "__main__":
     helps = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN if helps else signal.SIG_DFL)
-    from lit_gpt.cli.fit import main
+    from lit_gpt.cli.main import main
 
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # it may be closed

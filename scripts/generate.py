@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
-from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.cli.exit_status import exit_status
+from lit_gpt.cli.messages import LineParser
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text, strip_control_characters
 from lit_gpt.inference.sampling import check_sampling

@@ -19,7 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.util import tensor_util
 
 from lit_gpt.checkpoint.store import open_checkpoint
-from lit_gpt.cli.fit import main
+from lit_gpt.cli.main import main
 from lit_gpt.training.module import LitGPT
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads

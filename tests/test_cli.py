@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lit_gpt import load_model
 from lit_gpt.checkpoint.store import open_checkpoint
-from lit_gpt.cli.fit import FitCLI
+from lit_gpt.cli import fit as fit_command
 from lit_gpt.device import available_cores
 
 RUN = Path("logs/small/version_0")
@@ -240,7 +240,7 @@ def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folde
 def test_two_processes_share_the_cores(folder: Path) -> None:
     def prepare() -> None:
         os.environ.pop("OMP_NUM_THREADS", None)
-        FitCLI._run_subcommand = lambda cli, name: print(os.environ["OMP_NUM_THREADS"])  # type: ignore[method-assign]
+        fit_command.RUN["fit"] = lambda experiment, stop: print(os.environ["OMP_NUM_THREADS"])
 
     flags = ["--config", "small.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
     assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, available_cores() // 2))

@@ -236,7 +236,7 @@ exec {sys.executable} -c "
 import sys, pathlib
 sys.argv = ['fit.py', '--data.files', 'rows.txt', '--data.tokenizer', 'byte', '--config', 'c.yaml']
 pathlib.Path('c.yaml').write_text('model: {{config: {{context_length: 16, d_model: 16, num_blocks: 2, num_heads: 2}}}}')
-from lit_gpt.cli.fit import main
+from lit_gpt.cli.main import main
 status = main(pathlib.Path('c.yaml'))
 print('left', sorted(path.name for path in pathlib.Path('logs').rglob('*') if path.suffix == '.ckpt'))
 sys.exit(status)

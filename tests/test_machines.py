@@ -161,7 +161,7 @@ def test_machines_that_see_different_text_are_refused(folder: Path) -> None:
         Path(f"rank{rank}/rows.txt").write_text(f"row {rank} of a text\n" * 50)
     program = Path("apart.py")
     program.write_text(
-        "import os, sys, pathlib; from lit_gpt.cli.fit import main\n"
+        "import os, sys, pathlib; from lit_gpt.cli.main import main\n"
         f"os.chdir('rank' + os.environ['RANK']); sys.exit(main(pathlib.Path({str(ROOT / 'configs/default.yaml')!r})))\n"
     )
     words = ["--nproc-per-node", "2", "--master-port", "29617", str(program), "--config", str(folder / "small.yaml")]

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import lit_gpt.training.run_folder
 from lit_gpt import LitGPT, UserError
-from lit_gpt.cli.messages import exit_status
+from lit_gpt.cli.exit_status import exit_status
 
 RUN = Path("logs/small/version_0")
 LAST = str(RUN / "last.ckpt")

@@ -254,8 +254,8 @@ def test_gradients_are_let_go_of_when_they_are_used(fit: Fit, monkeypatch: pytes
 def test_without_a_flag_the_processor_and_the_work_decide_the_precision(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, native: bool, pays: float, precision: str
 ) -> None:
-    monkeypatch.setattr("lit_gpt.cli.fit.supports_bfloat16", lambda device: native)
-    monkeypatch.setattr("lit_gpt.cli.fit.PAYS", pays)
+    monkeypatch.setattr("lit_gpt.cli.experiment.supports_bfloat16", lambda device: native)
+    monkeypatch.setattr("lit_gpt.cli.experiment.BF16_MIN_FLOPS", pays)
     result = fit("--trainer.precision", "null")
     assert f"device      1 x cpu, {precision}\n" in result.out
     assert f"precision: {precision}" in (RUN / "config.yaml").read_text()

@@ -38,7 +38,7 @@ def test_preflight_warns_of_a_model_too_large_for_its_text(
 ) -> None:
     Path("long.txt").write_text("a long row of text, the same again and again\n" * 10_000)
     small = ["--model.config.d_model", 2, "--model.config.num_heads", 1, "--model.config.num_blocks", 1]
-    monkeypatch.setattr(lit_gpt.cli.fit.FitCLI, "_run_subcommand", lambda cli, name: cli.before_fit())
+    monkeypatch.setattr(lit_gpt.cli.fit, "train", lambda experiment, stop: None)
     out = fit(*flags, *small, "--trainer.logger", "false").out
     assert ("by heart" in out) == warns
     assert ("20 tokens a parameter (Hoffmann et al. 2022), and after 4 epochs" in out) == warns

@@ -31,8 +31,9 @@ from torch.nn import functional as F
 
 from lit_gpt.benchmark.peers import PEERS, Task, load_nanogpt
 from lit_gpt.cli.arguments import CommandLine
-from lit_gpt.cli.fit import FitCLI, quiet_lightning
-from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.cli.exit_status import exit_status
+from lit_gpt.cli.experiment import Experiment, build_experiment
+from lit_gpt.cli.messages import LineParser, quiet_lightning
 from lit_gpt.cli.table import print_rows
 from lit_gpt.data.batches import EvaluationBatches
 from lit_gpt.data.corpus import open_corpus
@@ -55,25 +56,22 @@ PARTS = {  # of a step, and what the Trainer calls them
 }
 
 
-class Experiment(FitCLI):
-    """What fit.py would run, built and not run."""
+def build_run(words: list[str], default_config: Path) -> Experiment:
+    """Build what fit.py would run, and do not run it."""
+    return build_experiment(CommandLine(words, default_config), GracefulStop())
 
-    def __init__(self, words: list[str], default_config: Path) -> None:
-        super().__init__(CommandLine(words, default_config), GracefulStop())
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-    def task(self, nanogpt: Path | None) -> Task:
-        self.datamodule.trainer = self.model.trainer = self.trainer
-        return Task(
-            module=self.model,
-            data=self.datamodule,
-            device=self.trainer.strategy.root_device,
-            precision=str(self.trainer.precision),
-            clip=self.trainer.gradient_clip_val or 0.0,
-            nanogpt=nanogpt,
-        )
+def build_task(run: Experiment, nanogpt: Path | None) -> Task:
+    """Return the work of one training step, which every contender does."""
+    run.datamodule.trainer = run.model.trainer = run.trainer
+    return Task(
+        module=run.model,
+        data=run.datamodule,
+        device=run.trainer.strategy.root_device,
+        precision=str(run.trainer.precision),
+        clip=run.trainer.gradient_clip_val or 0.0,
+        nanogpt=nanogpt,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ taking turns
@@ -211,7 +209,7 @@ def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None
     with tempfile.TemporaryDirectory() as folder:
         off = ("limit_val_batches=0", "enable_checkpointing=false", "enable_progress_bar=false", "max_steps=1000000000")
         flags = [f"--trainer.{flag}" for flag in (*off, f"default_root_dir={folder}")]
-        run = Experiment([*words, *flags, "--generate.prompts=[]"], default_config)
+        run = build_run([*words, *flags, "--generate.prompts=[]"], default_config)
         turns = Turns(pipe, run.trainer.strategy.root_device)
         run.trainer.callbacks.insert(0, TakeTurns(turns))  # type: ignore[attr-defined]
         if turns.device.type == "cpu":  # elsewhere work goes on while the clock of a part stands
@@ -223,7 +221,7 @@ def train_ours(pipe: Connection, words: list[str], default_config: Path) -> None
 def train_peer(pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None) -> None:
     if name == "bare":
         configure_malloc()
-    task = Experiment([*words, "--trainer.logger=false"], default_config).task(nanogpt)
+    task = build_task(build_run([*words, "--trainer.logger=false"], default_config), nanogpt)
     task.data.setup("fit")
     turns, step = Turns(pipe, task.device), PEERS[name](task).trainer()
     while True:
@@ -233,10 +231,10 @@ def train_peer(pipe: Connection, name: str, words: list[str], default_config: Pa
 
 def train(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
     """Tokens a second, milliseconds a step and where they go, peak memory, beside the others."""
-    run = Experiment(words, default_config)
+    run = build_run(words, default_config)
     if run.trainer.world_size > 1:
         raise UserError(f"--trainer.devices {run.trainer.num_devices}: one device is measured, leave it out")
-    task, gpt = run.task(None), run.model.gpt
+    task, gpt = build_task(run, None), run.model.gpt
     tokens = run.datamodule.windows_per_step * gpt.config.context_length
     workers: dict[str, tuple[Any, ...]] = {"lit_gpt": (train_ours, words, default_config)}
     for name in ("bare", *peers(options)):
@@ -274,7 +272,7 @@ def write(
     pipe: Connection, name: str, words: list[str], default_config: Path, nanogpt: Path | None, vocab_size: int | None
 ) -> None:
     """Answers (rows, prompt, new, cache) with the seconds it took to write `new` tokens after prompts, or none."""
-    task = Experiment([*words, "--trainer.logger=false"], default_config).task(nanogpt)
+    task = build_task(build_run([*words, "--trainer.logger=false"], default_config), nanogpt)
     if vocab_size is not None:
         task.module.gpt = GPT(replace(task.config, vocab_size=vocab_size))
     peer = PEERS[name](task)
@@ -300,7 +298,7 @@ def generate(options: argparse.Namespace, words: list[str], default_config: Path
         name: (write, name, words, default_config, options.nanogpt, options.vocab_size)
         for name in ("bare", *peers(options))
     }
-    config = Experiment(words, default_config).model.gpt.config
+    config = build_run(words, default_config).model.gpt.config
     prompt = config.context_length // 2
     new = min(options.steps, config.context_length - prompt)
     kinds = [(rows, cache) for rows in (1, 16) for cache in (True, False)]
@@ -342,7 +340,7 @@ def loss(options: argparse.Namespace, words: list[str], default_config: Path) ->
 
     nanoGPT takes its README's 2,000 steps on characters of the same file; its loss is taken afterwards, off the clock.
     """
-    run = Experiment(words, default_config)
+    run = build_run(words, default_config)
     per_step = run.datamodule.windows_per_step * run.model.gpt.config.context_length
     fit = [sys.executable, str(default_config.parents[1] / "scripts" / "fit.py"), *words]
     for seed in range(options.first_seed, options.first_seed + options.turns):
@@ -411,7 +409,7 @@ def _nanogpt_to_its_end(checkout: Path, data: TextDataModule) -> Row:
 
 def prepare(options: argparse.Namespace, words: list[str], default_config: Path) -> Iterator[Row]:
     """Megabytes and rows a second from files to ids on the disk, beside the tokenizer alone on the same documents."""
-    data = Experiment(words, default_config).datamodule
+    data = build_run(words, default_config).datamodule
     corpus, files = data.corpus, data.sources()
     size = sum(source.size() for source in files) / 1e6
     documents = list(read_texts(files, data.corpus_config.read_options))

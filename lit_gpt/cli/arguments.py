@@ -254,8 +254,9 @@ def rewrite_parser_error(message: str, keys: list[str]) -> str:
             return f"unknown flag {dashes}{name}{did_you_mean(name, keys)}: see --help"
         commands = ", ".join(COMMANDS)
         return f"unexpected word {name!r}: commands are {commands}; quote a glob or a text with spaces"
-    if match := re.match(r"Subcommand '\w+' does not accept option '(.+)'", message):
-        return f"unknown key {match[1]}{did_you_mean(match[1], keys)}: see --help"
+    if match := re.match(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'", message):
+        key = ".".join(filter(None, match.groups()))
+        return f"unknown key {key}{did_you_mean(key, keys)}: see --help"
     if match := re.match(r'Linked "(.+?)" must be given', message):
         return f"--{match[1]} follows from {LINKED_SETTINGS[match[1]]}: leave it out"
     if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: '(.*)'", message):

@@ -13,8 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from lit_gpt.cli.arguments import CommandLine
-from lit_gpt.cli.fit import FitCLI, quiet_lightning
-from lit_gpt.cli.messages import LineParser, exit_status
+from lit_gpt.cli.exit_status import exit_status
+from lit_gpt.cli.experiment import load_settings
+from lit_gpt.cli.messages import LineParser, quiet_lightning
 from lit_gpt.cli.table import print_rows
 from lit_gpt.data.config import SPLITS
 from lit_gpt.data.corpus import Corpus, open_corpus
@@ -23,25 +24,9 @@ from lit_gpt.data.executors import EXECUTORS
 from lit_gpt.data.tokenize import read_texts, train_tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, open_tokenizer, prune
-from lit_gpt.training.stop import GracefulStop
 
 COMPARED = 2**24  # characters that tokenizers are compared on at most
 LEARNED = (1024, 4096, 16384)  # sizes of vocabularies learned for the comparison
-
-
-class Data(FitCLI):
-    """What fit.py would read, and nothing of what it would train."""
-
-    def __init__(self, words: list[str], default_config: Path) -> None:
-        super().__init__(CommandLine(words, default_config), GracefulStop())
-
-    def instantiate_classes(self) -> None:
-        settings = self.config.fit
-        self.data = TextDataModule(**settings.data)
-        self.shape: dict[str, Any] = settings.model.config.as_dict()
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
 
 
 def shown(corpus: Corpus) -> str:
@@ -143,14 +128,13 @@ def report(words: list[str], default_config: Path) -> None:
     options, others = parser.parse_known_args(words)
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes is {options.processes}: give 1 or more")
-    run = Data(others, default_config)
+    _, settings = load_settings(CommandLine(others, default_config))
+    data = TextDataModule(**settings.data)
     if options.compare:
-        print_rows(compare(run.data, run.shape), options.json)
+        print_rows(compare(data, settings.model.config.as_dict()), options.json)
         return
     with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
-        corpus = open_corpus(
-            run.data.sources(), run.data.corpus_config, Path(folder), options.processes, options.engine
-        )
+        corpus = open_corpus(data.sources(), data.corpus_config, Path(folder), options.processes, options.engine)
         print(json.dumps(corpus.report, ensure_ascii=False) if options.json else shown(corpus))
         if not options.dry_run and not options.json:
             print(f"cache       {corpus.folder}")

@@ -25,11 +25,6 @@ def global_rank() -> int:
     return getattr(rank_zero_only, "rank", 0)
 
 
-def is_distributed_failure(error: BaseException) -> bool:
-    """Return whether the error says that another rank is gone, is out of reach, or has never connected."""
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
-
-
 def check_ranks_agree(trainer: Trainer) -> None:
     """Check that all ranks, on all machines, read the same text and resume from the same checkpoint; collective.
 

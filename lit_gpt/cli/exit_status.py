@@ -1,0 +1,104 @@
+"""Decide how a failed command ends: its exit status, and what it prints. Every script uses this module."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+
+import torch
+
+from lit_gpt.errors import Stopped, UserError
+
+
+def is_distributed_failure(error: BaseException) -> bool:
+    """Return whether the error says that another process of the run is gone, out of reach, or never started."""
+    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def classify(
+    error: BaseException,
+    *,
+    rank: int = 0,
+    is_training: bool = False,
+    resume_command: str = "",
+    stopped: Stopped | None = None,
+) -> tuple[int, str | None]:
+    """Decide how a command that failed with `error` ends.
+
+    | failure                                  | status  | message           |
+    |------------------------------------------|---------|-------------------|
+    | Stopped: a signal or a time limit        | its own | its own           |
+    | KeyboardInterrupt                        | 130     | none              |
+    | BrokenPipeError: the reader has left     | 141     | none              |
+    | UserError: what the user can correct     | 2       | one line          |
+    | another process of the run is lost       | 1       | one line          |
+    | anything else: a bug                     | 1       | its traceback     |
+
+    Args:
+        error: the failure.
+        rank: the rank of this process.
+        is_training: whether the first step has begun.
+        resume_command: the command that resumes the run.
+        stopped: the stop that was raised earlier, if one was and was lost on its way; `error` then follows from it.
+
+    Returns:
+        The exit status, and the message. The message is one line; "" if there is nothing to print; None if the
+        traceback of `error` is to be printed.
+    """
+    stopped = _find_stopped(error) or stopped
+    if stopped is not None:
+        return stopped.status, _one_line(str(stopped))
+    if isinstance(error, KeyboardInterrupt):
+        return 130, ""
+    if isinstance(error, BrokenPipeError):
+        return 141, ""
+    notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
+    if isinstance(error, UserError):
+        return 2, _one_line(f"error: {error}{notes}")
+    if is_distributed_failure(error):
+        reason = re.sub(r"^\[[^]]*\] ?", "", str(error)).split("\n")[0].split(". ")[0][:200]
+        if is_training:
+            lost = f"another process of the run is gone or out of reach ({reason}){notes}"
+            lost += f"; resume it with: {resume_command}"
+        else:
+            lost = f"not all processes of the run came, or one is gone ({reason}): see what it says, and start all"
+        return 1, _one_line(f"rank {rank}: {lost}")
+    return 1, None
+
+
+def _find_stopped(error: BaseException | None) -> Stopped | None:
+    """Return `error`, or the first error it followed, that is a `Stopped`."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__context__
+    return error
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def format_traceback(error: BaseException) -> str:
+    """Return the traceback as Python prints it."""
+    return "".join(traceback.format_exception(error)).strip()
+
+
+def print_failure(error: BaseException, message: str | None) -> None:
+    """Print the message that `classify` decided on, to stderr."""
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python reports at exit that it cannot flush stdout
+    if message is None:
+        message = format_traceback(error)
+    if message:
+        print(message, file=sys.stderr)
+
+
+def exit_status(command: Callable[[], object]) -> int:
+    """Run a command in this process; print why it failed, if it does; return its exit status (see `classify`)."""
+    try:
+        command()
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = classify(error)
+        print_failure(error, message)
+        return status
+    return 0

@@ -1,0 +1,442 @@
+"""Build what a command of scripts/fit.py works on: settings, model, data module, Trainer and callbacks.
+
+`build_experiment` is the list of steps. `lit_gpt.cli.fit` runs the commands on the result.
+"""
+
+import os
+import shlex
+import sys
+import tempfile
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ActionConfigFile, ActionYesNo, Namespace
+from lightning import __version__ as lightning_version
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.profilers import PassThroughProfiler
+
+from lit_gpt import compat
+from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.cli.arguments import LOGS, CommandLine, StrictParser, rewrite_parser_error
+from lit_gpt.cli.messages import program_name
+from lit_gpt.cli.validation import (
+    TRAINER_DEFAULTS,
+    as_list,
+    check_not_null,
+    check_run_name,
+    is_externally_launched,
+    validate_args,
+)
+from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.device import available_cores, is_out_of_memory, supports_bfloat16
+from lit_gpt.errors import UserError
+from lit_gpt.files import atomic_write, write_error
+from lit_gpt.model import GPTConfig
+from lit_gpt.training.checkpointing import AtomicCheckpointIO, StepCheckpoint, StopEarly
+from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.module import LitGPT
+from lit_gpt.training.profiler import RunProfiler
+from lit_gpt.training.progress import StepProgress
+from lit_gpt.training.samples import GenerateText
+from lit_gpt.training.stop import GracefulStop
+from lit_gpt.training.throughput import Throughput, flops_per_token
+
+DEFAULT_TIMEOUT = 300  # seconds; a disk of 50 MB/s writes a checkpoint of 15 GB in this time, and all ranks wait for it
+
+BF16_MIN_FLOPS = (
+    5e8  # of a forward and a backward pass: below this, the casts to bfloat16 cost a CPU more than they save
+)
+
+
+@dataclass
+class Experiment:
+    """What a command works on.
+
+    Attributes:
+        command: `fit`, `validate` or `test`.
+        settings: all settings, from defaults, configs and flags.
+        model: its parameters are on the meta device until the Trainer configures it.
+        datamodule: the data; its corpus is tokenized.
+        generate: the callback that writes sample texts.
+        notice: a line to print before anything else, or an empty string.
+        trainer: the Trainer, with all callbacks.
+        folder: the run's folder; None if the run has none.
+        resumes_in_place: whether the run continues in the folder of the checkpoint it resumes from.
+        checkpointing: the callback that writes checkpoints; None if none are written.
+        profiler: the callback that measures a few steps, with `--preflight`; None otherwise.
+        config_text: the settings as in config.yaml; None if no config.yaml is written.
+    """
+
+    command: str
+    settings: Namespace
+    model: LitGPT
+    datamodule: TextDataModule
+    generate: GenerateText
+    notice: str = ""
+    trainer: Trainer = field(init=False)
+    folder: Path | None = None
+    resumes_in_place: bool = False
+    checkpointing: StepCheckpoint | None = None
+    profiler: RunProfiler | None = None
+    config_text: str | None = None
+
+
+def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
+    """Parse the command line and construct everything that the command needs, without running it.
+
+    Raises:
+        UserError: A setting is wrong.
+    """
+    command = arguments.args[0]
+    parser, settings = load_settings(arguments)
+    seed_everything(settings.seed_everything, workers=True)
+    parts = instantiate(parser, settings)
+    experiment = Experiment(command, settings, parts.model, parts.data, parts.generate, arguments.notice)
+    options = trainer_options(experiment, parts.trainer.as_dict())
+    if command == "fit":
+        configure_training(experiment, options, parts, arguments, stop)
+    else:
+        options.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    options["callbacks"] += [stop]  # after the callback that saves
+    if experiment.folder is not None and experiment.profiler is None:
+        save_config = SaveConfig(parser, settings, experiment.folder)
+        experiment.config_text = save_config.text
+        options["callbacks"] += [save_config]
+    experiment.trainer = stop.trainer = build_trainer(options, settings.timeout)
+    return experiment
+
+
+# ------------------------------------------------------------------------------------------------ flags and configs
+
+
+def build_on_meta(*args: Any, **kwargs: Any) -> LitGPT:
+    with torch.device("meta"):  # weights are allocated once the device of each of them is known
+        return LitGPT(*args, **kwargs)
+
+
+build_on_meta.__doc__ = LitGPT.__doc__  # --help shows it
+
+
+def build_parser(command: str, name: str) -> StrictParser:
+    """Build the parser of one command.
+
+    Args:
+        command: `fit`, `validate` or `test`; the commands differ in the help of `--ckpt_path` only.
+        name: the default of `--name`.
+    """
+    parser = StrictParser(
+        prog=f"fit.py {command}",
+        description=(getattr(Trainer, command).__doc__ or "").strip().split("\n")[0],
+        dump_header=[f"lightning.pytorch=={lightning_version}"],
+    )
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format."
+    )
+    parser.add_argument(
+        "--seed_everything", type=int, default=1337, help="Seed of everything random: weights, dropout, windows, texts."
+    )
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    parser.add_lightning_class_args(build_on_meta, "model")
+    parser.add_lightning_class_args(TextDataModule, "data")
+    parser.add_argument("--name", type=str, default=name, help="The run's folder under logs/ (letters, digits, ._-).")
+    parser.add_argument(
+        "--allow_data_change", type=bool, default=False, help="Resume on another text or split than before."
+    )
+    parser.add_argument(
+        "--preflight",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="Measure a few steps, print what the run will need, and leave nothing behind.",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        default=DEFAULT_TIMEOUT,
+        help="Seconds a process waits for the others of its run; longer than a checkpoint takes to be written.",
+    )
+    parser.add_lightning_class_args(StopEarly, "early_stopping")
+    parser.add_lightning_class_args(GenerateText, "generate")
+    parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+    parser.link_arguments("model.config.context_length", "data.context_length")
+    parser.link_arguments("seed_everything", "data.seed")
+    parser.link_arguments("data.model_vocab_size", "model.config.vocab_size", apply_on="instantiate")
+    other_arguments = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
+    parser.add_method_arguments(Trainer, command, skip={*other_arguments, "weights_only", "verbose"})
+    return parser
+
+
+def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace]:
+    """Return the parser of the command, and the settings it parsed, checked.
+
+    Raises:
+        UserError: A setting is wrong.
+    """
+    command = arguments.args[0]
+    parser = build_parser(command, arguments.run_name)
+    settings = parse_settings(parser, arguments)
+    validate_settings(settings, command)
+    return parser, settings
+
+
+def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
+    """Parse configs and flags.
+
+    Raises:
+        UserError: A flag or a key is unknown, or its value has the wrong type.
+    """
+    words = arguments.args[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.checkpoint_config is not None:
+            config = Path(folder, "config.yaml")
+            config.write_text(arguments.checkpoint_config, encoding="utf-8")
+            words = [f"--config={config}", *words]
+        try:
+            return parser.parse_args(words)
+        except UserError as error:
+            raise UserError(rewrite_parser_error(str(error), list(parser.get_defaults().keys()))) from None
+
+
+def validate_settings(settings: Namespace, command: str) -> None:
+    """Refuse settings that the parser accepts and that cannot work, before any file is read.
+
+    Raises:
+        UserError: The first of them.
+    """
+    check_run_name(settings.name)
+    check_not_null(settings)
+    if settings.ckpt_path == "":
+        raise UserError("--ckpt_path is empty: give a .ckpt file or last, or leave it out")
+    if settings.ckpt_path == "last":
+        raise UserError("ckpt_path: last in a config is read too late: give it as a flag, --ckpt_path last")
+    if settings.ckpt_path:
+        Checkpoint.open(settings.ckpt_path)
+    if not 0 <= settings.seed_everything < 2**32:
+        raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
+    for mistake in validate_args(settings, command):
+        raise UserError(mistake)
+    shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
+    try:
+        GPTConfig(vocab_size=1, **shape)
+    except ValueError as error:
+        raise UserError(f"--model.config: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- objects
+
+
+def instantiate(parser: StrictParser, settings: Namespace) -> Namespace:
+    """Construct the data module, the model and the callbacks; tokenize the data.
+
+    Raises:
+        UserError: The model is too large, the data cannot be read, or a constructor refuses its arguments.
+    """
+    refusals: list[UserError] = []  # the parser turns an error into a ValueError about all types it tried
+
+    def construct(cls: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return cls(*args, **kwargs)
+        except UserError as error:
+            refusals.append(error)
+            raise
+        except Exception as error:
+            if not cls.__module__.startswith("lit_gpt."):  # the config names the class and its arguments
+                refusals.append(UserError(f"{cls.__name__}: {error}"))
+            raise
+
+    try:
+        return parser.instantiate(settings, instantiators=[(construct, object, True)])
+    except Exception as error:
+        if refusals:
+            raise refusals[0] from error
+        if isinstance(error, OverflowError) or is_out_of_memory(error) or "overflow" in str(error).lower():
+            raise UserError(f"the model does not fit into memory ({error}): give a smaller --model.config") from error
+        raise
+
+
+class SaveConfig(SaveConfigCallback):
+    """Write the settings to config.yaml in the run's folder, and the same text into its checkpoints.
+
+    Settings that hold for one command only, such as the checkpoint to resume from, are left out.
+
+    Attributes:
+        text: the settings as YAML.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+        self.folder = folder
+        config = config.clone()
+        for key in ("ckpt_path", "allow_data_change", "preflight"):
+            config.pop(key, None)
+        self.text: str = parser.dump(config, skip_unset=False)
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        path = self.folder / "config.yaml"
+        try:
+            atomic_write(path, lambda file: file.write(self.text.encode("utf-8")))
+        except OSError as error:
+            raise write_error(path, error) from error
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.text
+
+
+# ------------------------------------------------------------------------------------------------------- the Trainer
+
+
+class NoProfiler(PassThroughProfiler):
+    """A profiler that does nothing. Lightning's own creates about fifty generators in each step."""
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+def fastest_precision(accelerator: str, model: LitGPT, data: TextDataModule) -> str:
+    """Return the default of `--trainer.precision`: bfloat16 where the processor computes in it and it is faster."""
+    device = "cpu" if accelerator == "cpu" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and accelerator != "cpu" and torch.backends.mps.is_available():
+        device = "mps"
+    flops = flops_per_token(model) * data.batch_size * data.context_length
+    is_faster = device != "cpu" or flops > BF16_MIN_FLOPS
+    return "bf16-mixed" if supports_bfloat16(torch.device(device)) and is_faster else "32-true"
+
+
+def trainer_options(experiment: Experiment, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the Trainer for any command.
+
+    Args:
+        experiment: the chosen precision is written to its settings, because another processor would choose another one.
+        options: the settings under `trainer`, with classes instantiated.
+    """
+    if options["precision"] is None and not as_list(options["plugins"]):
+        precision = fastest_precision(options["accelerator"], experiment.model, experiment.datamodule)
+        options["precision"] = experiment.settings.trainer.precision = precision
+    if options["profiler"] is None and not options["barebones"]:
+        options["profiler"] = NoProfiler()
+    options["plugins"] = [*as_list(options["plugins"]), AtomicCheckpointIO()]
+    if not TorchElasticEnvironment.detect() and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
+        # Lightning would save and requeue inside a signal handler; scripts/slurm.sh requeues instead
+        options["plugins"] += [SLURMEnvironment(auto_requeue=False)]
+    options["callbacks"] = as_list(options["callbacks"])
+    return options
+
+
+def configure_training(
+    experiment: Experiment, options: dict[str, Any], parts: Namespace, arguments: CommandLine, stop: GracefulStop
+) -> None:
+    """Complete the arguments of a Trainer that trains, and `experiment`: folder, logger, callbacks and time limit.
+
+    Args:
+        experiment: changed in place.
+        options: the arguments of the Trainer, changed in place.
+        parts: all settings, with classes instantiated.
+        arguments: the command line.
+        stop: it learns of the time limit and of the command that resumes the run.
+    """
+    settings = experiment.settings
+    if isinstance(options["val_check_interval"], float):
+        options["check_val_every_n_epoch"] = 1  # the Trainer demands it; the data module converts epochs to steps
+    if (limit := options.pop("max_time")) is not None:
+        stop.timer = build_timer(limit)
+    logs, version = locate_run(settings, arguments)
+    experiment.resumes_in_place = version is not None
+    stop.resume_command = resume_command(arguments, settings.name, logs)
+    logger = StepLogger(logs, name=settings.name, version=version)
+    checkpointing: StepCheckpoint = parts.checkpoint
+    leaves_nothing = options["barebones"] or options["fast_dev_run"]
+    if not leaves_nothing:
+        experiment.folder = checkpointing.folder = Path(logger.log_dir)
+        if options["enable_checkpointing"] is not False:
+            experiment.checkpointing = checkpointing
+    if options["barebones"]:
+        options["log_every_n_steps"] = 0
+    if settings.preflight:
+        stop.timer = None
+        experiment.profiler = RunProfiler(experiment.generate)
+        options.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        options["callbacks"] = [experiment.profiler]
+    elif leaves_nothing:
+        options["logger"] = False
+    else:
+        other_loggers = [] if options["logger"] is True else as_list(options["logger"])
+        options["logger"] = False if options["logger"] is False else [logger, *other_loggers]
+        callbacks: list[Callback] = [Throughput(lambda: checkpointing.save_seconds)]
+        callbacks += [StepProgress()] if options["enable_progress_bar"] is not False else []
+        callbacks += [experiment.generate]
+        callbacks += [parts.early_stopping] if settings.early_stopping.patience is not None else []
+        if experiment.checkpointing is not None:
+            callbacks += [checkpointing]
+            stop.checkpoint = checkpointing
+        options["callbacks"] += callbacks
+
+
+def build_timer(limit: Any) -> Timer:
+    """Return a timer of this command; the Trainer's own would validate, and count the time of earlier commands too.
+
+    Raises:
+        UserError: `limit` is not a duration, or it is zero.
+    """
+    try:
+        timer = Timer(limit)
+        is_valid = timer.time_remaining() not in (None, 0)
+    except (MisconfigurationException, TypeError, OverflowError):
+        is_valid = False
+    if not is_valid:
+        raise UserError(f"--trainer.max_time {limit}: give DD:HH:MM:SS, as 00:01:30:00")
+    return timer
+
+
+def locate_run(settings: Namespace, arguments: CommandLine) -> tuple[Path, str | None]:
+    """Return the folder of all runs, and the run's version if it continues in the folder of its checkpoint."""
+    logs = Path(settings.trainer.default_root_dir or LOGS)
+    checkpoint = Path(settings.ckpt_path).absolute() if settings.ckpt_path else None
+    if checkpoint and checkpoint.parent.name.startswith("version_") and checkpoint.parts[-3] == settings.name:
+        checkpoint_logs = checkpoint.parents[2]
+        if arguments.root_dir is None or Path(arguments.root_dir).absolute() == checkpoint_logs:
+            is_below = checkpoint_logs.is_relative_to(Path.cwd())
+            logs = checkpoint_logs.relative_to(Path.cwd()) if is_below else checkpoint_logs
+            return logs, checkpoint.parent.name
+    return logs, None
+
+
+def resume_command(arguments: CommandLine, name: str, logs: Path) -> str:
+    """Return the command that resumes the run of this name."""
+    root = [] if logs == LOGS else ["--trainer.default_root_dir", str(logs)]
+    words = [*arguments.resume_args, "--name", name, *root, "--ckpt_path", "last"]
+    start = (
+        "start on every machine, as before: " if is_externally_launched() else f"{shlex.quote(program_name('python'))} "
+    )
+    return start + shlex.join([sys.argv[0], *words])
+
+
+def build_trainer(options: dict[str, Any], timeout: int) -> Trainer:
+    """Construct the Trainer.
+
+    Args:
+        options: its arguments.
+        timeout: seconds that a process waits for the others of its run, unless a strategy in a config has its own.
+
+    Raises:
+        UserError: The Trainer refuses one of its arguments, which it does with exceptions of many types.
+    """
+    try:
+        trainer = Trainer(**options)
+    except Exception as error:
+        raise error if isinstance(error, UserError) else UserError(f"--trainer: {error}") from error
+    if trainer.strategy.launcher is not None and "OMP_NUM_THREADS" not in os.environ:
+        # the Trainer sets it too, but only after it has started the other processes
+        threads = max(1, available_cores() // trainer.num_devices)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    compat.set_default_timeout(trainer.strategy, timedelta(seconds=timeout))
+    return trainer

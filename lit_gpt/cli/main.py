@@ -1,0 +1,90 @@
+"""Run scripts/fit.py: the console, the signals, and how a failure ends."""
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.exit_status import classify, format_traceback, print_failure
+from lit_gpt.cli.fit import run
+from lit_gpt.cli.messages import quiet_lightning
+from lit_gpt.device import configure_malloc
+from lit_gpt.errors import Stopped
+from lit_gpt.training.stop import GracefulStop, global_rank
+
+
+def main(default_config: Path) -> int:
+    """Run the command line in `sys.argv`; return the exit status (see `classify`).
+
+    Args:
+        default_config: the config that is read if neither `--config` nor `--ckpt_path` is given.
+    """
+    quiet_lightning()
+    configure_malloc()
+    stop = GracefulStop()
+    try:
+        with stop.signals.listen(), quiet_writer():
+            arguments = CommandLine(sys.argv[1:], default_config)
+            sys.argv[1:] = arguments.args  # Lightning starts the processes for other devices with it
+            run(arguments, stop)
+        return 0
+    except (Exception, Stopped, KeyboardInterrupt) as error:
+        return handle_failure(error, stop)
+    finally:
+        stop.clean_up()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # its threads may abort a process that just ends
+
+
+def handle_failure(error: BaseException, stop: GracefulStop) -> int:
+    """Print why the command failed, once for all processes of a run; return the exit status of this process.
+
+    All processes know of an error that `classify` calls a user error or a stop. Rank 0 prints it, and the others end
+    with status 0: Lightning kills rank 0 if another process fails. Before the processes have met, the first process on
+    each machine prints it. Any other error may be known to this process only, which therefore exits without waiting
+    for the others.
+    """
+    rank, is_distributed = global_rank(), torch.distributed.is_initialized()
+    status, message = classify(
+        error, rank=rank, is_training=stop.started, resume_command=stop.resume_command, stopped=stop.signals.raised
+    )
+    is_known_to_all = status not in (1, 141)
+    if is_known_to_all:
+        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        if rank != 0 and (local_rank != "0" or is_distributed):
+            return 0
+    elif status == 1 and (message is not None or rank != 0 or is_distributed):
+        hard_exit(stop, message or format_traceback(error))
+    print_failure(error, message)
+    return status
+
+
+def hard_exit(stop: GracefulStop, message: str) -> NoReturn:
+    """Print `message` and end this process with status 1, without waiting for processes that may never answer."""
+    os.write(2, f"{message}\n".encode(errors="replace"))  # one call, because other processes write to the same stream
+    sys.stdout.flush()
+    stop.kill_child_processes()
+    stop.clean_up()
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def quiet_writer() -> Iterator[None]:
+    """Hide the traceback of TensorBoard's writer thread if the disk is full: the logger reports it as a user error."""
+    original_hook = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+            original_hook(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = original_hook

@@ -1,0 +1,120 @@
+"""Compare a checkpoint with the model, the optimizer and the data of the command that loads it."""
+
+from typing import Any
+
+import torch
+import yaml
+
+from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.cli.experiment import Experiment
+from lit_gpt.data.datamodule import TextDataModule, fingerprint
+from lit_gpt.errors import UserError
+from lit_gpt.optim import parameter_groups
+from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.training.checkpointing import StopEarly
+from lit_gpt.training.module import LitGPT
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Describe every value of `current` that differs from the checkpoint's."""
+    return [f"{key} {saved.get(key)} there, {value} here" for key, value in current.items() if saved.get(key) != value]
+
+
+def check_same_model(checkpoint: Checkpoint, model: LitGPT, tokenizer: Tokenizer) -> None:
+    """Check that the checkpoint's model has the shape, the vocabulary and the weights of the model just built.
+
+    Raises:
+        UserError: It has not.
+    """
+    config: Any = model.arguments["config"]
+    found = differences(checkpoint.hyper_parameters.get("config", {}), config)
+    if any(difference.startswith("vocab_size") for difference in found):
+        found.append("so the text, --data.files, is not the one it was trained on")
+    if not found and checkpoint.tokenizer != tokenizer:
+        found = ["its tokens stand for other pieces of text than this data's"]
+    saved_shapes, shapes = (
+        {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
+        for weights in (checkpoint.state_dict, model.state_dict())
+    )
+    if not found and saved_shapes != shapes:
+        names = sorted(saved_shapes.keys() | shapes.keys())
+        different = [name for name in names if saved_shapes.get(name) != shapes.get(name)]
+        found = [f"{name} {saved_shapes.get(name)} there, {shapes.get(name)} here" for name in different[:3]]
+    if found:
+        raise UserError(
+            f"{checkpoint.path} holds another model ({'; '.join(found)}): leave out what changes it, or the checkpoint"
+        )
+
+
+def check_same_optimizer(checkpoint: Checkpoint, model: LitGPT) -> None:
+    """Check that the checkpoint has optimizer state, and that it fits the model's optimizer.
+
+    Raises:
+        UserError: It has none, or it does not fit.
+    """
+    saved = checkpoint.hyper_parameters.get("optimizer")
+    if checkpoint.optimizer_state is None:
+        raise UserError(f"{checkpoint.path} holds no optimizer to go on with: validate it, or write texts with it")
+    if saved != model.optimizer:
+        raise UserError(
+            f"--model.optimizer {model.optimizer}: {checkpoint.path} was trained with {saved}, go on with that"
+        )
+    groups = parameter_groups(model.gpt, model.weight_decay, model.optimizer)
+    shapes = [parameter.shape for group in groups for parameter in group["params"]]
+    if any(
+        value.shape != shapes[i]
+        for i, state in checkpoint.optimizer_state.items()
+        for value in state.values()
+        if value.ndim > 0
+    ):
+        raise UserError(f"{checkpoint.path} holds an optimizer of another model: validate it, or write texts with it")
+
+
+def check_same_data(checkpoint: Checkpoint, datamodule: TextDataModule) -> None:
+    """Check that the checkpoint's run was trained on the same tokens, in the same split.
+
+    Raises:
+        UserError: It was not.
+    """
+    found = differences(checkpoint.data_fingerprint, fingerprint(datamodule))
+    if found:
+        readable = [text for text in found if not text.startswith("key ")] or ["the text itself"]
+        raise UserError(
+            f"{checkpoint.path} was trained on other data ({'; '.join(readable)}): give the data it had, or "
+            "--allow_data_change true to go on with this"
+        )
+
+
+def describe_resume(experiment: Experiment, checkpoint: Checkpoint) -> list[str]:
+    """Return the lines that say from where a run resumes, which settings changed, and whether it is complete."""
+    step, max_steps = checkpoint.step, experiment.datamodule.max_steps
+    lines = [f"resumed     {checkpoint.path}, step {step:,}"]
+    if experiment.config_text is not None and checkpoint.config_text is not None:
+        before, now = (flatten(yaml.safe_load(text)) for text in (checkpoint.config_text, experiment.config_text))
+        lines += [
+            f"changed     {key} {before.get(key)} -> {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+    for callback in experiment.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StopEarly):
+            waited = checkpoint.callbacks.get(callback.state_key, {}).get("wait_count", 0)
+            if waited >= callback.patience:
+                lines += [f"already complete: {callback.reason(waited)}; raise --early_stopping.patience to go on"]
+    if max_steps is not None and step >= max_steps:
+        lines += [f"already complete at step {step:,}: raise --trainer.max_steps to go on"]
+    return lines
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `{"model.a": 1}` for `{"model": {"a": 1}}`, without keys whose value is None.
+
+    Values of types that TensorBoard does not accept become strings.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat
