@@ -15,8 +15,9 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.trainer.states import RunningStage
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import scalar
 
@@ -77,6 +78,17 @@ def test_set_logged_step_decides_where_lightning_logs(corrected: bool) -> None:
     )
     trainer.fit(Module(), DataLoader(torch.ones(4, 1)))
     assert logger.steps == ([0, 1, 2, 3] if corrected else [0, 1, 90, 91])
+
+
+@pytest.mark.parametrize("disabled", [False, True])
+def test_disable_distributed_sampler_keeps_the_sampler(disabled: bool) -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
+    loader = DataLoader(torch.ones(4, 1))
+    if disabled:
+        compat.disable_distributed_sampler(trainer)
+    prepared = trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=RunningStage.TRAINING)
+    assert isinstance(prepared, DataLoader)
+    assert isinstance(prepared.sampler, DistributedSampler) is not disabled
 
 
 def test_fused_adamw_takes_the_steps_of_torch_adamw() -> None:

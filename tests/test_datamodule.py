@@ -29,7 +29,17 @@ def module(files: str, rank: int = 0, world_size: int = 1, step: int = 0, **chan
     settings: dict[str, object] = {"tokenizer": "byte", "context_length": 16, "batch_size": 4, **changes}
     data = TextDataModule(files, **settings)  # type: ignore[arg-type]
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
-        global_rank=rank, world_size=world_size, accumulate_grad_batches=1, global_step=step, overfit_batches=0
+        global_rank=rank,
+        world_size=world_size,
+        global_step=step,
+        accumulate_grad_batches=1,
+        overfit_batches=0,
+        limit_train_batches=1.0,
+        fast_dev_run=False,
+        val_check_interval=1.0,
+        check_val_every_n_epoch=None,
+        max_steps=-1,
+        max_epochs=-1,
     )
     return data
 
@@ -157,7 +167,7 @@ def test_a_short_last_window_has_targets_only_where_there_is_text() -> None:
 def test_settings_that_cannot_be_are_said(numbers: str, settings: dict[str, object], message: str) -> None:
     def use() -> int:
         data = module(numbers, **settings)
-        data.check_batches()
+        data.plan  # noqa: B018
         return data.model_vocab_size
 
     with pytest.raises(UserError, match=message):

@@ -15,9 +15,9 @@ from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
 from lit_gpt.checkpoint.store import load_model, open_checkpoint
+from lit_gpt.data.batches import Batch
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
-from lit_gpt.data.datamodule import Batch
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sources import Source
 from lit_gpt.data.windows import random_starts

@@ -235,7 +235,7 @@ def train(options: argparse.Namespace, words: list[str], default_config: Path) -
     if run.trainer.world_size > 1:
         raise UserError(f"--trainer.devices {run.trainer.num_devices}: one device is measured, leave it out")
     task, gpt = build_task(run, None), run.model.gpt
-    tokens = run.datamodule.windows_per_step * gpt.config.context_length
+    tokens = run.datamodule.plan.windows_per_step * gpt.config.context_length
     workers: dict[str, tuple[Any, ...]] = {"lit_gpt": (train_ours, words, default_config)}
     for name in ("bare", *peers(options)):
         workers[name] = (train_peer, name, words, default_config, options.nanogpt)
@@ -341,7 +341,7 @@ def loss(options: argparse.Namespace, words: list[str], default_config: Path) ->
     nanoGPT takes its README's 2,000 steps on characters of the same file; its loss is taken afterwards, off the clock.
     """
     run = build_run(words, default_config)
-    per_step = run.datamodule.windows_per_step * run.model.gpt.config.context_length
+    per_step = run.datamodule.plan.windows_per_step * run.model.gpt.config.context_length
     fit = [sys.executable, str(default_config.parents[1] / "scripts" / "fit.py"), *words]
     for seed in range(options.first_seed, options.first_seed + options.turns):
         with tempfile.TemporaryDirectory() as folder:

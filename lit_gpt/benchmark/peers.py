@@ -102,7 +102,7 @@ class Peer:
     def trainer(self) -> Callable[[], None]:
         """A function that takes one optimizer step on one global batch."""
         loss, optimizer, draw = self.loss(), self.optimizer(), self.batches()
-        forwards = self.task.data.accumulation
+        forwards = self.task.data.plan.accumulate_grad_batches
         mixed = self.precision == "bf16-mixed"
 
         def step() -> None:

@@ -41,7 +41,6 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
         if not experiment.settings.allow_data_change:
             check_same_data(checkpoint, experiment.datamodule)
     experiment.datamodule.trainer = experiment.trainer
-    experiment.datamodule.check_batches()
     check_schedule(experiment)
     check_prompts(experiment)
     if experiment.trainer.is_global_zero:
@@ -108,7 +107,7 @@ def check_schedule(experiment: Experiment) -> None:
     Raises:
         UserError: There is none.
     """
-    max_steps, schedule = experiment.datamodule.max_steps, experiment.model.schedule
+    max_steps, schedule = experiment.datamodule.plan.last_step, experiment.model.schedule
     if max_steps is None and schedule != "constant":
         raise UserError(
             f"--model.schedule {schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, or "

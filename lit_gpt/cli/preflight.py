@@ -28,13 +28,13 @@ def preflight(
     config, counts = model.gpt.config, data.corpus.report
     parameters = sum(p.numel() for p in model.gpt.parameters())
     tokens = len(data.corpus.ids)
-    per_step = data.windows_per_step * data.context_length
-    steps = data.max_steps
+    per_step = data.plan.windows_per_step * data.context_length
+    steps = data.plan.last_step
     skipped = f", {counts['empty_rows']:,} empty rows left out" if counts["empty_rows"] else ""
     if counts["rejected"]:
         skipped += f", {counts['rejected']:,} rows that cannot be read: see {data.corpus.folder / 'rejected.jsonl'}"
     tested = f", {len(data.test_ids):,} to test" if len(data.test_ids) else ""
-    epochs = steps / data.steps_per_epoch if steps is not None else float("inf")
+    epochs = steps / data.plan.steps_per_epoch if steps is not None else float("inf")
     memory, warnings = _memory(trainer, model, data)
     lines = [
         f"text        {counts['documents']:,} document{'s'[: counts['documents'] != 1]}, "
@@ -45,7 +45,7 @@ def preflight(
         f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
         f"memory      {memory}",
         f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
-        f"{data.steps_per_epoch:,} to an epoch" + ("" if steps is None else f", {epochs:,.1f} epochs"),
+        f"{data.plan.steps_per_epoch:,} to an epoch" + ("" if steps is None else f", {epochs:,.1f} epochs"),
         f"device      {data.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}",
         f"logs        {folder if folder else 'none'}",
     ]
@@ -105,7 +105,7 @@ def _disk(
     trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path, saves: StepCheckpoint
 ) -> tuple[str, list[str]]:
     """What a run's checkpoints take and there is, and what is wrong with it."""
-    size, kept = checkpoint_bytes(model, data), checkpoint_count(saves, trainer, data.max_steps)
+    size, kept = checkpoint_bytes(model, data), checkpoint_count(saves, trainer, data.plan.last_step)
     free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
     told = f"{format_bytes(kept * size)} for {kept} checkpoints of {format_bytes(size)}; {format_bytes(free)} free"
     needed = (kept + 1) * size  # one more while it is written

@@ -87,7 +87,7 @@ def check_same_data(checkpoint: Checkpoint, datamodule: TextDataModule) -> None:
 
 def describe_resume(experiment: Experiment, checkpoint: Checkpoint) -> list[str]:
     """Return the lines that say from where a run resumes, which settings changed, and whether it is complete."""
-    step, max_steps = checkpoint.step, experiment.datamodule.max_steps
+    step, max_steps = checkpoint.step, experiment.datamodule.plan.last_step
     lines = [f"resumed     {checkpoint.path}, step {step:,}"]
     if experiment.config_text is not None and checkpoint.config_text is not None:
         before, now = (flatten(yaml.safe_load(text)) for text in (checkpoint.config_text, experiment.config_text))

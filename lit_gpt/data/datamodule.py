@@ -1,64 +1,74 @@
-"""A table of text as Lightning wants it: batches of `(tokens, targets)`, each (B, T) int64."""
+"""TextDataModule: from files of text to the batches of a Lightning run."""
 
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import SequentialSampler
 
-from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
+from lit_gpt.compat import disable_distributed_sampler
+from lit_gpt.data.batches import BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
 from lit_gpt.data.config import CorpusConfig, SplitOptions
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.read_options import Mode, ReadOptions
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, write_sample
-from lit_gpt.data.shards import ShardedArray, TokenIds
+from lit_gpt.data.shards import ShardedArray
 from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
+from lit_gpt.data.step_plan import StepPlan, plan_steps
 from lit_gpt.data.windows import count_windows, evaluation_starts
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer
 
 CACHE = Path("data/cache")
-TRAINING_WINDOWS = 256  # most of training that are evaluated beside a whole validation split
+MAX_TRAIN_EVAL_WINDOWS = 256  # windows of the training split that are evaluated beside a whole validation split
 
 
 class TextDataModule(LightningDataModule):
-    """Reads files, splits them, and samples windows of them.
+    """Read files of text, split and tokenize them, and give random windows of tokens as batches.
+
+    A batch is `(tokens, targets)`, or `(tokens, targets, documents)` with `document_mask`, each (B, T) int64.
+
+    It works with a Trainer and without one:
+
+        data = TextDataModule("poems.csv", columns="text", tokenizer="char")
+        data.prepare_data()
+        data.setup("fit")
+        tokens, targets = next(iter(data.train_dataloader()))
 
     Args:
-        files: paths, URLs or globs: .csv .tsv .txt .jsonl .parquet, all but the last also .gz or .zst; in raw mode any
-            text.
-        mode: "rows": every row is a document; "raw": a file is one text.
-        columns: of a table, the columns (JSONL: fields) a document takes; not needed where there is one. The built-in
-            table's default is `name`.
-        template: how columns are put together instead, as "{title}\\n{text}".
-        delimiter: between columns; a comma if left out, in .tsv a tab.
-        quote: what a field may stand in, to hold delimiters and line ends; "none": quotes are text.
-        header: whether the first row names the columns; without it they are c1, c2, …
-        encoding: of text files, as gb18030; "auto": looked for in each.
-        tokenizer: cl100k_base, byte, char, bpe (learned from the text), gpt2, o200k_base, or a .tiktoken file.
-        vocab: of a byte-pair vocabulary not learned from the text: "pruned" to what the corpus uses, or "full".
-        vocab_size: of the one that is learned, bpe.
-        context_length: T, the model's; linked to model.config.context_length.
-        batch_size: windows per device per forward.
-        global_batch_size: windows per optimizer step over all devices; accumulation follows from it.
-        sampling: "random" windows with replacement, or "shuffled": every window of the split once before any again.
-        val_fraction: the share of documents, at the end, that validates.
-        test_fraction: the share, at the very end, that neither trains nor validates; `fit.py test` scores it.
-        val_files: what validates instead, files of their own.
-        test_files: what is tested instead, files of their own.
-        split_seed: deals documents at random by their text instead, so that equal ones share a part.
-        split_column: a column that names each row's part instead: train, val or test.
-        group_column: rows with the same in this column share a part.
-        dedupe: leave out documents that came before.
-        document_mask: keep documents that share a window apart: attention and places stop at their ends.
-        eval_windows: windows used to estimate the loss of each split; None: the whole validation split, and 256 windows
-            of training at most, whose loss is only looked at beside it; `fit.py test`: the whole test split.
-        num_workers: processes that prepare the batches to train on; 0: the training process itself.
-        seed: of the sampling; linked to seed_everything.
+        files: Paths, URLs or globs of .csv, .tsv, .txt, .jsonl or .parquet files. All but Parquet may be compressed
+            (.gz, .zst). In raw mode, any text files.
+        mode: "rows": each row is a document. "raw": each file is one text.
+        columns: Columns (JSONL: fields) of a table that make up a document. Not needed if there is only one. The
+            default for the built-in table is `name`.
+        template: Pattern that combines columns, as "{title}\\n{text}". Use it instead of `columns`.
+        delimiter: Character between columns. The default is a comma, and a tab in .tsv files.
+        quote: Character around fields that contain delimiters or line ends. "none": quotes are part of the text.
+        header: Whether the first row names the columns. Without it they are named c1, c2, …
+        encoding: Encoding of text files, as gb18030. "auto": detect it for each file.
+        tokenizer: cl100k_base, o200k_base, gpt2, byte, char, bpe (trained on the text), or a .tiktoken file.
+        vocab: "pruned": keep only the tokens of a pretrained tokenizer that the corpus uses. "full": keep all.
+        vocab_size: Vocabulary size of the tokenizer bpe.
+        context_length: T, tokens in a window. Linked to model.config.context_length.
+        batch_size: Windows in a batch of one device.
+        global_batch_size: Windows in an optimizer step over all devices. Decides how many batches are accumulated.
+        sampling: "random": draw windows with replacement. "shuffled": use every window once in each epoch.
+        val_fraction: Fraction of the documents for validation, taken from the end.
+        test_fraction: Fraction of the documents for `fit.py test`, taken from the very end.
+        val_files: Files for validation, instead of `val_fraction`.
+        test_files: Files for `fit.py test`, instead of `test_fraction`.
+        split_seed: Assign documents to splits at random with this seed. Equal documents get the same split.
+        split_column: Column that names the split of each row: train, val or test.
+        group_column: Rows with the same value in this column get the same split.
+        dedupe: Leave out documents that occurred before.
+        document_mask: Attend only to tokens of the same document, and count positions from its start.
+        eval_windows: Windows to evaluate in each split. None: the whole validation or test split, and up to 256 windows
+            of the training split.
+        num_workers: Processes that prepare training batches. 0: the training process prepares them.
+        seed: Seed of the sampling. Linked to seed_everything.
     """
 
     def __init__(
@@ -128,30 +138,35 @@ class TextDataModule(LightningDataModule):
         self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
         self.sampling, self.seed, self.document_mask = sampling, seed, document_mask
         self.eval_windows, self.num_workers = eval_windows, num_workers
-        self.validation_interval: int | None = None  # optimizer steps; setup reads it off the Trainer
+        self._plan: StepPlan | None = None
+        self._planned_trainer: Trainer | None = None  # whose settings `_plan` follows from
+        self._trainer_settings: dict[str, Any] = {}  # of it, as given: `setup` overwrites them
 
     def sources(self) -> list[Source]:
-        """The files, those that validate and test last; the built-in table is written if it is asked for."""
-        if (
-            SAMPLE_FILE in ([self.files] if isinstance(self.files, str) else self.files)
-            and not Path(SAMPLE_FILE).exists()
-        ):
+        """Return the input files: training, then validation, then test. Write the built-in table if it is missing."""
+        files = [self.files] if isinstance(self.files, str) else self.files
+        if SAMPLE_FILE in files and not Path(SAMPLE_FILE).exists():
             write_sample(Path(SAMPLE_FILE))
-        found = find_sources(self.files)
-        for part, files in (("val", self.val_files), ("test", self.test_files)):
-            if files is not None:
-                found += find_sources(files, part)
-        check_no_duplicates(found)
-        return found
+        sources = find_sources(self.files)
+        for split, split_files in (("val", self.val_files), ("test", self.test_files)):
+            if split_files is not None:
+                sources += find_sources(split_files, split)
+        check_no_duplicates(sources)
+        return sources
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The tokenized files; built on first use, once for all processes."""
+        """The tokenized files. One process builds them on first use; the others wait and read them.
+
+        Raises:
+            UserError: A split is shorter than a window, or the files cannot be read.
+        """
         corpus = open_corpus(self.sources(), self.corpus_config, CACHE)
-        for part, name in (("train", "training"), ("val", "validation")):
-            if len(corpus.split(part)) <= self.context_length:
+        for split, name in (("train", "training"), ("val", "validation")):
+            num_tokens = len(corpus.split(split))
+            if num_tokens <= self.context_length:
                 raise UserError(
-                    f"the {name} split has {len(corpus.split(part)):,} tokens, fewer than one window of "
+                    f"the {name} split has {num_tokens:,} tokens, fewer than one window of "
                     f"{self.context_length + 1}: give more text or a smaller --model.config.context_length"
                 )
         return corpus
@@ -162,7 +177,7 @@ class TextDataModule(LightningDataModule):
 
     @property
     def model_vocab_size(self) -> int:
-        """V, the ids the tokenizer can give."""
+        """V, the number of ids of the tokenizer."""
         return self.corpus.tokenizer.vocab_size
 
     @property
@@ -175,7 +190,7 @@ class TextDataModule(LightningDataModule):
 
     @property
     def test_ids(self) -> ShardedArray:
-        """None, unless data.test_fraction, test_files or split_column give some."""
+        """Token ids of the test split. Empty without test_fraction, test_files and split_column."""
         return self.corpus.split("test")
 
     @property
@@ -186,94 +201,73 @@ class TextDataModule(LightningDataModule):
     def rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
-    @property
-    def accumulation(self) -> int:
-        """Forwards of each device per optimizer step."""
-        if self.global_batch_size is None:
-            return self.trainer.accumulate_grad_batches if self.trainer else 1
-        return self.global_batch_size // (self.batch_size * self.world_size)
+    # ---------------------------------------------------------------------------------------------------- step plan
 
     @property
-    def windows_per_step(self) -> int:
-        """The global batch."""
-        return self.batch_size * self.world_size * self.accumulation
-
-    @property
-    def overfit_batches(self) -> int:
-        """The batches that are all there is to train on; 0: all there are."""
-        return int(self.trainer.overfit_batches) if self.trainer else 0  # type: ignore[attr-defined]
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimizer steps in which about as many windows are drawn as the training split holds: or few, to overfit."""
-        whole = max(1, count_windows(len(self.train_ids), self.context_length) // self.windows_per_step)
-        return min(whole, self.overfit_batches // self.accumulation) if self.overfit_batches else whole
-
-    @property
-    def max_steps(self) -> int | None:
-        """The optimizer step at which the run ends; None where it has no end."""
-        trainer = self.trainer
-        assert trainer is not None
-        limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            limits.append(trainer.max_epochs * self.steps_per_epoch)
-        return min(limits, default=None)
-
-    def check_batches(self) -> None:
-        """Refuses a global batch that does not divide over devices and forwards.
+    def plan(self) -> StepPlan:
+        """The optimizer steps that follow from these settings and from those of the attached Trainer, if any.
 
         Raises:
-            UserError: it does not.
+            UserError: The settings contradict each other.
         """
-        share = self.batch_size * self.world_size
-        if self.global_batch_size is not None and self.global_batch_size % share:
-            raise UserError(
-                f"--data.global_batch_size {self.global_batch_size} is not a multiple of {share}, --data.batch_size "
-                f"{self.batch_size} on {self.world_size} device(s): change one of them"
-            )
-        if self.overfit_batches % self.accumulation:
-            raise UserError(
-                f"--trainer.overfit_batches {self.overfit_batches} is not a multiple of {self.accumulation}, the "
-                "batches of an optimizer step: change one of them"
-            )
+        if self._plan is None or self._planned_trainer is not self.trainer:
+            self._plan = self._make_plan()
+        return self._plan
+
+    def _make_plan(self) -> StepPlan:
+        num_windows = count_windows(len(self.train_ids), self.context_length)
+        if self.trainer is None:
+            self._planned_trainer = None
+            return plan_steps(num_windows, self.batch_size, self.global_batch_size)
+        if self._planned_trainer is not self.trainer:
+            self._trainer_settings = read_trainer_settings(self.trainer)
+            self._planned_trainer = self.trainer
+        return plan_steps(
+            num_windows,
+            self.batch_size,
+            self.global_batch_size,
+            self.world_size,
+            max_steps=self.trainer.max_steps,
+            max_epochs=self.trainer.max_epochs,
+            **self._trainer_settings,
+        )
+
+    def prepare_data(self) -> None:
+        """Tokenize the files, unless data/cache has the result already."""
+        self.corpus  # noqa: B018
 
     def setup(self, stage: str) -> None:
-        """Makes the Trainer count as we do: intervals in optimizer steps, accumulation from the global batch."""
-        if stage != "fit":
+        """Apply the step plan to the Trainer, if there is one. The only place that changes settings of the Trainer."""
+        if self.trainer is None:
             return
-        trainer = self.trainer
-        assert trainer is not None
-        self.check_batches()
-        trainer.accumulate_grad_batches = self.accumulation
-        if self.validation_interval is None:  # setup may run again, on what it changed
-            given = trainer.val_check_interval
-            self.validation_interval = given if isinstance(given, int) else max(1, int(given * self.steps_per_epoch))
-        trainer.val_check_interval = self.validation_interval * self.accumulation
-        trainer.check_val_every_n_epoch = None
+        disable_distributed_sampler(self.trainer)
+        if stage == "fit":
+            self._plan = plan = self._make_plan()
+            self.trainer.accumulate_grad_batches = plan.accumulate_grad_batches
+            self.trainer.val_check_interval = plan.validation_interval * plan.accumulate_grad_batches  # in batches
+            self.trainer.check_val_every_n_epoch = None  # count these batches over all epochs
 
-    def train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_batches(), sampler=RunSampler(self))
+    # -------------------------------------------------------------------------------------------------- dataloaders
 
     def train_batches(self) -> TrainBatches:
-        """Those of this rank, by their number since the run began."""
-        windows = self.train_ids, self.context_length, self.sampling, self.seed
-        ranks = self.rank, self.world_size
-        return TrainBatches(*windows, self.batch_size, self.accumulation, *ranks, end_of_text=self._end_of_text)
+        """Return the training batches of this rank, numbered from the start of the run."""
+        return TrainBatches(
+            self.train_ids,
+            self.context_length,
+            self.sampling,
+            self.seed,
+            self.batch_size,
+            self.plan.accumulate_grad_batches,
+            self.rank,
+            self.world_size,
+            self._end_of_text,
+        )
 
-    def val_dataloader(self) -> list[DataLoader]:
-        """Fixed windows of training and of validation, in this order: the course's `estimate_loss`."""
-        validation = evaluation_starts(len(self.val_ids), self.context_length, self.eval_windows)
-        count = self.eval_windows or min(len(validation), TRAINING_WINDOWS)
-        training = evaluation_starts(len(self.train_ids), self.context_length, count)
-        return [self._fixed(self.train_ids, training), self._fixed(self.val_ids, validation)]
-
-    def test_dataloader(self) -> DataLoader:
-        return self._fixed(self.test_ids, evaluation_starts(len(self.test_ids), self.context_length, self.eval_windows))
-
-    def _fixed(self, ids: TokenIds, starts: np.ndarray) -> DataLoader:
-        ranks = self.rank, self.world_size
-        return self._loader(
-            EvaluationBatches(ids, starts, self.context_length, self.batch_size, *ranks, end_of_text=self._end_of_text)
+    def evaluation_batches(self, ids: ShardedArray, num_windows: int | None) -> EvaluationBatches:
+        """Return this rank's batches of `num_windows` windows spread over a split, or of all windows (None)."""
+        starts = evaluation_starts(len(ids), self.context_length, num_windows)
+        return EvaluationBatches(
+            ids, starts, self.context_length, self.batch_size, self.rank, self.world_size, self._end_of_text
         )
 
     @property
@@ -281,42 +275,95 @@ class TextDataModule(LightningDataModule):
         """The id that separates documents in a batch; None without a document mask."""
         return self.tokenizer.end_of_text if self.document_mask else None
 
-    def _loader(self, batches: "Dataset[Batch]", sampler: SequentialSampler | None = None) -> DataLoader:
-        helped = sampler is not None and self.num_workers > 0
-        return BatchLoader(
-            batches,
-            batch_size=None,  # an item is a batch already
-            sampler=sampler,
-            num_workers=self.num_workers if helped else 0,
-            worker_init_fn=skip_worker_seeding,
-            persistent_workers=helped,
-            multiprocessing_context="spawn" if helped else None,  # a copy of threads may hold locks that no one opens
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else every pass would draw from the global random state
+    def train_dataloader(self) -> BatchLoader:
+        return _make_loader(self.train_batches(), EpochSampler(self), self.num_workers)
+
+    def val_dataloader(self) -> list[BatchLoader]:
+        """Return fixed windows of the training split and of the validation split, in this order.
+
+        The course's `estimate_loss` draws random batches of both splits instead.
+        """
+        val_batches = self.evaluation_batches(self.val_ids, self.eval_windows)
+        num_windows = self.eval_windows
+        if num_windows is None:
+            num_val_windows = len(evaluation_starts(len(self.val_ids), self.context_length, None))
+            num_windows = min(num_val_windows, MAX_TRAIN_EVAL_WINDOWS)
+        train_batches = self.evaluation_batches(self.train_ids, num_windows)
+        return [_make_loader(train_batches), _make_loader(val_batches)]
+
+    def test_dataloader(self) -> BatchLoader:
+        return _make_loader(self.evaluation_batches(self.test_ids, self.eval_windows))
+
+
+def read_trainer_settings(trainer: Trainer) -> dict[str, Any]:
+    """Return those settings of a Trainer that decide the step plan, except for the end of the run.
+
+    Raises:
+        UserError: TextDataModule cannot count with one of them.
+    """
+    interval = getattr(trainer, "val_check_interval", None)  # absent if it is a time
+    if interval is None or interval <= 0:
+        raise UserError("--trainer.val_check_interval: give optimizer steps, as 250, or a share of an epoch, as 0.5")
+    if trainer.check_val_every_n_epoch not in (None, 1):
+        raise UserError(
+            f"--trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: give val_check_interval instead"
         )
+    overfit_batches: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
+    if int(overfit_batches) != overfit_batches:
+        raise UserError(f"--trainer.overfit_batches {overfit_batches}: give a number of batches, as 2")
+    limited = trainer.limit_train_batches not in (None, 1.0)
+    if limited and not overfit_batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise UserError(
+            f"--trainer.limit_train_batches {trainer.limit_train_batches} would cut optimizer steps apart: "
+            "give --trainer.max_steps"
+        )
+    return {
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "overfit_batches": int(overfit_batches),
+        "val_check_interval": interval,
+    }
 
 
-class RunSampler(SequentialSampler):
-    """The batches of the current epoch that are still to come, read off the Trainer's step.
+def _make_loader(
+    batches: TrainBatches | EvaluationBatches, sampler: SequentialSampler | None = None, num_workers: int = 0
+) -> BatchLoader:
+    return BatchLoader(
+        batches,
+        batch_size=None,  # an item of the dataset is a batch
+        sampler=sampler,
+        num_workers=num_workers,
+        worker_init_fn=skip_worker_seeding,
+        persistent_workers=num_workers > 0,
+        multiprocessing_context="spawn" if num_workers else None,  # a fork could copy locks that nobody releases
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # without one, every pass draws a number from the global random state
+    )
 
-    A sequential sampler by type, which is what `overfit_batches` asks for: then every epoch has the same batches.
+
+class EpochSampler(SequentialSampler):
+    """Yield the indices of those training batches of the current epoch that follow the Trainer's `global_step`.
+
+    This makes resuming exact: no state has to be restored. With `overfit_batches`, every epoch has the same indices.
+    Lightning accepts only a SequentialSampler there.
     """
 
     def __init__(self, data: TextDataModule) -> None:
         self.data = data
 
     def __len__(self) -> int:
-        return self.data.steps_per_epoch * self.data.accumulation
+        return self.data.plan.steps_per_epoch * self.data.plan.accumulate_grad_batches
 
     def __iter__(self) -> Iterator[int]:
         trainer = self.data.trainer
-        assert trainer is not None
-        start = 0 if self.data.overfit_batches else trainer.global_step * self.data.accumulation
-        return iter(range(start, (start // len(self) + 1) * len(self)))
+        start = 0
+        if trainer is not None and not trainer.overfit_batches:  # type: ignore[attr-defined]
+            start = trainer.global_step * self.data.plan.accumulate_grad_batches
+        epoch = start // len(self)
+        return iter(range(start, (epoch + 1) * len(self)))
 
 
 def fingerprint(data: TextDataModule) -> dict[str, Any]:
-    """What a checkpoint remembers of the data it was trained on."""
+    """Return the description of the data that is saved in checkpoints and compared on resuming."""
     report = data.corpus.report
     return {
         "mode": data.corpus_config.read_options.mode,

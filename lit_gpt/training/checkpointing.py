@@ -183,9 +183,7 @@ class StepCheckpoint(Checkpoint):
     def _is_validation_due(self, trainer: Trainer) -> bool:
         """Return whether the Trainer validates before it goes on to the next step."""
         _, data = module_and_data(trainer)
-        step, interval = trainer.global_step, data.validation_interval
-        assert interval is not None  # data.setup has set it
-        return (step % interval == 0 or trainer.should_stop or step == data.max_steps) and trainer.enable_validation
+        return trainer.enable_validation and (trainer.should_stop or data.plan.validates_after(trainer.global_step))
 
     def _can_save_after_exception(self, trainer: Trainer) -> bool:
         """Return whether the state is that of a completed step, is not yet saved, and one rank alone can save it."""

@@ -223,7 +223,7 @@ class LitGPT(LightningModule):
         if forward == accumulation - 1 and is_logging_step(self.trainer, step):
             rate = self.learning_rate * self._learning_rate_factor()
             self._to_log = {"loss/train": self._loss_sum / accumulation, "optim/lr": rate}
-        if forward == accumulation - 1 and step == self.data.max_steps:
+        if forward == accumulation - 1 and step == self.data.plan.last_step:
             self.trainer.val_check_batch = 1  # the last step validates, whatever the interval
         return loss
 
@@ -233,7 +233,7 @@ class LitGPT(LightningModule):
             self.trainer.global_step,
             self.schedule,
             self.warmup_steps,
-            self.data.max_steps or 0,
+            self.data.plan.last_step or 0,
             lowest,
             self.decay_share,
         )
@@ -400,7 +400,7 @@ class LitGPT(LightningModule):
                     states[callback.state_key]["patience"] = callback.patience  # the flag wins
             step, data = checkpoint["global_step"], self.data
             loops = self.trainer.fit_loop.state_dict()
-            set_loop_progress(loops, step, data.accumulation, data.steps_per_epoch)
+            set_loop_progress(loops, step, data.plan.accumulate_grad_batches, data.plan.steps_per_epoch)
             checkpoint["loops"] = {"fit_loop": loops}
 
 

@@ -182,9 +182,9 @@ class RunProfiler(Callback):
         module, data = module_and_data(trainer)
         self._device, self._start = module.device, time.perf_counter()
         found = self.measurements
-        found.batch_size, found.max_steps = data.batch_size, data.max_steps
-        found.tokens_per_step = data.windows_per_step * data.context_length
-        found.validation_interval = data.validation_interval if trainer.limit_val_batches else None
+        found.batch_size, found.max_steps = data.batch_size, data.plan.last_step
+        found.tokens_per_step = data.plan.windows_per_step * data.context_length
+        found.validation_interval = data.plan.validation_interval if trainer.limit_val_batches else None
         found.activation_bytes_per_window = data.context_length * activation_bytes_per_token(
             module.gpt, str(trainer.precision), module.device.type
         )

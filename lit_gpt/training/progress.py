@@ -115,14 +115,14 @@ class StepProgress(ProgressBar):
 
     def _print_eta(self, trainer: Trainer, step_seconds: float) -> None:
         _, data = module_and_data(trainer)
-        step, last_step = trainer.global_step, data.max_steps
+        step, last_step = trainer.global_step, data.plan.last_step
         if last_step is None or (last_step - step) * step_seconds < self.LEAST_REMAINING_SECONDS:
             return
         validations, validation_seconds = 0, 0.0
-        if trainer.enable_validation and data.validation_interval is not None:
-            validations = remaining_validations(step, last_step, data.validation_interval)
+        if trainer.enable_validation:
+            validations = remaining_validations(step, last_step, data.plan.validation_interval)
             windows = sum(len(loader.dataset.starts) for loader in trainer.val_dataloaders or [])
-            validation_seconds = windows / (data.batch_size * data.accumulation) * step_seconds / 3
+            validation_seconds = windows / (data.batch_size * data.plan.accumulate_grad_batches) * step_seconds / 3
         self.print(f"time        {format_eta(last_step - step, step_seconds, validations, validation_seconds)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -63,7 +63,7 @@ class GenerateText(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _, data = module_and_data(trainer)
-        if self._last_step != trainer.global_step == data.max_steps:  # not when the run was interrupted
+        if self._last_step != trainer.global_step == data.plan.last_step:  # not when the run was interrupted
             self._generate_and_log(trainer)
 
     def _generate_and_log(self, trainer: Trainer) -> None:

@@ -46,7 +46,7 @@ class Throughput(Callback):
         now, checkpoint_seconds = time.perf_counter(), self.checkpoint_seconds()
         seconds = now - self._start - (checkpoint_seconds - self._start_checkpoint_seconds)
         self._start_interval(trainer, now, checkpoint_seconds)
-        tokens_per_second = steps * data.windows_per_step * data.context_length / seconds
+        tokens_per_second = steps * data.plan.windows_per_step * data.context_length / seconds
         metrics = {"speed/tokens_per_second": tokens_per_second, "memory/peak_gb": peak_memory(module.device) / 1e9}
         peak = peak_flops(module.device)
         if peak is not None:
