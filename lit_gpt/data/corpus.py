@@ -42,6 +42,7 @@ from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, from_state, open_tok
 
 FORMAT = 3  # part of the key: raise it when the same input gives other files or other blocks
 BLOCK_CHARACTERS = 2**20
+MIN_REJECTED_TO_STOP = 10_000  # rows
 MIN_PARALLEL_BYTES = 2**24  # to start processes for a shorter text takes longer than they save
 
 logger = logging.getLogger(__name__)
@@ -115,7 +116,10 @@ def open_corpus(
 
 
 def _lock(path: Path) -> AbstractContextManager:
-    """Acquire a lock between processes, and log a warning if another process holds it."""
+    """Acquire a lock between processes, and log a warning if another process holds it.
+
+    Python prints the warning to stderr unless the program configures logging.
+    """
     lock = FileLock(path)
     try:
         return lock.acquire(timeout=1)
@@ -172,15 +176,15 @@ def _build(
     try:
         tokenizer = _make_tokenizer(sources, config, work_folder)
         detected = [with_detected_encoding(source, config.read_options) for source in sources]
-        options = [read_options for read_options, _ in detected]
+        read_options = [options for options, _ in detected]
         with open_executor(executor_name, processes) as executor:
-            _tokenize(sources, options, config, work_folder, executor)
+            _tokenize(sources, read_options, config, work_folder, executor)
             counts = merge_blocks(sources, work_folder, unfinished / "rejected.jsonl")
             counts.check(sources)
             report = _split_and_write(sources, config, counts, tokenizer, unfinished, executor)
         files = [
-            {"name": str(source), "bytes": source.size(), "encoding": read_options.encoding, "sure": round(sure, 2)}
-            for source, (read_options, sure) in zip(sources, detected)
+            {"name": str(source), "bytes": source.size(), "encoding": options.encoding, "sure": round(confidence, 2)}
+            for source, (options, confidence) in zip(sources, detected)
         ]
         report = {"files": files, "mode": config.read_options.mode, **report}
         (unfinished / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -203,14 +207,14 @@ def _make_tokenizer(sources: list[Source], config: CorpusConfig, work_folder: Pa
 
 
 def _tokenize(
-    sources: list[Source], options: list[ReadOptions], config: CorpusConfig, work_folder: Path, executor: Executor
+    sources: list[Source], read_options: list[ReadOptions], config: CorpusConfig, work_folder: Path, executor: Executor
 ) -> None:
     """Tokenize all blocks into `work_folder`.
 
-    Stop early if so many rows are rejected that `TextCounts.check` will fail.
+    Stop early if more than half of many rows are rejected. `TextCounts.check` fails on the blocks that are there.
     """
     total, rows, rejected = sum(source.size() for source in sources), 0, 0
-    read = partial(read_blocks, sources, options, config.split_options, BLOCK_CHARACTERS)
+    read = partial(read_blocks, sources, read_options, config.split_options, BLOCK_CHARACTERS)
     tokenize = partial(tokenize_block, work_folder, config.read_options.mode == "raw")
     with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, delay=2, mininterval=0.5, leave=False) as bar:
         for progress in executor.run(read, tokenize, range(len(sources))):
@@ -218,7 +222,7 @@ def _tokenize(
             rejected += progress.rejected
             bar.set_postfix_str(f"{rows:,} rows", refresh=False)
             bar.update(progress.bytes_read)
-            if rejected >= 10_000 and rows < 2 * rejected:
+            if rejected >= MIN_REJECTED_TO_STOP and rows < 2 * rejected:
                 return
 
 
@@ -258,7 +262,7 @@ def _split_and_write(
     return {
         "rows": counts.rows,
         "rejected": counts.rejected,
-        "rejected_first": counts.reasons,
+        "rejected_first": counts.rejected_examples,
         "empty_rows": counts.empty_rows,
         "documents": sum(documents),
         **duplicate_report(records, sources, config, splits, is_duplicate, examples),

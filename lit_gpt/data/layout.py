@@ -129,7 +129,7 @@ def write_shards(
 
 
 def _as_list(item: Any) -> Sequence[Any]:
-    """Make each item one piece of work, for `Executor.run`."""
+    """Make one task of each item, for `Executor.run`."""
     return [item]
 
 

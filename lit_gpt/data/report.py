@@ -14,7 +14,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
 MAX_REJECTED = 0.1  # fraction of the rows
-NUM_REASONS = 20  # rejected rows that are listed
+NUM_REJECTED = 20  # rejected rows that are listed
 NUM_RAREST = 10  # tokens that are listed
 
 
@@ -27,7 +27,7 @@ class TextCounts:
         rows: Number of rows, blank and rejected rows included.
         empty_rows: Number of rows without text.
         rejected: Number of rows that cannot be read.
-        reasons: The first rejected rows as [file, line, reason].
+        rejected_examples: The first rejected rows as [file, line, reason].
         characters: Number of characters in all documents.
         num_bytes: Number of bytes in all documents in UTF-8.
         used_ids: The token ids that occur.
@@ -37,7 +37,7 @@ class TextCounts:
     rows: int = 0
     empty_rows: int = 0
     rejected: int = 0
-    reasons: list[list[Any]] = field(default_factory=list)
+    rejected_examples: list[list[Any]] = field(default_factory=list)
     characters: int = 0
     num_bytes: int = 0
     used_ids: set[int] = field(default_factory=set)
@@ -45,7 +45,7 @@ class TextCounts:
     def check(self, sources: list[Source]) -> None:
         """Raise UserError if too many rows are rejected, or if there is no text."""
         if self.rejected > MAX_REJECTED * self.rows:
-            file, line, reason = self.reasons[0]
+            file, line, reason = self.rejected_examples[0]
             raise UserError(f"{file} line {line}: {reason} ({self.rejected:,} of {self.rows:,} rows cannot be read)")
         if not self.characters:
             found = f"no text in any of {self.empty_rows} rows" if self.empty_rows else "no rows, at most a header"
@@ -73,8 +73,8 @@ def merge_blocks(sources: list[Source], work_folder: Path, rejected_path: Path) 
             counts.used_ids.update(metadata["used"])
             for line, reason in metadata["rejected"]:
                 row = {"file": str(sources[metadata["file"]]), "line": line, "reason": reason}
-                if len(counts.reasons) < NUM_REASONS:
-                    counts.reasons.append(list(row.values()))
+                if len(counts.rejected_examples) < NUM_REJECTED:
+                    counts.rejected_examples.append(list(row.values()))
                 rejected.write(json.dumps(row, ensure_ascii=False) + "\n")
     return counts
 

@@ -54,10 +54,10 @@ def train_tokenizer(sources: list[Source], config: CorpusConfig) -> Tokenizer:
     return learn_bpe(_sample_texts(sources, config), config.vocab_size)
 
 
-def read_texts(sources: list[Source], options: ReadOptions) -> Iterator[str]:
+def read_texts(sources: list[Source], read_options: ReadOptions) -> Iterator[str]:
     """Yield every document that is neither rejected nor blank; in raw mode, the text of every file in chunks."""
     for source in sources:
-        detected, _ = with_detected_encoding(source, options)
+        detected, _ = with_detected_encoding(source, read_options)
         if detected.mode == "raw":
             with open_text_chunks(source, detected) as (chunks, _):
                 yield from chunks
@@ -109,22 +109,26 @@ class Block:
 
 
 def read_blocks(
-    sources: list[Source], options: list[ReadOptions], split: SplitOptions, block_characters: int, file: int
+    sources: list[Source],
+    read_options: list[ReadOptions],
+    split_options: SplitOptions,
+    block_characters: int,
+    file: int,
 ) -> Iterator[Block]:
     """Yield the blocks of one file in order. The same arguments always give the same blocks.
 
     Args:
         sources: All sources.
-        options: The options of each source, with its encoding.
-        split: Determines the split key of each document.
+        read_options: The options of each source, with its encoding.
+        split_options: Determines the split key of each document.
         block_characters: A block ends when it has this many characters. In raw mode `open_text_chunks` decides.
         file: Index of the source to read.
     """
-    source, is_raw = sources[file], options[file].mode == "raw"
+    source, is_raw = sources[file], read_options[file].mode == "raw"
     if is_raw:
-        blocks = _read_raw_blocks(source, options[file])
+        blocks = _read_raw_blocks(source, read_options[file])
     else:
-        blocks = _read_row_blocks(source, options[file], split, block_characters)
+        blocks = _read_row_blocks(source, read_options[file], split_options, block_characters)
     previous_position = 0
     for index, (block, position) in enumerate(blocks):
         block.file, block.index, block.bytes_read = file, index, position - previous_position
@@ -133,23 +137,23 @@ def read_blocks(
         yield block
 
 
-def _read_raw_blocks(source: Source, options: ReadOptions) -> Iterator[tuple[Block, int]]:
+def _read_raw_blocks(source: Source, read_options: ReadOptions) -> Iterator[tuple[Block, int]]:
     """Yield the blocks of a file in raw mode, each with the position in the file at its end, in bytes."""
-    with open_text_chunks(source, options) as (chunks, raw_file):
+    with open_text_chunks(source, read_options) as (chunks, raw_file):
         for index, chunk in enumerate(chunks):
             block = Block([chunk], array.array("L", [1]), array.array("Q", [0]), rows=int(index == 0))
             yield block, raw_file.tell()
 
 
 def _read_row_blocks(
-    source: Source, options: ReadOptions, split: SplitOptions, block_characters: int
+    source: Source, read_options: ReadOptions, split_options: SplitOptions, block_characters: int
 ) -> Iterator[tuple[Block, int]]:
     """Yield the blocks of a file with a document per row, each with the position in the file at its end, in bytes."""
     block, characters = Block(), 0
-    with open_rows(source, options) as (rows, raw_file):
+    with open_rows(source, read_options) as (rows, raw_file):
         for row in rows:
             block.rows += 1
-            if not isinstance(row, RejectedRow) and (key := split_key(row.split_key, split)) is None:
+            if not isinstance(row, RejectedRow) and (key := split_key(row.split_key, split_options)) is None:
                 row = RejectedRow(row.line, f"{row.split_key!r} is not a split: write train, val or test")
             if isinstance(row, RejectedRow):
                 block.rejected.append(row)
@@ -167,18 +171,18 @@ def _read_row_blocks(
         yield block, source.size()
 
 
-def split_key(value: str, split: SplitOptions) -> int | None:
+def split_key(value: str, split_options: SplitOptions) -> int | None:
     """Return the number that stands for the value of a row in the split column or in the group column.
 
     Returns:
         With a split column the index of the split in `SPLITS`, None if the value does not name one. With a group
         column a hash of the value. Otherwise 0.
     """
-    if split.column is not None:
+    if split_options.column is not None:
         name = value.strip().lower()
         name = SPLIT_ALIASES.get(name, name)
         return SPLITS.index(name) if name in SPLITS else None
-    if split.group is not None:
+    if split_options.group is not None:
         return int.from_bytes(hashlib.blake2b(value.encode(), digest_size=8).digest())
     return 0
 
