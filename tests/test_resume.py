@@ -1,4 +1,4 @@
-"""A run that is stopped and resumed is the run that was never stopped."""
+"""A run that is stopped and resumed equals a run that was never stopped."""
 
 import os
 import re
@@ -10,53 +10,53 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import Fit, forked, points, texts, weights
+from conftest import Fit, at_step, forked, points, texts, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torture import CONFIG, KINDS, POLITE, die, differences, torture
+from torture import CONFIG, KILLS, SIGNALS, compare_runs, kill_process_group, torture
 
 from lit_gpt.checkpoint.store import open_checkpoint
 from lit_gpt.data.batches import TrainBatches
 from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
-PAIR = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 @pytest.mark.parametrize(
     ("flags", "kinds", "seed"),
     [
-        ([], KINDS, 2),
-        (["--data.sampling", "shuffled", "--model.optimizer", "muon"], KINDS, 8),  # of other kinds
-        (["--data.sampling", "shuffled"], POLITE, 4),
+        ([], KILLS, 2),
+        (["--data.sampling", "shuffled", "--model.optimizer", "muon"], KILLS, 8),  # this seed draws other kinds
+        (["--data.sampling", "shuffled"], SIGNALS, 4),
     ],
     ids=["killed", "killed, shuffled, Muon", "stopped by signals"],
 )
-def test_a_run_killed_anywhere_ends_as_if_it_never_was(
+def test_killed_and_resumed_run_equals_uninterrupted_run(
     tmp_path: Path, flags: list[str], kinds: tuple[str, ...], seed: int
 ) -> None:
-    kills, differing = torture(tmp_path, 3, flags, seed, kinds)
-    assert (len(kills), differing) == (3, [])
+    killed, differences = torture(tmp_path, 3, flags, seed, kinds)
+    assert (len(killed), differences) == (3, [])
 
 
-def test_two_ranks_killed_end_as_if_they_never_were(tmp_path: Path) -> None:
-    kills, differing = torture(tmp_path, 1, PAIR, seed=1, kinds=("rename", "validation"))
-    assert (len(kills), differing) == (1, [])
+def test_killed_and_resumed_run_of_two_ranks_equals_uninterrupted_run(tmp_path: Path) -> None:
+    killed, differences = torture(tmp_path, 1, TWO_RANKS, seed=1, kinds=("rename", "validation"))
+    assert (len(killed), differences) == (1, [])
 
 
-@pytest.mark.parametrize(("optimizer", "bound"), [("adamw", 1e-5), ("muon", 1e-3)])
-def test_a_run_goes_on_with_more_ranks_or_fewer(folder: Path, optimizer: str, bound: float) -> None:
+@pytest.mark.parametrize(("optimizer", "tolerance"), [("adamw", 1e-5), ("muon", 1e-3)])
+def test_run_can_be_resumed_with_another_number_of_ranks(folder: Path, optimizer: str, tolerance: float) -> None:
     (folder / "config.yaml").write_text(CONFIG)
     flags = ["--config", "config.yaml", "--model.optimizer", optimizer, "--model.schedule", "constant"]
     assert forked(folder, *flags, "--name", "straight").status == 0
-    for steps, devices in ((7, PAIR), (16, []), (30, PAIR)):  # from amid an epoch of four steps
+    for steps, devices in ((7, TWO_RANKS), (16, []), (30, TWO_RANKS)):  # an epoch has four steps
         last = ["--name", "moved", "--ckpt_path", "last", "--trainer.max_steps", steps]
         ended = forked(folder, *flags, *last, *devices)
         assert ended.status == 0, ended.err
-    one, other = (points(folder / f"logs/{name}/version_0")["loss/train"] for name in ("straight", "moved"))
-    torch.testing.assert_close(other, one, rtol=0, atol=bound)
+    straight, moved = (points(folder / f"logs/{name}/version_0")["loss/train"] for name in ("straight", "moved"))
+    torch.testing.assert_close(moved, straight, rtol=0, atol=tolerance)
 
 
-def test_last_finds_the_newest_of_the_name_and_says_which(fit: Fit) -> None:
+def test_last_resumes_the_newest_checkpoint_of_the_name(fit: Fit) -> None:
     assert "no checkpoint of 'small' under logs: starting from the beginning" in fit("--ckpt_path", "last").out
     assert fit("--trainer.max_steps", 3).status == 0  # in version_1
     assert fit("--name", "other", "--trainer.max_steps", 4).status == 0
@@ -67,9 +67,9 @@ def test_last_finds_the_newest_of_the_name_and_says_which(fit: Fit) -> None:
     assert fit("validate", "--ckpt_path", "last", "--name", "other", config=None).status == 0
 
 
-def test_last_needs_no_config_and_follows_moved_logs(fit: Fit) -> None:
+def test_last_needs_no_config_and_finds_moved_logs(fit: Fit) -> None:
     assert fit("--trainer.max_steps", 3, "--model.config.num_blocks", 1).status == 0
-    shutil.copytree("logs", "moved/here")  # all files new, in any order
+    shutil.copytree("logs", "moved/here")  # modification times of the copies say nothing
     shutil.rmtree("logs")
     flags = ["--name", "small", "--trainer.default_root_dir", "moved/here", "--trainer.max_steps", 6]
     result = fit("--ckpt_path", "last", *flags, config=None)
@@ -81,7 +81,7 @@ def test_last_needs_no_config_and_follows_moved_logs(fit: Fit) -> None:
     )
 
 
-def test_a_place_that_is_given_is_where_the_run_goes_on(fit: Fit) -> None:
+def test_resume_with_another_root_dir_leaves_the_old_run_unchanged(fit: Fit) -> None:
     assert fit("--trainer.max_steps", 3).status == 0
     before = {path: path.read_bytes() for path in RUN.iterdir()}
     assert fit("--ckpt_path", RUN / "last.ckpt", "--trainer.default_root_dir", "other").status == 0
@@ -89,7 +89,7 @@ def test_a_place_that_is_given_is_where_the_run_goes_on(fit: Fit) -> None:
     assert {path: path.read_bytes() for path in RUN.iterdir()} == before
 
 
-def test_the_command_that_goes_on_does(folder: Path) -> None:
+def test_printed_resume_command_resumes_the_run(folder: Path) -> None:
     assert forked(folder, "--config", "small.yaml", "--name", "mine", "--trainer.max_steps", 3).status == 0
     shutil.move(folder / "logs", folder / "moved")
     words = [
@@ -100,14 +100,14 @@ def test_the_command_that_goes_on_does(folder: Path) -> None:
         "--trainer.max_time",
         "00:00:00:01",
     ]
-    told = forked(folder, *words).err
-    step = re.search(r"stopped at step ([\d,]+)", told)
+    message = forked(folder, *words).err
+    step = re.search(r"stopped at step ([\d,]+)", message)
     assert step is not None
-    _, _, *again = shlex.split(told.partition("resume it with: ")[2])
-    assert f"mine/version_0/last.ckpt, step {step[1]}\n" in forked(folder, *again).out
+    _python, _script, *command = shlex.split(message.partition("resume it with: ")[2])
+    assert f"mine/version_0/last.ckpt, step {step[1]}\n" in forked(folder, *command).out
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(fit: Fit) -> None:
+def test_last_skips_damaged_checkpoints_with_a_warning(fit: Fit) -> None:
     assert fit("--checkpoint.every_n_steps", 4).status == 0
     for name in ("last.ckpt", "best.ckpt"):
         os.truncate(RUN / name, 5000)
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(fit: Fit) -> 
     assert "step 4" in result.out
 
 
-def test_a_finished_run_says_so_and_changes_nothing(fit: Fit) -> None:
+def test_resuming_a_finished_run_changes_nothing(fit: Fit) -> None:
     assert fit().status == 0
     before = {path.name: path.read_bytes() for path in RUN.iterdir() if path.suffix == ".ckpt"}
     curves = points(RUN)
@@ -130,7 +130,7 @@ def test_a_finished_run_says_so_and_changes_nothing(fit: Fit) -> None:
     assert points(RUN) == curves
 
 
-def test_what_flags_say_of_the_optimizer_wins_over_the_checkpoint(fit: Fit) -> None:
+def test_optimizer_flags_override_the_checkpoint(fit: Fit) -> None:
     assert fit("--model.schedule", "constant", "--trainer.max_steps", 3).status == 0
     flags = ["--model.learning_rate", 0.5, "--model.weight_decay", 0.25, "--model.betas", "[0.5, 0.75]"]
     result = fit("--model.schedule", "constant", *flags, "--ckpt_path", "last")
@@ -143,7 +143,7 @@ def test_what_flags_say_of_the_optimizer_wins_over_the_checkpoint(fit: Fit) -> N
     assert "changed     trainer.max_steps 3 -> 6\n" in result.out
 
 
-def test_a_resumed_run_writes_no_point_twice_and_nothing_at_its_start(fit: Fit) -> None:
+def test_resumed_run_writes_each_point_once(fit: Fit) -> None:
     assert fit("--name", "straight").status == 0
     assert fit("--trainer.val_check_interval", 3).status == 0
     first = (RUN / "last.ckpt").read_bytes()
@@ -157,101 +157,83 @@ def test_a_resumed_run_writes_no_point_twice_and_nothing_at_its_start(fit: Fit) 
     assert (RUN / "last.ckpt").read_bytes() != first
 
 
-def test_points_after_the_checkpoint_are_written_anew(fit: Fit) -> None:
+def test_points_after_the_checkpoint_are_replaced(fit: Fit) -> None:
     every = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 9, "--model.schedule", "constant"]
     assert fit(*every).status == 0
-    straight, spoken = points(RUN), texts(RUN)
+    straight, straight_texts = points(RUN), texts(RUN)
     assert fit(*every, "--ckpt_path", RUN / "step_00000004.ckpt").status == 0
     again = points(RUN)
     for tag in ("loss/train", "loss/val", "loss/train_eval", "best/loss_val", "optim/lr", "optim/grad_norm"):
         assert again[tag] == straight[tag], tag
-    assert texts(RUN) == spoken
+    assert texts(RUN) == straight_texts
 
 
-def test_what_a_checkpoint_counts_on_is_on_the_disk(folder: Path) -> None:
+def test_run_killed_right_after_a_save_loses_nothing_of_the_saved_step(folder: Path) -> None:
     flags = ["--config", "small.yaml", "--name"]
-
-    def prepare() -> None:
-        training_step = LitGPT.training_step
-
-        def instead(module: LitGPT, *args: object) -> torch.Tensor:
-            if module.trainer.global_step == 3:  # step 3 validates, writes a text and is saved
-                die()
-            return training_step(module, *args)  # type: ignore[arg-type]
-
-        LitGPT.training_step = instead  # type: ignore[method-assign, assignment]
-
+    # step 3 has a validation and samples, and is saved when step 4 begins
+    kill_in_step_4 = at_step(4, lambda module: kill_process_group())
     assert forked(folder, *flags, "straight").status == 0
-    assert forked(folder, *flags, "killed", prepare=prepare).status == -signal.SIGKILL
+    assert forked(folder, *flags, "killed", prepare=kill_in_step_4).status == -signal.SIGKILL
     assert forked(folder, *flags, "killed", "--ckpt_path", "last").status == 0
-    assert differences(*(folder / f"logs/{name}/version_0" for name in ("straight", "killed"))) == []
+    assert compare_runs(*(folder / f"logs/{name}/version_0" for name in ("straight", "killed"))) == []
 
 
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
-def test_a_run_killed_between_the_files_of_its_last_save_has_them_all_in_the_end(folder: Path, after: bool) -> None:
+def test_resume_restores_copies_that_a_killed_save_did_not_write(folder: Path, after: bool) -> None:
     flags = ["--config", "small.yaml", "--checkpoint.every_n_steps", 3, "--name"]
 
     def prepare() -> None:
         replace, names = os.replace, []
 
-        def instead(source: Path, target: Path) -> None:
+        def patched(source: Path, target: Path) -> None:
             names.append(Path(target).name)
             if after:
                 replace(source, target)
             if names.count("best.ckpt") == 2:  # of step 6, the last
-                die()
+                kill_process_group()
             if not after:
                 replace(source, target)
 
-        os.replace = instead  # type: ignore[assignment]
+        os.replace = patched  # type: ignore[assignment]
 
     assert forked(folder, *flags, "straight").status == 0
     assert forked(folder, *flags, "killed", prepare=prepare).status == -signal.SIGKILL
     assert forked(folder, *flags, "killed", "--ckpt_path", "last").status == 0
     straight, killed = (folder / f"logs/{name}/version_0" for name in ("straight", "killed"))
-    assert differences(straight, killed) == []
+    assert compare_runs(straight, killed) == []
     assert [path.name for path in sorted(killed.glob("step_*"))] == ["step_00000003.ckpt", "step_00000006.ckpt"]
 
 
-def test_an_exception_after_a_validation_loses_no_best_checkpoint(folder: Path) -> None:
+def test_exception_after_a_validation_keeps_the_best_checkpoint(folder: Path) -> None:
     flags = ["--config", "small.yaml", "--name"]
 
     def prepare() -> None:
-        item = TrainBatches.__getitem__
+        get_item = TrainBatches.__getitem__
 
-        def instead(batches: TrainBatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            if index == 4:  # drawn one step ahead: after the validation of step 3
+        def patched(batches: TrainBatches, index: int) -> tuple[torch.Tensor, ...]:
+            if index == 4:  # prefetched by one step: it is drawn right after the validation of step 3
                 raise RuntimeError("a bug")
-            return item(batches, index)
+            return get_item(batches, index)
 
-        TrainBatches.__getitem__ = instead  # type: ignore[method-assign]
+        TrainBatches.__getitem__ = patched  # type: ignore[method-assign]
 
     assert forked(folder, *flags, "straight").status == 0
     assert forked(folder, *flags, "failed", prepare=prepare).status == 1
     assert forked(folder, *flags, "failed", "--ckpt_path", "last", "--trainer.max_steps", 3).status == 0
     assert open_checkpoint(folder / "logs/failed/version_0/best.ckpt")["global_step"] == 3
     assert forked(folder, *flags, "failed", "--ckpt_path", "last").status == 0
-    assert differences(*(folder / f"logs/{name}/version_0" for name in ("straight", "failed"))) == []
+    assert compare_runs(*(folder / f"logs/{name}/version_0" for name in ("straight", "failed"))) == []
 
 
-def test_going_back_costs_nothing_before_something_new_is_saved(folder: Path) -> None:
+def test_resuming_an_older_checkpoint_removes_no_points_before_its_first_save(folder: Path) -> None:
     flags = ["--config", "small.yaml", "--checkpoint.every_n_steps", 2, "--ckpt_path"]
     assert forked(folder, *flags, "last").status == 0
-    curves, spoken = points(folder / RUN), texts(folder / RUN)
-
-    def prepare() -> None:
-        training_step = LitGPT.training_step
-
-        def instead(module: LitGPT, *args: object) -> torch.Tensor:
-            die()
-            return training_step(module, *args)  # type: ignore[arg-type]
-
-        LitGPT.training_step = instead  # type: ignore[method-assign, assignment]
-
-    back = forked(folder, *flags, RUN / "step_00000004.ckpt", prepare=prepare)
-    assert back.status == -signal.SIGKILL
+    curves, samples = points(folder / RUN), texts(folder / RUN)
+    kill_in_step_5 = at_step(5, lambda module: kill_process_group())
+    killed = forked(folder, *flags, RUN / "step_00000004.ckpt", prepare=kill_in_step_5)
+    assert killed.status == -signal.SIGKILL
     assert "already complete at step 6" in forked(folder, *flags, "last").out
-    assert (points(folder / RUN), texts(folder / RUN)) == (curves, spoken)
+    assert (points(folder / RUN), texts(folder / RUN)) == (curves, samples)
 
 
 @pytest.mark.parametrize(
@@ -261,16 +243,16 @@ def test_going_back_costs_nothing_before_something_new_is_saved(folder: Path) ->
         ["--trainer.fast_dev_run", "true"],
         ["--trainer.logger", "false", "--trainer.max_steps", 8],
     ],
-    ids=["saving nothing", "a trial", "without curves"],
+    ids=["no checkpoints", "fast_dev_run", "no curves"],
 )
-def test_a_run_may_be_resumed_for_less_than_it_was(fit: Fit, flags: list[object]) -> None:
+def test_resume_may_switch_off_checkpoints_or_curves(fit: Fit, flags: list[object]) -> None:
     assert fit().status == 0
     result = fit("--ckpt_path", "last", *flags)
     assert result.status == 0, result.err
 
 
-@pytest.mark.parametrize("step", [20, 35, 50], ids=["amid the first", "at the end of the first", "amid the second"])
-def test_a_run_of_epochs_ends_after_as_many(fit: Fit, step: int) -> None:
+@pytest.mark.parametrize("step", [20, 35, 50], ids=["in the first epoch", "at its end", "in the second epoch"])
+def test_max_epochs_counts_across_a_resume(fit: Fit, step: int) -> None:
     flags = ["--trainer.max_epochs", 2, "--model.schedule", "constant", "--trainer.val_check_interval", 0.5]
     assert "35 to an epoch" in fit(*flags, "--trainer.max_steps", step).out
     assert fit(*flags, "--trainer.max_steps", -1, "--ckpt_path", "last").status == 0
@@ -280,7 +262,7 @@ def test_a_run_of_epochs_ends_after_as_many(fit: Fit, step: int) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_event_files_of_another_run_are_left_alone(fit: Fit) -> None:
+def test_checkpoint_of_another_run_does_not_truncate_event_files(fit: Fit) -> None:
     assert fit().status == 0
     assert fit().status == 0  # version_1
     other = Path("logs/small/version_1")
@@ -291,7 +273,7 @@ def test_event_files_of_another_run_are_left_alone(fit: Fit) -> None:
         assert points(other)[tag][: len(values)] == values
 
 
-def test_other_data_is_refused_unless_it_is_meant(fit: Fit) -> None:
+def test_other_data_is_refused_without_allow_data_change(fit: Fit) -> None:
     assert fit("--trainer.max_steps", 3).status == 0
     before = sorted(RUN.rglob("*"))
     text = Path("rows.txt").read_text(encoding="utf-8")
@@ -304,34 +286,34 @@ def test_other_data_is_refused_unless_it_is_meant(fit: Fit) -> None:
     assert "other data (the text itself)" in fit("--ckpt_path", "last").err
     assert "val tokens 279 there, 546 here" in fit("--ckpt_path", "last", "--data.val_fraction", 0.2).err
     assert sorted(RUN.rglob("*")) == before
-    meant = fit("--ckpt_path", "last", "--allow_data_change", "true")
-    assert meant.status == 0
+    assert fit("--ckpt_path", "last", "--allow_data_change", "true").status == 0
     Path("rows.txt").write_text(text.replace("row 7", "row 9"), encoding="utf-8")
-    assert "other data (the text itself)" in fit("--ckpt_path", "last", "--name", "small", config=None).err  # each time
+    result = fit("--ckpt_path", "last", "--name", "small", config=None)  # the flag is not saved in the config
+    assert "other data (the text itself)" in result.err
     assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 6
 
 
-def test_another_optimizer_is_refused(fit: Fit) -> None:
+def test_other_optimizer_is_refused(fit: Fit) -> None:
     assert fit("--trainer.max_steps", 3).status == 0
     result = fit("--ckpt_path", "last", "--model.optimizer", "muon")
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert "--model.optimizer muon: logs/small/version_0/last.ckpt was trained with adamw" in result.err
 
 
-def test_what_a_resumed_run_trains_on_is_what_it_would_have(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_run_draws_the_batches_of_the_uninterrupted_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    item = TrainBatches.__getitem__
+    get_item = TrainBatches.__getitem__
 
-    def seen(batches: TrainBatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def patched(batches: TrainBatches, index: int) -> tuple[torch.Tensor, ...]:
         drawn.append(index)
-        return item(batches, index)
+        return get_item(batches, index)
 
-    monkeypatch.setattr(TrainBatches, "__getitem__", seen)
+    monkeypatch.setattr(TrainBatches, "__getitem__", patched)
     batches = ["--data.global_batch_size", 40, "--checkpoint.every_n_steps", 1, "--checkpoint.keep", 99]
     result = fit(*batches, "--trainer.max_steps", 10)
     assert "3 to an epoch" in result.out
     assert drawn[:100] == list(range(100))
-    for step in (1, 2, 3, 4, 6, 9):  # amid an epoch and at its end
+    for step in (1, 2, 3, 4, 6, 9):  # an epoch has 3 steps
         drawn.clear()
         resumed = ["--ckpt_path", RUN / f"step_{step:08d}.ckpt", "--name", f"from_{step}", "--trainer.max_steps", 10]
         assert fit(*batches, *resumed).status == 0
@@ -340,16 +322,16 @@ def test_what_a_resumed_run_trains_on_is_what_it_would_have(fit: Fit, monkeypatc
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_test_of_equality_sees_what_differs(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compare_runs_finds_differences(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit("--name", "one").status == 0
     assert fit("--name", "same").status == 0
     assert fit("--name", "other", "--model.learning_rate", 1.1e-3).status == 0
     one, same, other = (Path(f"logs/{name}/version_0") for name in ("one", "same", "other"))
-    assert differences(one, same) == []
+    assert compare_runs(one, same) == []
     assert {"state_dict of last.ckpt", "optimizer_states of best.ckpt", "points of loss/train"} <= set(
-        differences(one, other)
+        compare_runs(one, other)
     )
     training_step = LitGPT.training_step
     monkeypatch.setattr(LitGPT, "training_step", lambda *args: training_step(*args) * (1 + 1e-7))
-    assert fit("--name", "nearly").status == 0
-    assert "state_dict of last.ckpt" in differences(one, Path("logs/nearly/version_0"))
+    assert fit("--name", "nearly_equal").status == 0
+    assert "state_dict of last.ckpt" in compare_runs(one, Path("logs/nearly_equal/version_0"))

@@ -1,4 +1,4 @@
-"""A model in slices over two processes trains, is saved and goes on as one that is whole."""
+"""FSDP2: a model sharded over two processes trains, is saved and is resumed like one on a single device."""
 
 import errno
 import json
@@ -14,135 +14,135 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, Fit, forked, points, weights
-from torture import at_call, differences
+from torture import compare_runs, kill_at_call
 
 from lit_gpt import UserError
 from lit_gpt.checkpoint.store import copy_checkpoint, load_model, newest_checkpoint, open_checkpoint, remove_unfinished
 from lit_gpt.files import atomic_replace
 from lit_gpt.training.module import LitGPT
 
-SHARED = [
-    "--model.schedule",
-    "constant",
-    "--data.global_batch_size",
-    16,
-    "--model.config.dropout",
-    0.1,
-    "--checkpoint.every_n_steps",
-    4,
-]
-SLICED = ["--config", ROOT / "configs" / "fsdp.yaml", "--trainer.devices", 2]
+COMMON = ["--model.schedule", "constant", "--data.global_batch_size", 16, "--model.config.dropout", 0.1]
+COMMON += ["--checkpoint.every_n_steps", 4]
+SHARDED = ["--config", ROOT / "configs" / "fsdp.yaml", "--trainer.devices", 2]
 
 
-def test_no_process_holds_all_of_a_model_in_slices_and_it_starts_as_one_that_is_whole(fit: Fit, folder: Path) -> None:
-    start = ["--trainer.max_steps", 1, "--model.learning_rate", 1e-30]  # the weights as they were drawn
-    start += ["--model.config.d_model", 64]
-    shapes = {
-        "tied": [],
-        "free": ["--model.config.tie_embeddings", "false", "--model.config.position", "sinusoidal"],
-    }
+@pytest.mark.parametrize(
+    ("shape", "is_tied"),
+    [([], True), (["--model.config.tie_embeddings", "false", "--model.config.position", "sinusoidal"], False)],
+    ids=["tied embeddings", "free head"],
+)
+def test_each_rank_holds_half_of_the_weights_of_the_unsharded_model(
+    fit: Fit, folder: Path, shape: list[object], is_tied: bool
+) -> None:
+    # with this learning rate the checkpoint holds the initial weights
+    flags = ["--trainer.max_steps", 1, "--model.learning_rate", 1e-30, "--model.config.d_model", 64, *shape]
 
-    def look() -> None:
-        configure = LitGPT.configure_model
+    def write_report() -> None:
+        configure_model = LitGPT.configure_model
 
-        def configured(module: LitGPT) -> None:
-            before = [p.is_meta for p in module.parameters()]
-            torch.rand(3)  # what else is drawn changes nothing
-            configure(module)
-            after = [p.to_local() for p in module.parameters()]
+        def patched(module: LitGPT) -> None:
+            was_on_meta = all(p.is_meta for p in module.parameters())
+            torch.rand(3)  # other random numbers must not change the initial weights
+            configure_model(module)
+            local_size = sum(p.to_local().numel() for p in module.parameters())
+            size = sum(p.numel() for p in module.parameters())
             tied = module.gpt.head.weight is module.gpt.embedding.weight
-            tables = {name: table.sum().item() for name, table in module.gpt.named_buffers()}
-            whole, held = (sum(p.numel() for p in some) for some in (module.parameters(), after))
-            Path("seen.json").write_text(json.dumps([all(before), held / whole, tied, tables]))
+            buffers = {name: buffer.sum().item() for name, buffer in module.gpt.named_buffers()}
+            Path("report.json").write_text(json.dumps([was_on_meta, local_size / size, tied, buffers]))
 
-        LitGPT.configure_model = configured  # type: ignore[method-assign]
+        LitGPT.configure_model = patched  # type: ignore[method-assign]
 
-    for name, shape in shapes.items():
-        alone = fit("--name", f"{name}-whole", *start, *shape)
-        assert alone.status == 0
-        words = ["--name", f"{name}-sliced", *start, *shape]
-        sliced = forked(folder, "--config", "small.yaml", *SLICED, *words, prepare=look)
-        assert sliced.status == 0, sliced.err
-        on_meta, share, tied, tables = json.loads(Path("seen.json").read_text())
-        assert on_meta
-        assert share == pytest.approx(0.5, abs=0.02)
-        assert tied == (name == "tied")
-        one, two = (f"logs/{name}-{kind}/version_0/last.ckpt" for kind in ("whole", "sliced"))
-        expected, got = weights(Path(one)), weights(Path(two))
-        assert expected.keys() == got.keys()
-        assert all(torch.equal(expected[key], got[key]) for key in expected)
-        plain, *_ = load_model(one)
-        assert tables == {key: table.sum().item() for key, table in plain.named_buffers()}
-        # the preflight counts its slices alone
-        memory = [re.search(r"memory +(\S+) MB for weights", told) for told in (alone.out, sliced.out)]
-        whole, part = (float(found[1]) for found in memory if found)
-        assert part == pytest.approx(whole / 2, abs=0.1)
+    single = fit("--name", "single", *flags)
+    assert single.status == 0
+    sharded = forked(folder, "--config", "small.yaml", *SHARDED, "--name", "sharded", *flags, prepare=write_report)
+    assert sharded.status == 0, sharded.err
+    was_on_meta, share, tied, buffers = json.loads(Path("report.json").read_text())
+    assert was_on_meta
+    assert share == pytest.approx(0.5, abs=0.02)
+    assert tied == is_tied
+    expected, actual = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("single", "sharded"))
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(expected[key], actual[key]) for key in expected)
+    loaded, *_ = load_model("logs/single/version_0/last.ckpt")
+    assert buffers == {name: buffer.sum().item() for name, buffer in loaded.named_buffers()}
+    # the preflight counts the weights of one rank
+    memory = [re.search(r"memory +(\S+) MB for weights", printed) for printed in (single.out, sharded.out)]
+    single_mb, sharded_mb = (float(match[1]) for match in memory if match)
+    assert sharded_mb == pytest.approx(single_mb / 2, abs=0.1)
 
 
-def trained_alike(fit: Fit, folder: Path, optimizer: str, most: float) -> list[str]:
-    """Trains as a whole, as `one`, and in slices, as `two`, and compares the curves; returns the flags of both."""
-    shared = [*map(str, SHARED), "--model.optimizer", optimizer]
-    assert fit("--name", "one", *shared).status == 0
-    sliced = forked(folder, "--config", "small.yaml", *SLICED, "--name", "two", *shared)
-    assert sliced.status == 0, sliced.err
-    assert sliced.out.count("parameters") == 1  # one preflight
-    assert "Warning" not in sliced.err
-    one, two = (points(Path(f"logs/{name}/version_0")) for name in ("one", "two"))
+def train_single_and_sharded(fit: Fit, folder: Path, optimizer: str, tolerance: float) -> list[str]:
+    """Train runs `single` and `sharded` and compare their curves; return the flags of both."""
+    flags = [*map(str, COMMON), "--model.optimizer", optimizer]
+    assert fit("--name", "single", *flags).status == 0
+    ended = forked(folder, "--config", "small.yaml", *SHARDED, "--name", "sharded", *flags)
+    assert ended.status == 0, ended.err
+    assert ended.out.count("parameters") == 1  # only rank 0 prints
+    assert "Warning" not in ended.err
+    single, sharded = (points(Path(f"logs/{name}/version_0")) for name in ("single", "sharded"))
     for tag in ("loss/train", "loss/val", "loss/train_eval", "optim/grad_norm"):
-        torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=most)
-    return shared
+        torch.testing.assert_close(sharded[tag], single[tag], rtol=0, atol=tolerance)
+    return flags
 
 
-def test_muon_makes_slices_orthogonal_as_one_and_a_run_killed_amid_a_save_is_the_same(fit: Fit, folder: Path) -> None:
-    shared = trained_alike(fit, folder, "muon", 1e-3)
+def test_sharded_muon_equals_single_device_and_survives_a_kill_during_a_save(fit: Fit, folder: Path) -> None:
+    flags = train_single_and_sharded(fit, folder, "muon", tolerance=1e-3)
 
-    def prepare() -> None:  # the slices of two checkpoints are whole, then last.ckpt has another name
-        os.rename = at_call(3, os.rename, after=True)
+    def prepare() -> None:  # killed when two checkpoints are complete and last.ckpt has its temporary name
+        os.rename = kill_at_call(3, os.rename, after=True)
 
-    flags = ["--config", "small.yaml", *SLICED, "--name", "killed", *shared]
-    assert forked(folder, *flags, prepare=prepare).status == -signal.SIGKILL
-    straight, run = Path("logs/two/version_0"), Path("logs/killed/version_0")
-    assert not (run / "last.ckpt").exists()
-    resumed = forked(folder, *flags, "--ckpt_path", "last")
+    command = ["--config", "small.yaml", *SHARDED, "--name", "killed", *flags]
+    assert forked(folder, *command, prepare=prepare).status == -signal.SIGKILL
+    straight, killed = Path("logs/sharded/version_0"), Path("logs/killed/version_0")
+    assert not (killed / "last.ckpt").exists()
+    resumed = forked(folder, *command, "--ckpt_path", "last")
     assert resumed.status == 0, resumed.err
-    assert differences(straight, run) == []
+    assert compare_runs(straight, killed) == []
 
 
-def test_in_slices_a_run_is_the_same_and_goes_on_anywhere(fit: Fit, folder: Path) -> None:
-    most = 1e-5
-    shared = trained_alike(fit, folder, "adamw", most)
+def test_sharded_run_equals_single_device_and_resumes_on_any_number_of_devices(fit: Fit, folder: Path) -> None:
+    tolerance = 1e-5
+    flags = train_single_and_sharded(fit, folder, "adamw", tolerance)
+    run = Path("logs/sharded/version_0")
 
-    # from slices to one device, and from one device to slices
-    saved = Path("logs/two/version_0/step_00000004.ckpt")
-    assert saved.is_dir()
-    later = saved.with_name("step_00000008.ckpt")
-    assert fit("--name", "two", *shared, "--ckpt_path", saved, "--trainer.max_steps", 8).status == 0
-    assert later.is_file()
-    words = ["--name", "two", *shared, "--ckpt_path", later, "--trainer.max_steps", 10]
-    back = forked(folder, "--config", "small.yaml", *SLICED, *words)
-    assert back.status == 0, back.err
-    assert fit("--name", "one", *shared, "--ckpt_path", "last", "--trainer.max_steps", 10).status == 0
-    expected, got = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("one", "two"))
-    assert expected.keys() == got.keys()
-    for name, value in got.items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=most)
+    # two ranks to step 4, one device to step 8, two ranks to step 10
+    assert (run / "step_00000004.ckpt").is_dir()
+    one_device = ["--ckpt_path", run / "step_00000004.ckpt", "--trainer.max_steps", 8]
+    assert fit("--name", "sharded", *flags, *one_device).status == 0
+    assert (run / "step_00000008.ckpt").is_file()
+    two_ranks = ["--ckpt_path", run / "step_00000008.ckpt", "--trainer.max_steps", 10]
+    ended = forked(folder, "--config", "small.yaml", *SHARDED, "--name", "sharded", *flags, *two_ranks)
+    assert ended.status == 0, ended.err
+    assert fit("--name", "single", *flags, "--ckpt_path", "last", "--trainer.max_steps", 10).status == 0
+    expected, actual = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("single", "sharded"))
+    assert expected.keys() == actual.keys()
+    for name, value in actual.items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=tolerance)
 
-    # into one file
-    command = [sys.executable, ROOT / "scripts" / "consolidate.py", "logs/two/version_0/last.ckpt", "whole.ckpt"]
+    check_consolidate(run / "last.ckpt", actual)
+    load_model(run / "last.ckpt")
+    check_damaged_folders_are_refused(run / "last.ckpt")
+
+
+def check_consolidate(checkpoint: Path, expected: dict[str, torch.Tensor]) -> None:
+    """scripts/consolidate.py writes the folder's weights into one file, and overwrites none."""
+    command = [sys.executable, ROOT / "scripts" / "consolidate.py", checkpoint, "whole.ckpt"]
     assert subprocess.run(command, capture_output=True).returncode == 0
     for name, value in weights(Path("whole.ckpt")).items():
-        torch.testing.assert_close(value, got[name], rtol=0, atol=0)
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2
     assert "whole.ckpt is there already" in again.stderr
-    load_model(Path("logs/two/version_0/last.ckpt"))
 
-    # nothing in a folder is run, and what is missing is said
+
+def check_damaged_folders_are_refused(checkpoint: Path) -> None:
+    """Nothing in a folder is executed, and a missing file is an error."""
+
     class Harmful:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (Path("harmed"),)  # type: ignore[return-value]
 
-    copy = Path(shutil.copytree("logs/two/version_0/last.ckpt", "copy.ckpt"))
+    copy = Path(shutil.copytree(checkpoint, "copy.ckpt"))
     (copy / ".metadata").write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(UserError, match="it holds code"):
         open_checkpoint(copy)
@@ -152,31 +152,31 @@ def test_in_slices_a_run_is_the_same_and_goes_on_anywhere(fit: Fit, folder: Path
         open_checkpoint(copy)
 
 
-def test_a_folder_is_there_whenever_its_process_is_killed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kill_during_a_replacement_keeps_the_checkpoint_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path("logs/small/version_0")
     for name in ("new", "last.ckpt"):
         (run / name).mkdir(parents=True)
         (run / name / "rest.pt").write_text(name)
-    real = Path.rename
+    rename = Path.rename
 
-    def killed(self: Path, target: Path) -> Path:
-        real(self, target)
+    def rename_then_stop(self: Path, target: Path) -> Path:
+        rename(self, target)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "rename", killed)
+    monkeypatch.setattr(Path, "rename", rename_then_stop)
     with pytest.raises(KeyboardInterrupt):
         atomic_replace(run / "new", run / "last.ckpt")
     assert not (run / "last.ckpt").exists()
     monkeypatch.undo()
     monkeypatch.chdir(folder)
-    with pytest.raises(UserError, match=r"last\.ckpt"):  # what this test wrote is no checkpoint, but it was found
+    with pytest.raises(UserError, match=r"last\.ckpt"):  # found under its name, though it is no real checkpoint
         newest_checkpoint(Path("logs"), "small")
     assert (run / "last.ckpt" / "rest.pt").read_text() == "last.ckpt"
     atomic_replace(run / "new", run / "last.ckpt")
     assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
     assert [path.name for path in run.iterdir()] == ["last.ckpt"]
 
-    # what has no other name gets its own back, what is half there goes
+    # a backup without a replacement gets its name back, an unfinished folder is removed
     (run / "last.ckpt").rename(run / ".last.ckpt.old")
     shutil.copytree(run / ".last.ckpt.old", run / ".step_00000002.ckpt.unfinished")
     remove_unfinished(run)
@@ -184,18 +184,16 @@ def test_a_folder_is_there_whenever_its_process_is_killed(folder: Path, monkeypa
     assert (run / "last.ckpt" / "rest.pt").read_text() == "new"
 
 
-def test_a_folder_that_finds_no_room_is_said_and_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_copy_of_a_folder_keeps_the_previous_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     new, last = tmp_path / "new", tmp_path / "last.ckpt"
     for folder in (new, last):
         folder.mkdir()
         (folder / "rest.pt").write_text(folder.name)
 
-    def full(number: int) -> None:
+    def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(UserError, match=r"last.ckpt cannot be written \(No space left on device\); the previous file"):
         copy_checkpoint(new, last)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.ckpt", "new"]
