@@ -1,13 +1,12 @@
-"""Prepare the arguments of a command for the parser, and explain the parser's errors."""
+"""Prepare the arguments of a command for the parser."""
 
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
 from lit_gpt.cli.validation import COMMANDS, check_run_name
@@ -225,57 +224,3 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             keys.add(key)
         return super().construct_mapping(node, deep)
-
-
-# ----------------------------------------------------------------------------------------------- the parser's errors
-
-
-class StrictParser(LightningArgumentParser):
-    """A parser that does not accept abbreviated flags and raises a `UserError` instead of exiting."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(message) from ex
-
-
-def rewrite_parser_error(message: str, keys: list[str]) -> str:
-    """Rewrite an error message of jsonargparse as one line that says what to type.
-
-    Args:
-        message: The message; one that is not known is only joined into one line.
-        keys: All settings of the command, for a suggestion.
-    """
-    message = " ".join(message.split())
-    if match := re.match(r"unrecognized arguments: (-?-?)([^\s=]+)", message):
-        dashes, name = match.groups()
-        if dashes:
-            return f"unknown flag {dashes}{name}{did_you_mean(name, keys)}: see --help"
-        commands = ", ".join(COMMANDS)
-        return f"unexpected word {name!r}: commands are {commands}; quote a glob or a text with spaces"
-    if match := re.match(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'", message):
-        key = ".".join(filter(None, match.groups()))
-        return f"unknown key {key}{did_you_mean(key, keys)}: see --help"
-    if match := re.match(r'Linked "(.+?)" must be given', message):
-        return f"--{match[1]} follows from {LINKED_SETTINGS[match[1]]}: leave it out"
-    if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: '(.*)'", message):
-        return f"{match[1]} {match[2]}: give true, false or no value"
-    if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): ?(.*)', message):
-        key, expected, value = match.groups()
-        key = "seed_everything" if key == "data.seed" else key  # the parser names the linked setting
-        if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
-            return f"--{key}: {problem[1]}"
-        return f"--{key} {value}: give {_describe_type(expected)}"
-    return message
-
-
-def _describe_type(expected: str) -> str:
-    """Return the choices and types in jsonargparse's description of what it expected, in a few words."""
-    choices = [
-        choice.strip("'") for listed in re.findall(r"Literal\[(.*?)\]", expected) for choice in listed.split(", ")
-    ]
-    types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", expected.partition("Errors:")[0])
-    types = ["null" if name == "NoneType" else name for name in types]
-    names = ", ".join(dict.fromkeys([*choices, *types]))
-    return f"{'one of ' if choices else ''}{names or expected.removeprefix('Expected ')}"

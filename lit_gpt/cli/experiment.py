@@ -6,7 +6,6 @@
 import os
 import shlex
 import sys
-import tempfile
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ActionConfigFile, ActionYesNo, Namespace
-from lightning import __version__ as lightning_version
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -24,23 +22,15 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from lit_gpt import compat
-from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.cli.arguments import LOGS, CommandLine, StrictParser, rewrite_parser_error
+from lit_gpt.cli.arguments import LOGS, CommandLine
 from lit_gpt.cli.messages import program_name
-from lit_gpt.cli.validation import (
-    TRAINER_DEFAULTS,
-    as_list,
-    check_not_null,
-    check_run_name,
-    is_externally_launched,
-    validate_args,
-)
+from lit_gpt.cli.parser import StrictParser, load_settings
+from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import available_cores, is_out_of_memory, supports_bfloat16
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, write_error
-from lit_gpt.model import GPTConfig
-from lit_gpt.training.checkpointing import AtomicCheckpointIO, StepCheckpoint, StopEarly
+from lit_gpt.training.checkpointing import AtomicCheckpointIO, StepCheckpoint
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.profiler import RunProfiler
@@ -49,11 +39,8 @@ from lit_gpt.training.samples import GenerateText
 from lit_gpt.training.stop import GracefulStop
 from lit_gpt.training.throughput import Throughput, flops_per_token
 
-DEFAULT_TIMEOUT = 300  # seconds; a disk of 50 MB/s writes a checkpoint of 15 GB in this time, and all ranks wait for it
-
-BF16_MIN_FLOPS = (
-    5e8  # of a forward and a backward pass: below this, the casts to bfloat16 cost a CPU more than they save
-)
+# Operations of a forward and a backward pass. Below this, the casts to bfloat16 cost a CPU more than they save.
+BF16_MIN_FLOPS = 5e8
 
 
 @dataclass
@@ -112,123 +99,6 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
         options["callbacks"] += [save_config]
     experiment.trainer = stop.trainer = build_trainer(options, settings.timeout)
     return experiment
-
-
-# ------------------------------------------------------------------------------------------------ flags and configs
-
-
-def build_on_meta(*args: Any, **kwargs: Any) -> LitGPT:
-    with torch.device("meta"):  # weights are allocated once the device of each of them is known
-        return LitGPT(*args, **kwargs)
-
-
-build_on_meta.__doc__ = LitGPT.__doc__  # --help shows it
-
-
-def build_parser(command: str, name: str) -> StrictParser:
-    """Build the parser of one command.
-
-    Args:
-        command: `fit`, `validate` or `test`; the commands differ in the help of `--ckpt_path` only.
-        name: the default of `--name`.
-    """
-    parser = StrictParser(
-        prog=f"fit.py {command}",
-        description=(getattr(Trainer, command).__doc__ or "").strip().split("\n")[0],
-        dump_header=[f"lightning.pytorch=={lightning_version}"],
-    )
-    parser.add_argument(
-        "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format."
-    )
-    parser.add_argument(
-        "--seed_everything", type=int, default=1337, help="Seed of everything random: weights, dropout, windows, texts."
-    )
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
-    parser.add_lightning_class_args(build_on_meta, "model")
-    parser.add_lightning_class_args(TextDataModule, "data")
-    parser.add_argument("--name", type=str, default=name, help="The run's folder under logs/ (letters, digits, ._-).")
-    parser.add_argument(
-        "--allow_data_change", type=bool, default=False, help="Resume on another text or split than before."
-    )
-    parser.add_argument(
-        "--preflight",
-        action=ActionYesNo,
-        nargs="?",
-        default=False,
-        help="Measure a few steps, print what the run will need, and leave nothing behind.",
-    )
-    parser.add_argument(
-        "--timeout",
-        type=int,
-        default=DEFAULT_TIMEOUT,
-        help="Seconds a process waits for the others of its run; longer than a checkpoint takes to be written.",
-    )
-    parser.add_lightning_class_args(StopEarly, "early_stopping")
-    parser.add_lightning_class_args(GenerateText, "generate")
-    parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
-    parser.link_arguments("model.config.context_length", "data.context_length")
-    parser.link_arguments("seed_everything", "data.seed")
-    parser.link_arguments("data.model_vocab_size", "model.config.vocab_size", apply_on="instantiate")
-    other_arguments = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
-    parser.add_method_arguments(Trainer, command, skip={*other_arguments, "weights_only", "verbose"})
-    return parser
-
-
-def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace]:
-    """Return the parser of the command, and the settings it parsed, checked.
-
-    Raises:
-        UserError: A setting is wrong.
-    """
-    command = arguments.args[0]
-    parser = build_parser(command, arguments.run_name)
-    settings = parse_settings(parser, arguments)
-    validate_settings(settings, command)
-    return parser, settings
-
-
-def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
-    """Parse configs and flags.
-
-    Raises:
-        UserError: A flag or a key is unknown, or its value has the wrong type.
-    """
-    words = arguments.args[1:]
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.checkpoint_config is not None:
-            config = Path(folder, "config.yaml")
-            config.write_text(arguments.checkpoint_config, encoding="utf-8")
-            words = [f"--config={config}", *words]
-        try:
-            return parser.parse_args(words)
-        except UserError as error:
-            raise UserError(rewrite_parser_error(str(error), list(parser.get_defaults().keys()))) from None
-
-
-def validate_settings(settings: Namespace, command: str) -> None:
-    """Refuse settings that the parser accepts and that cannot work, before any file is read.
-
-    Raises:
-        UserError: The first of them.
-    """
-    check_run_name(settings.name)
-    check_not_null(settings)
-    if settings.ckpt_path == "":
-        raise UserError("--ckpt_path is empty: give a .ckpt file or last, or leave it out")
-    if settings.ckpt_path == "last":
-        raise UserError("ckpt_path: last in a config is read too late: give it as a flag, --ckpt_path last")
-    if settings.ckpt_path:
-        Checkpoint.open(settings.ckpt_path)
-    if not 0 <= settings.seed_everything < 2**32:
-        raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
-    for mistake in validate_args(settings, command):
-        raise UserError(mistake)
-    shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
-    try:
-        GPTConfig(vocab_size=1, **shape)
-    except ValueError as error:
-        raise UserError(f"--model.config: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- objects

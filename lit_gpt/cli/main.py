@@ -80,7 +80,8 @@ def quiet_writer() -> Iterator[None]:
     original_hook = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
-        if not (isinstance(args.exc_value, OSError) and type(args.thread).__name__ == "_AsyncWriterThread"):
+        is_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_tensorboard and isinstance(args.exc_value, OSError)):
             original_hook(args)
 
     threading.excepthook = hook

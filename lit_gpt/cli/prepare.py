@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.experiment import load_settings
 from lit_gpt.cli.messages import LineParser, quiet_lightning
+from lit_gpt.cli.parser import load_settings
 from lit_gpt.cli.table import print_rows
 from lit_gpt.data.config import SPLITS
 from lit_gpt.data.corpus import Corpus, open_corpus

@@ -1,0 +1,193 @@
+"""Parse and check the settings of a command: flags, configs and defaults."""
+
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import ActionConfigFile, ActionYesNo, Namespace
+from lightning import __version__ as lightning_version
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.cli.arguments import LINKED_SETTINGS, CommandLine
+from lit_gpt.cli.validation import COMMANDS, TRAINER_DEFAULTS, check_not_null, check_run_name, validate_args
+from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.errors import UserError, did_you_mean
+from lit_gpt.model import GPTConfig
+from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
+from lit_gpt.training.module import LitGPT
+from lit_gpt.training.samples import GenerateText
+
+# Seconds. A disk of 50 MB/s writes a checkpoint of 15 GB in this time, and all ranks wait for it.
+DEFAULT_TIMEOUT = 300
+
+
+class StrictParser(LightningArgumentParser):
+    """A parser that does not accept abbreviated flags and raises a `UserError` instead of exiting."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(message) from ex
+
+
+def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace]:
+    """Return the parser of the command, and the settings it parsed, checked.
+
+    Raises:
+        UserError: A setting is wrong.
+    """
+    command = arguments.args[0]
+    parser = build_parser(command, arguments.run_name)
+    settings = parse_settings(parser, arguments)
+    validate_settings(settings, command)
+    return parser, settings
+
+
+def build_on_meta(*args: Any, **kwargs: Any) -> LitGPT:
+    with torch.device("meta"):  # weights are allocated once the device of each of them is known
+        return LitGPT(*args, **kwargs)
+
+
+build_on_meta.__doc__ = LitGPT.__doc__  # --help shows it
+
+
+def build_parser(command: str, name: str) -> StrictParser:
+    """Build the parser of one command.
+
+    Args:
+        command: `fit`, `validate` or `test`; the commands differ in the help of `--ckpt_path` only.
+        name: the default of `--name`.
+    """
+    parser = StrictParser(
+        prog=f"fit.py {command}",
+        description=(getattr(Trainer, command).__doc__ or "").strip().split("\n")[0],
+        dump_header=[f"lightning.pytorch=={lightning_version}"],
+    )
+    parser.add_argument(
+        "-c", "--config", action=ActionConfigFile, help="Path to a configuration file in json or yaml format."
+    )
+    parser.add_argument(
+        "--seed_everything", type=int, default=1337, help="Seed of everything random: weights, dropout, windows, texts."
+    )
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    parser.add_lightning_class_args(build_on_meta, "model")
+    parser.add_lightning_class_args(TextDataModule, "data")
+    parser.add_argument("--name", type=str, default=name, help="The run's folder under logs/ (letters, digits, ._-).")
+    parser.add_argument(
+        "--allow_data_change", type=bool, default=False, help="Resume on another text or split than before."
+    )
+    parser.add_argument(
+        "--preflight",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="Measure a few steps, print what the run will need, and leave nothing behind.",
+    )
+    parser.add_argument(
+        "--timeout",
+        type=int,
+        default=DEFAULT_TIMEOUT,
+        help="Seconds a process waits for the others of its run; longer than a checkpoint takes to be written.",
+    )
+    parser.add_lightning_class_args(StopEarly, "early_stopping")
+    parser.add_lightning_class_args(GenerateText, "generate")
+    parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
+    parser.link_arguments("model.config.context_length", "data.context_length")
+    parser.link_arguments("seed_everything", "data.seed")
+    parser.link_arguments("data.model_vocab_size", "model.config.vocab_size", apply_on="instantiate")
+    other_arguments = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
+    parser.add_method_arguments(Trainer, command, skip={*other_arguments, "weights_only", "verbose"})
+    return parser
+
+
+def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
+    """Parse configs and flags.
+
+    Raises:
+        UserError: A flag or a key is unknown, or its value has the wrong type.
+    """
+    words = arguments.args[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.checkpoint_config is not None:
+            config = Path(folder, "config.yaml")
+            config.write_text(arguments.checkpoint_config, encoding="utf-8")
+            words = [f"--config={config}", *words]
+        try:
+            return parser.parse_args(words)
+        except UserError as error:
+            raise UserError(rewrite_parser_error(str(error), list(parser.get_defaults().keys()))) from None
+
+
+def validate_settings(settings: Namespace, command: str) -> None:
+    """Refuse settings that the parser accepts and that cannot work, before any file is read.
+
+    Raises:
+        UserError: The first of them.
+    """
+    check_run_name(settings.name)
+    check_not_null(settings)
+    if settings.ckpt_path == "":
+        raise UserError("--ckpt_path is empty: give a .ckpt file or last, or leave it out")
+    if settings.ckpt_path == "last":
+        raise UserError("ckpt_path: last in a config is read too late: give it as a flag, --ckpt_path last")
+    if settings.ckpt_path:
+        Checkpoint.open(settings.ckpt_path)
+    if not 0 <= settings.seed_everything < 2**32:
+        raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
+    for mistake in validate_args(settings, command):
+        raise UserError(mistake)
+    shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
+    try:
+        GPTConfig(vocab_size=1, **shape)
+    except ValueError as error:
+        raise UserError(f"--model.config: {error}") from None
+
+
+# ----------------------------------------------------------------------------------------------- the parser's errors
+
+
+def rewrite_parser_error(message: str, keys: list[str]) -> str:
+    """Rewrite an error message of jsonargparse as one line that says what to type.
+
+    Args:
+        message: The message; one that is not known is only joined into one line.
+        keys: All settings of the command, for a suggestion.
+    """
+    message = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: (-?-?)([^\s=]+)", message):
+        dashes, name = match.groups()
+        if dashes:
+            return f"unknown flag {dashes}{name}{did_you_mean(name, keys)}: see --help"
+        commands = ", ".join(COMMANDS)
+        return f"unexpected word {name!r}: commands are {commands}; quote a glob or a text with spaces"
+    if match := re.match(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'", message):
+        key = ".".join(filter(None, match.groups()))
+        return f"unknown key {key}{did_you_mean(key, keys)}: see --help"
+    if match := re.match(r'Linked "(.+?)" must be given', message):
+        return f"--{match[1]} follows from {LINKED_SETTINGS[match[1]]}: leave it out"
+    if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: '(.*)'", message):
+        return f"{match[1]} {match[2]}: give true, false or no value"
+    if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): ?(.*)', message):
+        key, expected, value = match.groups()
+        key = "seed_everything" if key == "data.seed" else key  # the parser names the linked setting
+        if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
+            return f"--{key}: {problem[1]}"
+        return f"--{key} {value}: give {_describe_type(expected)}"
+    return message
+
+
+def _describe_type(expected: str) -> str:
+    """Return the choices and types in jsonargparse's description of what it expected, in a few words."""
+    choices = [
+        choice.strip("'") for listed in re.findall(r"Literal\[(.*?)\]", expected) for choice in listed.split(", ")
+    ]
+    types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", expected.partition("Errors:")[0])
+    types = ["null" if name == "NoneType" else name for name in types]
+    names = ", ".join(dict.fromkeys([*choices, *types]))
+    return f"{'one of ' if choices else ''}{names or expected.removeprefix('Expected ')}"
