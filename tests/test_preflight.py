@@ -40,7 +40,7 @@ def test_preflight_warns_of_a_model_too_large_for_its_text(
     small = ["--model.config.d_model", 2, "--model.config.num_heads", 1, "--model.config.num_blocks", 1]
     monkeypatch.setattr(lit_gpt.cli.fit, "train", lambda experiment, stop: None)
     out = fit(*flags, *small, "--trainer.logger", "false").out
-    assert ("by heart" in out) == warns
+    assert ("may memorize" in out) == warns
     assert ("20 tokens a parameter (Hoffmann et al. 2022), and after 4 epochs" in out) == warns
 
 

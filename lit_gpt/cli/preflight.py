@@ -1,4 +1,4 @@
-"""What a run will need: memory, disk and time. The first two are told before every run, all three are measured."""
+"""Describe a run before it starts: its data, model, steps, memory and disk space, with warnings."""
 
 import shutil
 from pathlib import Path
@@ -17,109 +17,146 @@ from lit_gpt.training.memory import (
 )
 from lit_gpt.training.module import LitGPT
 
-TOKENS_A_PARAMETER = 20  # where more data and more parameters are worth the same
-PASSES = 4  # over the same text that teach about as much as so much new text
+TOKENS_PER_PARAMETER = 20  # compute-optimal training, Hoffmann et al. 2022 (arXiv:2203.15556)
+USEFUL_EPOCHS = (
+    4  # up to here repeated text is worth about as much as new text, Muennighoff et al. 2023 (arXiv:2305.16264)
+)
 
 
 def preflight(
-    trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path | None, saves: StepCheckpoint | None
+    trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path | None, checkpointing: StepCheckpoint | None
 ) -> str:
-    """What is about to be trained, on what, for how long, what it needs, and where it is written."""
-    config, counts = model.gpt.config, data.corpus.report
-    parameters = sum(p.numel() for p in model.gpt.parameters())
-    tokens = len(data.corpus.ids)
-    per_step = data.plan.windows_per_step * data.context_length
-    steps = data.plan.last_step
-    skipped = f", {counts['empty_rows']:,} empty rows left out" if counts["empty_rows"] else ""
-    if counts["rejected"]:
-        skipped += f", {counts['rejected']:,} rows that cannot be read: see {data.corpus.folder / 'rejected.jsonl'}"
-    tested = f", {len(data.test_ids):,} to test" if len(data.test_ids) else ""
-    epochs = steps / data.plan.steps_per_epoch if steps is not None else float("inf")
-    memory, warnings = _memory(trainer, model, data)
+    """Return the lines to print before a run.
+
+    Args:
+        trainer: The Trainer of the run.
+        model: The model; its weights are not read.
+        data: The data module, connected to the Trainer.
+        folder: The run's folder; None if the run has none.
+        checkpointing: The callback that writes checkpoints; None if none are written.
+    """
+    memory, memory_warning = _describe_memory(trainer, model, data)
     lines = [
-        f"text        {counts['documents']:,} document{'s'[: counts['documents'] != 1]}, "
-        f"{counts['characters']:,} characters{skipped}",
-        f"tokens      {tokens:,} ({len(data.train_ids):,} to train on, {len(data.val_ids):,} to validate{tested}), "
-        f"{data.model_vocab_size:,} different ({data.corpus_config.tokenizer_name})",
-        f"model       {parameters:,} parameters, {tokens / parameters:.2g} tokens a parameter; "
-        f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}",
+        *_data_lines(data),
+        _model_line(model, data),
         f"memory      {memory}",
-        f"steps       {'no end' if steps is None else f'{steps:,}'} of {per_step:,} tokens, "
-        f"{data.plan.steps_per_epoch:,} to an epoch" + ("" if steps is None else f", {epochs:,.1f} epochs"),
+        _steps_line(data),
         f"device      {data.world_size} x {trainer.strategy.root_device.type}, {trainer.precision}",
-        f"logs        {folder if folder else 'none'}",
+        f"logs        {folder or 'none'}",
     ]
-    if saves is not None and folder is not None:
-        disk, more = _disk(trainer, model, data, folder, saves)
+    warnings = [memory_warning]
+    if checkpointing is not None and folder is not None:
+        disk, disk_warning = _describe_disk(trainer, model, data, folder, checkpointing)
         lines.append(f"disk        {disk}")
-        warnings += more
-    trained = len(data.train_ids)
-    if epochs > PASSES and parameters > trained / TOKENS_A_PARAMETER:
-        warnings.append(
-            f"{parameters:,} parameters may learn {trained:,} tokens by heart: a model wants "
-            f"{TOKENS_A_PARAMETER} tokens a parameter (Hoffmann et al. 2022), and after {PASSES} epochs text loses its "
-            "worth (Muennighoff et al. 2023); give --early_stopping.patience 5, a smaller model or more text"
-        )
-    if unused := _unused(model, data):
-        warnings.append(unused)
-    return "\n".join([*lines, *(f"warning     {warning}" for warning in warnings)])
+        warnings.append(disk_warning)
+    warnings += [_memorization_warning(model, data), _vocabulary_warning(model, data)]
+    return "\n".join([*lines, *(f"warning     {warning}" for warning in warnings if warning)])
 
 
-def _unused(model: LitGPT, data: TextDataModule) -> str | None:
-    """What is to be said of a vocabulary of which little is used and which costs much."""
-    config, used, size = model.gpt.config, data.corpus.report["vocabulary_in_use"], data.model_vocab_size
-    tables = 1 + (not config.tie_embeddings) + config.previous_tokens
-    spent, whole = tables * size * config.d_model, sum(p.numel() for p in model.gpt.parameters())
-    if size < 1000 or used > size / 2 or spent < whole / 4:
-        return None
-    if data.corpus_config.tokenizer == "bpe":
-        remedy = "a smaller --data.vocab_size"
-    else:
-        remedy = (
-            "--data.vocab pruned" if data.corpus_config.tokenizer_name.endswith(" full") else "--data.tokenizer bpe"
-        )
+def _data_lines(data: TextDataModule) -> list[str]:
+    """Return the lines about the text and its tokens."""
+    report = data.corpus.report
+    documents = f"{report['documents']:,} document{'' if report['documents'] == 1 else 's'}"
+    left_out = f", {report['empty_rows']:,} empty rows left out" if report["empty_rows"] else ""
+    if report["rejected"]:
+        path = data.corpus.folder / "rejected.jsonl"
+        left_out += f", {report['rejected']:,} rows that cannot be read: see {path}"
+    test = f", {len(data.test_ids):,} to test" if len(data.test_ids) else ""
+    splits = f"{len(data.train_ids):,} to train on, {len(data.val_ids):,} to validate{test}"
+    return [
+        f"text        {documents}, {report['characters']:,} characters{left_out}",
+        f"tokens      {len(data.corpus.ids):,} ({splits}), "
+        f"{data.model_vocab_size:,} different ({data.corpus_config.tokenizer_name})",
+    ]
+
+
+def _model_line(model: LitGPT, data: TextDataModule) -> str:
+    """Return the line about the size of the model."""
+    config, parameters = model.gpt.config, _count_parameters(model)
     return (
-        f"of {size:,} different tokens {used:,} occur, and {spent:,} of {whole:,} parameters stand for them all: give "
-        f"{remedy}; scripts/prepare.py --compare shows more"
+        f"model       {parameters:,} parameters, {len(data.corpus.ids) / parameters:.2g} tokens a parameter; "
+        f"{config.num_blocks} blocks of width {config.d_model}, context {config.context_length}"
     )
 
 
-def _memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> tuple[str, list[str]]:
-    """What a run takes and there is, and what is wrong with it."""
-    state, kept = estimate_memory(trainer, model, data.batch_size)
+def _steps_line(data: TextDataModule) -> str:
+    """Return the line about the length of the run."""
+    tokens = data.plan.windows_per_step * data.context_length
+    steps = "no end" if data.plan.last_step is None else f"{data.plan.last_step:,}"
+    epochs = "" if data.plan.last_step is None else f", {_count_epochs(data):,.1f} epochs"
+    return f"steps       {steps} of {tokens:,} tokens, {data.plan.steps_per_epoch:,} to an epoch{epochs}"
+
+
+def _describe_memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> tuple[str, str | None]:
+    """Return the memory that the run needs and that is free; and a warning if it is too little."""
+    state, activations = estimate_memory(trainer, model, data.batch_size)
     optimizer = "Muon" if model.optimizer == "muon" else "AdamW"
-    told = f"{format_bytes(state)} for weights, gradients and {optimizer}, "
-    told += f"{format_bytes(kept)} and more for activations"
+    description = (
+        f"{format_bytes(state)} for weights, gradients and {optimizer}, "
+        f"{format_bytes(activations)} and more for activations"
+    )
     free = free_memory(trainer.strategy.root_device)
     if free is None:
-        return told, []
-    told += f"; {format_bytes(free)} free"
-    needed = (state + kept) * processes_sharing_memory(trainer)
+        return description, None
+    description += f"; {format_bytes(free)} free"
+    needed = (state + activations) * processes_sharing_memory(trainer)
     if needed <= free:
-        return told, []
-    remedy = "give a smaller --data.batch_size, or a smaller --model.config"
-    return told, [f"the run needs {format_bytes(needed)} of memory, and {format_bytes(free)} are free: {remedy}"]
+        return description, None
+    shortage = f"the run needs {format_bytes(needed)} of memory, and {format_bytes(free)} are free"
+    return description, f"{shortage}: give a smaller --data.batch_size, or a smaller --model.config"
 
 
-def _disk(
-    trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path, saves: StepCheckpoint
-) -> tuple[str, list[str]]:
-    """What a run's checkpoints take and there is, and what is wrong with it."""
-    size, kept = checkpoint_bytes(model, data), checkpoint_count(saves, trainer, data.plan.last_step)
-    free = shutil.disk_usage(next(place for place in folder.absolute().parents if place.exists())).free
-    told = f"{format_bytes(kept * size)} for {kept} checkpoints of {format_bytes(size)}; {format_bytes(free)} free"
-    needed = (kept + 1) * size  # one more while it is written
+def _describe_disk(
+    trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path, checkpointing: StepCheckpoint
+) -> tuple[str, str | None]:
+    """Return the disk space that the checkpoints need and that is free; and a warning if it is too little."""
+    size, count = checkpoint_bytes(model, data), checkpoint_count(checkpointing, trainer, data.plan.last_step)
+    free = shutil.disk_usage(next(parent for parent in folder.absolute().parents if parent.exists())).free
+    total = f"{format_bytes(count * size)} for {count} checkpoints of {format_bytes(size)}"
+    description = f"{total}; {format_bytes(free)} free"
+    needed = (count + 1) * size  # an old checkpoint is deleted after the new one is written
     if needed <= free:
-        return told, []
-    remedy = "make room there, or write elsewhere with --trainer.default_root_dir"
+        return description, None
     shortage = f"the run needs {format_bytes(needed)} of disk, and {format_bytes(free)} are free at {folder}"
-    return told, [f"{shortage}: {remedy}"]
+    return description, f"{shortage}: make room there, or write elsewhere with --trainer.default_root_dir"
 
 
-# ------------------------------------------------------------------------------------------------- what is needed
+def _memorization_warning(model: LitGPT, data: TextDataModule) -> str | None:
+    """Return a warning if the model is large for its training text and reads the text many times."""
+    parameters, tokens = _count_parameters(model), len(data.train_ids)
+    if _count_epochs(data) <= USEFUL_EPOCHS or parameters <= tokens / TOKENS_PER_PARAMETER:
+        return None
+    return (
+        f"{parameters:,} parameters may memorize {tokens:,} training tokens: a model should have "
+        f"{TOKENS_PER_PARAMETER} tokens a parameter (Hoffmann et al. 2022), and after {USEFUL_EPOCHS} epochs the same "
+        "text teaches little (Muennighoff et al. 2023); give --early_stopping.patience 5, a smaller model or more text"
+    )
 
 
-# ----------------------------------------------------------------------------------------------- what there is
+def _vocabulary_warning(model: LitGPT, data: TextDataModule) -> str | None:
+    """Return a warning if most of the vocabulary does not occur and its parameters are a large part of the model."""
+    config, vocab_size, used = model.gpt.config, data.model_vocab_size, data.corpus.report["vocabulary_in_use"]
+    tables = 1 + (not config.tie_embeddings) + config.previous_tokens  # matrices of shape (vocab_size, d_model)
+    vocab_parameters, parameters = tables * vocab_size * config.d_model, _count_parameters(model)
+    if vocab_size < 1000 or used > vocab_size / 2 or vocab_parameters < parameters / 4:
+        return None
+    if data.corpus_config.tokenizer == "bpe":
+        remedy = "a smaller --data.vocab_size"
+    elif data.corpus_config.tokenizer_name.endswith(" full"):
+        remedy = "--data.vocab pruned"
+    else:
+        remedy = "--data.tokenizer bpe"
+    return (
+        f"of {vocab_size:,} different tokens {used:,} occur, and {vocab_parameters:,} of {parameters:,} parameters are "
+        f"for the vocabulary: give {remedy}; scripts/prepare.py --compare shows more"
+    )
 
 
-# ---------------------------------------------------------------------------------------------- what is measured
+def _count_parameters(model: LitGPT) -> int:
+    """Return the number of parameters; a shared one counts once."""
+    return sum(parameter.numel() for parameter in model.gpt.parameters())
+
+
+def _count_epochs(data: TextDataModule) -> float:
+    """Return the number of epochs of the run, which is infinite if the run has no end."""
+    return float("inf") if data.plan.last_step is None else data.plan.last_step / data.plan.steps_per_epoch
