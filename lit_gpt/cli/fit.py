@@ -9,7 +9,7 @@ from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.experiment import Experiment, build_experiment
 from lit_gpt.cli.messages import program_name
-from lit_gpt.cli.preflight import preflight
+from lit_gpt.cli.preflight import describe_run
 from lit_gpt.cli.resume import check_same_data, check_same_model, check_same_optimizer, describe_resume, flatten
 from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory, is_out_of_memory
@@ -146,7 +146,7 @@ def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
     if experiment.notice:
         print(experiment.notice)
     print(
-        preflight(
+        describe_run(
             experiment.trainer,
             experiment.model,
             experiment.datamodule,

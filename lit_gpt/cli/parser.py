@@ -140,8 +140,8 @@ def validate_settings(settings: Namespace, command: str) -> None:
         Checkpoint.open(settings.ckpt_path)
     if not 0 <= settings.seed_everything < 2**32:
         raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
-    for mistake in validate_args(settings, command):
-        raise UserError(mistake)
+    for message in validate_args(settings, command):
+        raise UserError(message)
     shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
     try:
         GPTConfig(vocab_size=1, **shape)

@@ -23,7 +23,7 @@ USEFUL_EPOCHS = (
 )
 
 
-def preflight(
+def describe_run(
     trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path | None, checkpointing: StepCheckpoint | None
 ) -> str:
     """Return the lines to print before a run.
