@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.util import tensor_util
 
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.main import main
 from lit_gpt.training.module import LitGPT
 
@@ -157,7 +157,7 @@ def powerless() -> None:
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """The weights in a checkpoint."""
-    return open_checkpoint(path)["state_dict"]
+    return Checkpoint.open(path).read()["state_dict"]
 
 
 def event_files(folder: Path) -> list[Path]:

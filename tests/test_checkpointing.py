@@ -6,7 +6,7 @@ from typing import Any
 
 from conftest import Fit, points
 
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger
 
@@ -18,7 +18,7 @@ def test_run_writes_config_and_checkpoints(fit: Fit) -> None:
     assert fit(*flags).status == 0
     files = sorted(path.name for path in RUN.iterdir() if not path.name.startswith("events."))
     assert files == ["best.ckpt", "config.yaml", "last.ckpt", "step_00000004.ckpt", "step_00000006.ckpt"]
-    steps = {name: open_checkpoint(RUN / name)["global_step"] for name in files if name.endswith("ckpt")}
+    steps = {name: Checkpoint.open(RUN / name).step for name in files if name.endswith("ckpt")}
     assert steps == {"best.ckpt": 7, "last.ckpt": 7, "step_00000004.ckpt": 4, "step_00000006.ckpt": 6}
 
 
@@ -54,7 +54,7 @@ def test_best_checkpoint_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> 
     losses = dict(logged["loss/val"])
     best = min(losses, key=losses.__getitem__)
     assert best < 20  # with this learning rate the loss rises in the end
-    assert open_checkpoint(RUN / "best.ckpt")["global_step"] == best
+    assert Checkpoint.open(RUN / "best.ckpt").step == best
     assert logged["best/loss_val"][-1] == (best, losses[best])
     assert f"loss/val {losses[best]:.4f} at step {best}" in result.out
 
@@ -62,7 +62,7 @@ def test_best_checkpoint_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> 
 def test_validation_step_is_saved_after_its_validation(fit: Fit) -> None:
     flags = ["--model.schedule", "constant", "--checkpoint.every_n_steps", 3, "--trainer.max_steps"]
     assert fit(*flags, 3).status == 0
-    saved = open_checkpoint(RUN / "step_00000003.ckpt")["callbacks"]["StepCheckpoint"]
+    saved = Checkpoint.open(RUN / "step_00000003.ckpt").callbacks["StepCheckpoint"]
     assert (saved["best_step"], saved["best_loss"]) == points(RUN)["loss/val"][0]
     assert fit(*flags, 6, "--ckpt_path", RUN / "step_00000003.ckpt").status == 0
     assert [step for step, _ in points(RUN)["loss/val"]] == [3, 6]  # neither repeated nor skipped
@@ -80,7 +80,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_checkpoint(fit: Fit) -> 
     best = min(losses, key=losses.__getitem__)
     assert max(losses) == best + 3 < 60
     assert f"stopped     at step {best + 3}, loss/val has not fallen for 3 validations" in result.out
-    assert open_checkpoint(RUN / "best.ckpt")["global_step"] == best
+    assert Checkpoint.open(RUN / "best.ckpt").step == best
     again = fit(*flags, "--trainer.max_steps", 60, "--ckpt_path", "last")
     assert "already complete: loss/val has not fallen for 3 validations; raise --early_stopping.patience" in again.out
     assert dict(points(RUN)["loss/val"]) == losses

@@ -13,7 +13,7 @@ from conftest import ROOT, Fit, forked, points, tags, weights
 from torch.nn import functional as F
 
 from lit_gpt import load_model
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli import fit as fit_command
 from lit_gpt.device import available_cores
 
@@ -195,7 +195,7 @@ def test_batches_to_overfit_are_an_epoch(fit: Fit) -> None:
     result = fit(*few, "--trainer.max_epochs", 2, "--trainer.max_steps", 20, "--model.schedule", "constant")
     assert result.status == 0, result.err
     assert "steps       4 of 128 tokens, 2 to an epoch" in result.out
-    assert open_checkpoint(RUN / "best.ckpt")["global_step"] == 4  # validated at its end
+    assert Checkpoint.open(RUN / "best.ckpt").step == 4  # validated at its end
 
 
 @pytest.mark.filterwarnings("ignore:.*barebones.*")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Fit, at_step, forked, points, powerless
 
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.model import GPT
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
@@ -35,7 +35,8 @@ def test_exception_in_the_forward_pass_saves_the_step_before(folder: Path) -> No
     assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 5" in ended.err
     assert forked(folder, "--config", "small.yaml", "--ckpt_path", "last").status == 0
     assert forked(folder, "--config", "small.yaml", "--name", "straight").status == 0
-    resumed, straight = (open_checkpoint(folder / f"logs/{name}/version_0/last.ckpt") for name in ("small", "straight"))
+    files = (folder / f"logs/{name}/version_0/last.ckpt" for name in ("small", "straight"))
+    resumed, straight = (Checkpoint.open(path).read() for path in files)
     for name, weight in resumed["state_dict"].items():
         assert torch.equal(weight, straight["state_dict"][name])
 
@@ -53,7 +54,7 @@ def test_exception_during_accumulation_saves_the_last_completed_step(folder: Pat
 
     flags = ["--config", "small.yaml", "--data.global_batch_size", 12]
     assert forked(folder, *flags, prepare=prepare).status == 1
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 4
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == 4
     assert forked(folder, *flags, "--ckpt_path", "last").status == 0
     assert forked(folder, *flags, "--name", "straight").status == 0
     resumed, straight = (points(folder / f"logs/{name}/version_0")["loss/train"] for name in ("small", "straight"))
@@ -79,7 +80,7 @@ def test_exception_in_an_uncompleted_step_saves_nothing_and_names_the_checkpoint
     assert ended.status == 1
     assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 3" in ended.err
     assert "the best checkpoint is logs/small/version_0/best.ckpt, step 3" in ended.err
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 3
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == 3
 
 
 # ------------------------------------------------------------------------------------------- values that are not finite
@@ -100,7 +101,7 @@ def test_nonfinite_loss_stops_the_run_before_the_update(fit: Fit, monkeypatch: p
     assert "error: step 5 was not taken, it is not finite (loss nan; gradient of " in result.err
     assert result.err.count("\n") == 1
     assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 4" in result.err
-    saved = open_checkpoint(RUN / "last.ckpt")
+    saved = Checkpoint.open(RUN / "last.ckpt").read()
     assert saved["global_step"] == 4
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
@@ -119,7 +120,7 @@ def test_nonfinite_validation_loss_is_not_saved(fit: Fit) -> None:
     result = fit("--model.learning_rate", 3e38, "--trainer.val_check_interval", 1)
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert "not finite" in result.err
-    saved = open_checkpoint(RUN / "last.ckpt")
+    saved = Checkpoint.open(RUN / "last.ckpt").read()
     assert all(value.isfinite().all() for value in saved["state_dict"].values())
 
 
@@ -138,7 +139,7 @@ def test_nonfinite_gradient_is_reported_with_its_parameter(
     result = fit("--trainer.gradient_clip_val", clip, "--model.optimizer", "muon", "--trainer.log_every_n_steps", 50)
     assert result.status == 2
     assert "step 4 was not taken, it is not finite (gradient of 1 of 8 blocks, as blocks.1.attention.qkv" in result.err
-    assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 3
+    assert Checkpoint.open(RUN / "last.ckpt").step == 3
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_gpu_nonfinite_check_is_deferred_to_logging_step_or_save(
     result = fit("--trainer.log_every_n_steps", log_interval)
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert f"a step up to {reported_step} is not finite" in result.err
-    assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 0
+    assert Checkpoint.open(RUN / "last.ckpt").step == 0
 
 
 # --------------------------------------------------------------------------------------------------------- a full disk

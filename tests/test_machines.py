@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, Fit, at_step, forked, points
 
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
@@ -68,7 +68,7 @@ def test_rank_0_ends_in_one_line_when_rank_1_is_killed(folder: Path) -> None:
     assert "rank 0: another process of the run is gone or out of reach (" in ended.err
     assert "; the last good checkpoint is logs/small/version_0/last.ckpt, step 5; the best checkpoint is" in ended.err
     assert ended.err.endswith(" --name small --ckpt_path last\n")
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 5
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == 5
     assert seconds < 10
 
 
@@ -213,7 +213,7 @@ def test_slurm_job_saves_is_requeued_and_resumes_until_it_is_complete(folder: Pa
     assert err.splitlines()[-1].startswith("stopped at step ")
     assert "resume it with: start on every machine, as before: scripts/fit.py " in err
     assert Path("requeued").read_text() == "requeue 4711\n"
-    step = open_checkpoint(RUN / "last.ckpt")["global_step"]
+    step = Checkpoint.open(RUN / "last.ckpt").step
     status, out, err = submit(step + 5, None)
     assert (status, err) == (0, "")
     assert f"resumed     logs/small/version_0/last.ckpt, step {step:,}" in out

@@ -14,7 +14,7 @@ from conftest import Fit, points, weights
 from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
-from lit_gpt.checkpoint.store import load_model, open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, load_model
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
@@ -217,7 +217,7 @@ def test_configure_model_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_embeddings_and_head_learn_at_rates_of_their_own(fit: Fit) -> None:
     free = ["--model.config.tie_embeddings", "false", "--model.optimizer", "muon"]
     assert fit(*free, "--model.embedding_rate", 5, "--model.head_rate", 2).status == 0
-    groups = open_checkpoint(RUN / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    groups = Checkpoint.open(RUN / "last.ckpt").read()["optimizer_states"][0]["param_groups"]
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["embeddings"] == pytest.approx(5 * rates["blocks"])
     assert rates["head"] == pytest.approx(2 * rates["blocks"])

@@ -14,7 +14,7 @@ from conftest import Fit, at_step, forked, points, texts, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torture import CONFIG, KILLS, SIGNALS, compare_runs, kill_process_group, torture
 
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.data.batches import TrainBatches
 from lit_gpt.training.module import LitGPT
 
@@ -62,7 +62,7 @@ def test_last_resumes_the_newest_checkpoint_of_the_name(fit: Fit) -> None:
     assert fit("--name", "other", "--trainer.max_steps", 4).status == 0
     result = fit("--ckpt_path", "last", "--trainer.max_steps", 8)
     assert "resumed     logs/small/version_1/last.ckpt, step 3" in result.out
-    assert open_checkpoint(Path("logs/small/version_1/last.ckpt"))["global_step"] == 8
+    assert Checkpoint.open(Path("logs/small/version_1/last.ckpt")).step == 8
     assert not Path("logs/small/version_2").exists()
     assert fit("validate", "--ckpt_path", "last", "--name", "other", config=None).status == 0
 
@@ -85,7 +85,7 @@ def test_resume_with_another_root_dir_leaves_the_old_run_unchanged(fit: Fit) -> 
     assert fit("--trainer.max_steps", 3).status == 0
     before = {path: path.read_bytes() for path in RUN.iterdir()}
     assert fit("--ckpt_path", RUN / "last.ckpt", "--trainer.default_root_dir", "other").status == 0
-    assert open_checkpoint(Path("other/small/version_0/last.ckpt"))["global_step"] == 6
+    assert Checkpoint.open(Path("other/small/version_0/last.ckpt")).step == 6
     assert {path: path.read_bytes() for path in RUN.iterdir()} == before
 
 
@@ -135,7 +135,7 @@ def test_optimizer_flags_override_the_checkpoint(fit: Fit) -> None:
     flags = ["--model.learning_rate", 0.5, "--model.weight_decay", 0.25, "--model.betas", "[0.5, 0.75]"]
     result = fit("--model.schedule", "constant", *flags, "--ckpt_path", "last")
     assert [step for step, rate in points(RUN)["optim/lr"] if rate == 0.5] == [4, 5, 6]
-    *matrices, scales = open_checkpoint(RUN / "last.ckpt")["optimizer_states"][0]["param_groups"]
+    *matrices, scales = Checkpoint.open(RUN / "last.ckpt").read()["optimizer_states"][0]["param_groups"]
     for group in matrices:
         assert (group["lr"], group["weight_decay"], group["betas"]) == (0.5, 0.25, (0.5, 0.75))
     assert scales["weight_decay"] == 0.0
@@ -220,7 +220,7 @@ def test_exception_after_a_validation_keeps_the_best_checkpoint(folder: Path) ->
     assert forked(folder, *flags, "straight").status == 0
     assert forked(folder, *flags, "failed", prepare=prepare).status == 1
     assert forked(folder, *flags, "failed", "--ckpt_path", "last", "--trainer.max_steps", 3).status == 0
-    assert open_checkpoint(folder / "logs/failed/version_0/best.ckpt")["global_step"] == 3
+    assert Checkpoint.open(folder / "logs/failed/version_0/best.ckpt").step == 3
     assert forked(folder, *flags, "failed", "--ckpt_path", "last").status == 0
     assert compare_runs(*(folder / f"logs/{name}/version_0" for name in ("straight", "failed"))) == []
 
@@ -290,7 +290,7 @@ def test_other_data_is_refused_without_allow_data_change(fit: Fit) -> None:
     Path("rows.txt").write_text(text.replace("row 7", "row 9"), encoding="utf-8")
     result = fit("--ckpt_path", "last", "--name", "small", config=None)  # the flag is not saved in the config
     assert "other data (the text itself)" in result.err
-    assert open_checkpoint(RUN / "last.ckpt")["global_step"] == 6
+    assert Checkpoint.open(RUN / "last.ckpt").step == 6
 
 
 def test_other_optimizer_is_refused(fit: Fit) -> None:

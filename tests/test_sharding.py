@@ -17,7 +17,7 @@ from conftest import ROOT, Fit, forked, points, weights
 from torture import compare_runs, kill_at_call
 
 from lit_gpt import UserError
-from lit_gpt.checkpoint.store import copy_checkpoint, load_model, newest_checkpoint, open_checkpoint, remove_unfinished
+from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint, load_model, newest_checkpoint, remove_unfinished
 from lit_gpt.files import atomic_replace
 from lit_gpt.training.module import LitGPT
 
@@ -145,11 +145,11 @@ def check_damaged_folders_are_refused(checkpoint: Path) -> None:
     copy = Path(shutil.copytree(checkpoint, "copy.ckpt"))
     (copy / ".metadata").write_bytes(pickle.dumps(Harmful()))
     with pytest.raises(UserError, match="it holds code"):
-        open_checkpoint(copy)
+        Checkpoint.open(copy).read()
     assert not Path("harmed").exists()
     (copy / ".metadata").unlink()
     with pytest.raises(UserError, match="damaged"):
-        open_checkpoint(copy)
+        Checkpoint.open(copy).read()
 
 
 def test_kill_during_a_replacement_keeps_the_checkpoint_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

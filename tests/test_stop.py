@@ -13,7 +13,7 @@ from conftest import Fit, at_step, forked, points, texts
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
 import lit_gpt.data.datamodule
-from lit_gpt.checkpoint.store import open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.data.corpus import Corpus
 from lit_gpt.data.datamodule import EpochSampler
 from lit_gpt.errors import UserError
@@ -45,7 +45,7 @@ def test_signal_stops_the_run_after_the_current_step_is_saved(
     words = " ".join(map(str, flags))
     assert command.endswith(f"fit.py --config=small.yaml {words} --name small --ckpt_path last")
     assert "Traceback" not in ended.err
-    assert open_checkpoint(folder / saved)["global_step"] == 5
+    assert Checkpoint.open(folder / saved).step == 5
     assert [step for step, _ in points(folder / RUN)["loss/train"]] == [1, 2, 3, 4, 5]
     assert sorted(texts(folder / RUN)) == [0, 3]  # no samples at the step of the interruption
 
@@ -63,7 +63,7 @@ def test_signal_during_validation_lets_it_finish(folder: Path) -> None:
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
     assert ended.status == 143
     assert [step for step, _ in points(folder / RUN)["loss/val"]] == [3]
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 3
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == 3
 
 
 @pytest.mark.parametrize(("validation", "last_step"), [(1, 4), (2, 6)], ids=["during the run", "at its end"])
@@ -84,8 +84,8 @@ def test_signal_during_a_save_lets_it_finish(folder: Path, validation: int, last
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
     assert ended.status == 143
     assert f"stopped at step {last_step} by SIGTERM; the run is saved in logs/small/version_0/last.ckpt" in ended.err
-    assert open_checkpoint(folder / RUN / "best.ckpt")["global_step"] == 3 * validation
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == last_step
+    assert Checkpoint.open(folder / RUN / "best.ckpt").step == 3 * validation
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == last_step
 
 
 def test_second_interrupt_exits_at_once(folder: Path) -> None:
@@ -103,7 +103,7 @@ def test_second_interrupt_exits_at_once(folder: Path) -> None:
     assert ended.status == 130
     assert time.monotonic() - start < 30
     assert "press Ctrl-C again to exit at once" in ended.err
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 3  # of the validation; nothing newer
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == 3  # of the validation; nothing newer
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -113,7 +113,7 @@ def test_signal_to_the_process_group_does_not_end_data_workers(folder: Path, sig
     ended = forked(folder, "--config", "small.yaml", *flags, prepare=to_the_group)
     assert ended.status == 128 + signum, ended.err
     assert "Traceback" not in ended.err
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 5
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == 5
 
 
 def test_exception_in_the_teardown_of_a_stopped_run_does_not_hide_the_stop(folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_time_limit_saves_the_run_and_exits_with_status_0(folder: Path) -> None:
     ended = forked(folder, "--config", "small.yaml", "--trainer.max_time", "00:00:00:01", prepare=slow)
     assert ended.status == 0
     assert "stopped at step 2 by --trainer.max_time" in ended.err
-    assert open_checkpoint(folder / RUN / "last.ckpt")["global_step"] == 2
+    assert Checkpoint.open(folder / RUN / "last.ckpt").step == 2
     # the limit holds for one command: the time of earlier ones does not count
     ended = forked(folder, "--config", "small.yaml", "--trainer.max_time", "00:00:01:00", "--ckpt_path", "last")
     assert ended.status == 0

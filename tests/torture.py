@@ -30,7 +30,7 @@ from conftest import ROOT, forked, points, texts
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import lit_gpt.files
-from lit_gpt.checkpoint.store import newest_checkpoint, open_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
 
@@ -140,7 +140,7 @@ def compare_runs(expected: Path, actual: Path) -> list[str]:
     """Return what differs between the folders of two runs; [] if nothing does."""
     found = []
     for name in ("last.ckpt", "best.ckpt"):
-        one, other = open_checkpoint(expected / name), open_checkpoint(actual / name)
+        one, other = Checkpoint.open(expected / name).read(), Checkpoint.open(actual / name).read()
         parts = ("state_dict", "optimizer_states", "global_step", "callbacks")
         found += [f"{part} of {name}" for part in parts if not is_equal(one[part], other[part])]
     curves, other_curves = points(expected), points(actual)

@@ -279,12 +279,6 @@ def _verify_checksums(path: Path) -> None:
         raise UserError(f"{path} is damaged (checksum of {damaged}): {REMEDY}")
 
 
-def open_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Deprecated: use `Checkpoint.open`."""
-    checkpoint = Checkpoint.open(path, verify=not mmap)
-    return checkpoint.contents if mmap and checkpoint.is_sharded else checkpoint.read(mmap)
-
-
 # ------------------------------------------------------------------------------------------------------- writing
 
 

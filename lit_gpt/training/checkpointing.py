@@ -8,10 +8,11 @@ from typing import Any
 
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.callbacks import EarlyStopping
 
 from lit_gpt import compat
-from lit_gpt.checkpoint.store import copy_checkpoint, open_checkpoint, remove_unfinished, save_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint, remove_unfinished, save_checkpoint
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.files import temporary_path
 from lit_gpt.sharding import full_tensor, is_sharded
@@ -28,7 +29,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return open_checkpoint(Path(path))
+        return Checkpoint.open(path).read()
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
@@ -39,7 +40,7 @@ def has_finite_weights(module: LitGPT) -> bool:
     return all(bool(full_tensor(p.isfinite().all())) for p in module.gpt.parameters())
 
 
-class StepCheckpoint(Checkpoint):
+class StepCheckpoint(CheckpointCallback):
     """Write best.ckpt (lowest `loss/val`), step_<n>.ckpt and last.ckpt into the run's folder, at whole optimizer steps.
 
     Each optimizer step is updated, then completed, then saved::
@@ -144,7 +145,7 @@ class StepCheckpoint(Checkpoint):
         for description, existing in (("last good", self.last_path), ("best", self.folder / "best.ckpt")):
             if existing is not None:
                 with contextlib.suppress(UserError):  # there may be none
-                    saved_step = open_checkpoint(existing, mmap=True)["global_step"]
+                    saved_step = Checkpoint.open(existing, verify=False).step
                     exception.add_note(f"the {description} checkpoint is {existing}, step {saved_step:,}")
 
     # ---------------------------------------------------------------------------------------------------------- saving
@@ -174,7 +175,7 @@ class StepCheckpoint(Checkpoint):
         for name in (*self._due_names(checkpoint["global_step"]), "last.ckpt"):
             copy = path.with_name(name)
             try:
-                is_current = open_checkpoint(copy, mmap=True)["saved_at"] >= checkpoint["saved_at"]
+                is_current = Checkpoint.open(copy, verify=False).saved_at >= checkpoint["saved_at"]
             except UserError:  # missing or damaged
                 is_current = False
             if not is_current:

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_gpt import compat
 from lit_gpt.checkpoint.sharded import ShardReader, flatten_state
-from lit_gpt.checkpoint.store import NON_TENSOR_FILE, open_checkpoint
+from lit_gpt.checkpoint.store import NON_TENSOR_FILE, Checkpoint
 from lit_gpt.files import atomic_replace, atomic_write, fsync_folder, temporary_path, write_error
 from lit_gpt.model import GPT
 from lit_gpt.sharding import shard_like
@@ -82,11 +82,12 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Load this rank's shards of the weights and of the optimizer state in place; return everything else."""
         path = Path(self.broadcast(str(checkpoint_path)))
-        checkpoint = open_checkpoint(path, mmap=True)
-        saved, rest = flatten_state(checkpoint)  # in a folder, `saved` has shapes only
-        targets = self._tensors_to_load(checkpoint)
+        checkpoint = Checkpoint.open(path, verify=False)
+        contents = checkpoint.contents if checkpoint.is_sharded else checkpoint.read(mmap=True)
+        saved, rest = flatten_state(contents)  # in a folder, `saved` has shapes only
+        targets = self._tensors_to_load(contents)
         targets = {name: target for name, target in targets.items() if name in saved}
-        if path.is_dir():
+        if checkpoint.is_sharded:
             dcp.load(targets, storage_reader=ShardReader(path))
         else:
             for name, target in targets.items():
