@@ -138,7 +138,7 @@ def claim_folder(experiment: Experiment, checkpoint: Checkpoint | None, stop: Gr
         return
     stop.run_folder.create_and_lock(experiment.folder, is_new=not experiment.resumes_in_place)
     if experiment.checkpointing is not None and experiment.resumes_in_place and checkpoint is not None:
-        experiment.checkpointing.restore_copies(checkpoint.path, checkpoint.contents)
+        experiment.checkpointing.restore_copies(checkpoint)
 
 
 def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:

@@ -75,7 +75,7 @@ class StepCheckpoint(CheckpointCallback):
         self.last_path: Path | None = None
         self.save_seconds = 0.0
         self._completed_step = self._validated_step = self._saved_step = -1  # the last one of each
-        self._last_save_failed = False
+        self._last_save_failed = False  # then an exception does not try to save again
         self._event_file_sizes: dict[str, int] = {}  # bytes, when the checkpoint resumed from was written
 
     # ------------------------------------------------------------------------------------------ state in a checkpoint
@@ -155,31 +155,27 @@ class StepCheckpoint(CheckpointCallback):
         self._save_if_due(trainer)
         self._save(trainer)
 
-    def restore_copies(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """Write the copies of a checkpoint that a process killed between two files of one save did not write.
+    def restore_copies(self, checkpoint: Checkpoint) -> None:
+        """Complete the save that wrote `checkpoint`, in case the process was killed between two of its files.
 
-        Removes unfinished files too.
-
-        Args:
-            path: The checkpoint that is resumed.
-            checkpoint: Its contents.
+        Writes the missing copies under the other names of the step, and removes unfinished files.
 
         Raises:
             UserError: A copy cannot be written.
         """
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        state = checkpoint.callbacks.get(self.state_key)
         if state is None:  # written by another checkpoint callback
             return
         self.load_state_dict(state)
-        remove_unfinished(path.parent)
-        for name in (*self._due_names(checkpoint["global_step"]), "last.ckpt"):
-            copy = path.with_name(name)
+        remove_unfinished(checkpoint.path.parent)
+        for name in (*self._due_names(checkpoint.step), "last.ckpt"):
+            copy = checkpoint.path.with_name(name)
             try:
-                is_current = Checkpoint.open(copy, verify=False).saved_at >= checkpoint["saved_at"]
+                is_current = Checkpoint.open(copy, verify=False).saved_at >= checkpoint.saved_at
             except UserError:  # missing or damaged
                 is_current = False
             if not is_current:
-                copy_checkpoint(path, copy)
+                copy_checkpoint(checkpoint.path, copy)
 
     def _is_validation_due(self, trainer: Trainer) -> bool:
         """Return whether the Trainer validates before it goes on to the next step."""
@@ -243,10 +239,11 @@ class StepCheckpoint(CheckpointCallback):
         self.save_seconds += time.perf_counter() - start
 
     def _write(self, trainer: Trainer, path: Path) -> None:
+        """Call `trainer.save_checkpoint`, at whose end all ranks wait for each other, also if this rank fails."""
         try:
             trainer.save_checkpoint(path)
         except UserError:
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
+            trainer.strategy.barrier("Trainer.save_checkpoint")
             raise
 
     def _remove_old_checkpoints(self, step: int) -> None:

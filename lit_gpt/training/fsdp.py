@@ -83,8 +83,9 @@ class FSDP2(ModelParallelStrategy):
         """Load this rank's shards of the weights and of the optimizer state in place; return everything else."""
         path = Path(self.broadcast(str(checkpoint_path)))
         checkpoint = Checkpoint.open(path, verify=False)
+        # the tensors of a folder are not read here: they stay on the meta device
         contents = checkpoint.contents if checkpoint.is_sharded else checkpoint.read(mmap=True)
-        saved, rest = flatten_state(contents)  # in a folder, `saved` has shapes only
+        saved, rest = flatten_state(contents)
         targets = self._tensors_to_load(contents)
         targets = {name: target for name, target in targets.items() if name in saved}
         if checkpoint.is_sharded:
@@ -94,13 +95,13 @@ class FSDP2(ModelParallelStrategy):
                 target.copy_(shard_like(saved[name], target))
         return rest
 
-    def _tensors_to_load(self, checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-        """Return the tensors to be filled from a checkpoint, by name; creates the optimizer's state."""
+    def _tensors_to_load(self, contents: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the tensors to be filled from a checkpoint, by name; create the optimizer's state."""
         assert self.model is not None
         targets = {f"state_dict/{name}": p.detach() for name, p in self.model.state_dict(keep_vars=True).items()}
         for optimizer in self.optimizers:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            for index, saved_state in checkpoint["optimizer_states"][0]["state"].items():
+            for index, saved_state in contents["optimizer_states"][0]["state"].items():
                 p = parameters[index]
                 state = {name: torch.zeros_like(p) for name, value in saved_state.items() if value.shape == p.shape}
                 optimizer.state[p] = state
