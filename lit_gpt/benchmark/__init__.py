@@ -1,1 +1,1 @@
-"""Measure speed beside other projects; nothing imports it."""
+"""Measure the speed of this project next to other projects; nothing else imports this package."""
