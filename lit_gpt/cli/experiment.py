@@ -246,7 +246,7 @@ def configure_training(
         callbacks += [parts.early_stopping] if settings.early_stopping.patience is not None else []
         if experiment.checkpointing is not None:
             callbacks += [checkpointing]
-            stop.checkpoint = checkpointing
+            stop.checkpointing = checkpointing
         options["callbacks"] += callbacks
 
 

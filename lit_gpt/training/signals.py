@@ -13,7 +13,7 @@ from lit_gpt.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 REPEAT_SECONDS = 0.5  # a SIGINT that follows sooner is the same Ctrl-C, passed on by another process
-HANDLER_SECONDS = 0.5  # how long the thread waits for the handler
+HANDLER_SECONDS = 0.5  # how long the second thread waits for the handler, before it acts in its place
 
 
 class SignalListener:
@@ -28,24 +28,24 @@ class SignalListener:
         deferring  a later SIGTERM              none
         exiting    any                          none
 
-    `defer` and `stop_deferring` change between the first two states. A child process, which another rank has
-    started, always defers: the rank that started it ends it, or agrees with it on a step at which both stop.
+    `defer` and `stop_deferring` change between the first two states. A child process, that is, every rank but 0,
+    always defers: rank 0 ends it, or all ranks agree on a step after which they stop.
 
     Python runs a signal handler only between two instructions of the main thread. If the main thread waits inside a
     library, for example for another rank, the handler never runs. A second thread therefore reads the signals from a
-    pipe, see `signal.set_wakeup_fd`, and ends the process where the handler has not run in time.
+    pipe (see `signal.set_wakeup_fd`) and ends the process if the handler has not run in time.
 
     Attributes:
         request: The recorded signal, None before the first one.
-        raised: The `Stopped` that the handler has raised. Python discards exceptions in some places, for example in
-            `__del__`, so that others have to look here.
+        raised: The `Stopped` that the handler has raised, None before. Where Python discards exceptions, for example
+            in `__del__`, this attribute is the only trace of the signal.
     """
 
     def __init__(self, is_child_process: bool, before_exit: Callable[[int], None]) -> None:
-        """Create a listener that hears nothing before `listen`.
+        """Create a listener; it installs no handler before `listen`.
 
         Args:
-            is_child_process: Whether another rank has started this process.
+            is_child_process: Whether this process is a rank other than 0.
             before_exit: Called with the signal before the process exits at once.
         """
         self.request: int | None = None
@@ -79,9 +79,9 @@ class SignalListener:
             yield
 
     def defer(self) -> None:
-        """Record signals from now on; one that was raised but lost becomes the request.
+        """Record signals from now on. If `Stopped` was raised and discarded before, its signal becomes the request.
 
-        Installs the handlers again, because the Trainer has installed its own, which would end with status 0 or hang.
+        Installs the handlers again: the Trainer has installed its own, which would exit with status 0, or hang.
         """
         self._deferring = True
         if self.raised is not None:
@@ -115,10 +115,11 @@ class SignalListener:
         self.request, self._request_time = signum, time.monotonic()
 
     def _watch_pipe(self, read_end: int) -> None:
-        """Exit for the handler where it did not run; the body of the second thread.
+        """Exit in place of the handler if it does not run; the second thread executes this.
 
         Args:
-            read_end: Of the pipe into which Python writes one byte per signal, its number.
+            read_end: The file descriptor from which to read; Python writes the number of each signal, one byte, into
+                the other end of the pipe.
         """
         first_time: float | None = None
         with os.fdopen(read_end, "rb", buffering=0) as pipe:

@@ -47,10 +47,10 @@ class GracefulStop(Callback):
 
     A run has three phases::
 
-        phase                         a signal or the end of --trainer.max_time
-        before the first step         the signal ends the command and its other ranks at once; nothing is saved
-        training                      all ranks finish the step, save it and raise `Stopped`
-        after the last step           the signal ends the command at once; everything is saved
+        phase                  effect of a signal, or of the end of --trainer.max_time
+        before the first step  a signal ends the command and its other ranks at once; nothing is saved
+        training               all ranks finish the current step, save it and raise `Stopped`
+        after the last step    a signal ends the command at once; everything is saved already
 
     `SignalListener` receives the signals: it raises `Stopped` in the first and the last phase, and records them in
     the second. The ranks must stop after the same step, or those that go on would wait for the others forever. Each
@@ -60,17 +60,17 @@ class GracefulStop(Callback):
     Attributes:
         started: Whether training has begun; it stays True after the end.
         trainer: The Trainer of the run, as soon as there is one.
-        checkpoint: The callback that saves the last step; None if the run saves nothing.
+        checkpointing: The callback that saves the last step; None if the run saves nothing.
         timer: How long this command may train; None without a limit.
         resume_command: What a person types to resume the run.
         run_folder: The folder of the run and its lock.
-        signals: The signals received so far.
+        signals: Receives SIGINT and SIGTERM.
     """
 
     def __init__(self) -> None:
         self.started = False
         self.trainer: Trainer | None = None
-        self.checkpoint: StepCheckpoint | None = None
+        self.checkpointing: StepCheckpoint | None = None
         self.timer: Timer | None = None
         self.resume_command = ""
         self.run_folder = RunFolder()
@@ -81,7 +81,7 @@ class GracefulStop(Callback):
     def clean_up(self) -> None:
         """Release the run's folder, and remove it where the run has left nothing in it."""
         # a run that saves has written its first checkpoint before the first step
-        self.run_folder.release(keep=self.started and self.checkpoint is None)
+        self.run_folder.release(keep=self.started and self.checkpointing is None)
 
     def kill_child_processes(self) -> None:
         """Kill the ranks that Lightning has started from this process."""
@@ -121,8 +121,8 @@ class GracefulStop(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # the Trainer calls checkpoint callbacks last, but signals must stay deferred until the last step is saved
-        if self.checkpoint is not None:
-            self.checkpoint.save_last_step(trainer)
+        if self.checkpointing is not None:
+            self.checkpointing.save_last_step(trainer)
         self.timer = None  # the run is complete, whether or not the time is up
         self._all_reduce_stop(trainer)
         self._stop_if_requested(trainer)
@@ -165,8 +165,8 @@ class GracefulStop(Callback):
             return
         reason = f"by {signal.Signals(status - 128).name}" if status else "by --trainer.max_time"
         message = f"stopped at step {trainer.global_step:,} {reason}"
-        if self.checkpoint is None:
+        if self.checkpointing is None:
             raise Stopped(status, f"{message}; nothing is saved, because the flags say so")
-        self.checkpoint.save_last_step(trainer)
-        saved = self.checkpoint.last_path
+        self.checkpointing.save_last_step(trainer)
+        saved = self.checkpointing.last_path
         raise Stopped(status, f"{message}; the run is saved in {saved}; resume it with: {self.resume_command}")
