@@ -228,6 +228,8 @@ def check_tokenizer(name: str) -> None:
     if name.endswith(".tiktoken"):
         if not os.path.isfile(os.path.expanduser(name)):
             raise UserError(f"--data.tokenizer {name}: no such file: give a .tiktoken file, or {', '.join(NAMES)}")
+        if not os.access(os.path.expanduser(name), os.R_OK):
+            raise UserError(f"--data.tokenizer {name} cannot be read (no permission): give yourself the permission")
     elif name not in NAMES:
         raise UserError(
             f"--data.tokenizer {name} is unknown{did_you_mean(name, NAMES)}: choose one of "

@@ -3,11 +3,14 @@
 import json
 import subprocess
 import sys
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 from conftest import DEFAULT, ROOT, forked
 
+from lit_gpt.benchmark import turns
 from lit_gpt.benchmark.benchmark import main
 from lit_gpt.benchmark.training import PhaseProfiler
 from lit_gpt.device import available_cores
@@ -118,3 +121,13 @@ def test_version_flag_does_not_import_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout.split() == ["lit_gpt", "0.1.0", "False"]
+
+
+def test_bug_in_a_contender_is_raised_with_its_traceback() -> None:
+    def fail(pipe: Connection) -> None:
+        raise ValueError("a bug")
+
+    ours, theirs = Pipe()
+    turns._run_worker(theirs, fail)
+    with pytest.raises(RuntimeError, match=r"(?s)peer failed:\nTraceback .*ValueError: a bug"):
+        turns._ask("peer", ours, 1)

@@ -282,6 +282,18 @@ FLAGS: dict[str, Case] = {
         ["--config", str(ROOT / "configs" / "fsdp.yaml"), "--trainer.precision", "64-true"],
         "--trainer.precision 64-true does not work with FSDP2: give 32-true",
     ),
+    "mode of a callback": (
+        nothing,
+        [
+            "--trainer.callbacks+",
+            "EarlyStopping",
+            "--trainer.callbacks.monitor=loss/val",
+            "--trainer.callbacks.mode=up",
+        ],
+        "EarlyStopping: `mode` can be min, max, got up",
+    ),
+    "logger without its package": (nothing, ["--trainer.logger", "CometLogger"], "CometLogger: "),
+    "seed": (nothing, ["--seed_everything", str(2**32)], "--seed_everything is 4294967296: give a number from 0"),
     "patience": (nothing, ["--early_stopping.patience", "0"], "--early_stopping.patience is 0"),
     "monitor": (
         nothing,
@@ -412,6 +424,21 @@ PLACES: dict[str, Case] = {
     ),
     "no right to read": (lambda: Path("rows.txt").chmod(0), [], "rows.txt cannot be read (no permission)"),
     "a file for the place": (nothing, ["--trainer.default_root_dir", "rows.txt"], "rows.txt/small/version_0 cannot be"),
+    "an unreadable config": (
+        lambda: (Path("shut.yaml").write_text("name: x"), Path("shut.yaml").chmod(0)),
+        ["--config", "shut.yaml"],
+        "--config shut.yaml cannot be read (Permission denied)",
+    ),
+    "an unreadable vocabulary": (
+        lambda: (Path("shut.tiktoken").write_text("YQ== 0"), Path("shut.tiktoken").chmod(0)),
+        ["--data.tokenizer", "shut.tiktoken"],
+        "--data.tokenizer shut.tiktoken cannot be read (no permission)",
+    ),
+    "no way to the built-in table": (
+        lambda: Path("data").mkdir(mode=0o555),
+        ["--data.files", "data/mingcheng.csv"],
+        "data/mingcheng.csv cannot be written (Permission denied)",
+    ),
     "no right to resume": (
         lambda: (Path("shut.ckpt").write_text("x"), Path("shut.ckpt").chmod(0)),
         ["--ckpt_path", "shut.ckpt"],

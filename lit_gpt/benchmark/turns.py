@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from multiprocessing.connection import Connection
@@ -112,6 +113,8 @@ def _ask(name: str, pipe: Connection, message: Any) -> Row:
         raise UserError(f"{name} ended without a result: run it alone to see why") from None
     if "error" in answer:
         raise UserError(f"{name}: {answer['error']}")
+    if "traceback" in answer:
+        raise RuntimeError(f"{name} failed:\n{answer['traceback']}")
     return answer
 
 
@@ -124,3 +127,5 @@ def _run_worker(pipe: Connection, function: Callable[..., None], *arguments: Any
         return
     except (UserError, ImportError) as error:
         pipe.send({"error": str(error)})
+    except Exception:
+        pipe.send({"traceback": traceback.format_exc()})

@@ -171,6 +171,8 @@ def read_config(path: Path) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             config: Any = yaml.load(file, Loader=_StrictLoader)
         dotted_keys: list[str] = list(_find_dotted_keys(config)) if isinstance(config, dict) else []
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read ({error.strerror}): give yourself the permission") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: {error.problem}: correct the YAML") from None

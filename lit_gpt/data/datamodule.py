@@ -146,7 +146,13 @@ class TextDataModule(LightningDataModule):
         """Return the input files: training, then validation, then test. Write the built-in table if it is missing."""
         files = [self.files] if isinstance(self.files, str) else self.files
         if SAMPLE_FILE in files and not Path(SAMPLE_FILE).exists():
-            write_sample(Path(SAMPLE_FILE))
+            try:
+                write_sample(Path(SAMPLE_FILE))
+            except OSError as error:
+                raise UserError(
+                    f"{SAMPLE_FILE} cannot be written ({error.strerror}): free disk space there, or run in a folder of "
+                    "your own"
+                ) from error
         sources = find_sources(self.files)
         for split, split_files in (("val", self.val_files), ("test", self.test_files)):
             if split_files is not None:

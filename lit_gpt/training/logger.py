@@ -57,9 +57,10 @@ class StepLogger(TensorBoardLogger):
     @rank_zero_only
     def log_settings(self, settings: dict[str, Any]) -> None:
         """Write the settings for TensorBoard's HParams page, with `best/loss_val` as their metric, and `LOSS_CHART`."""
-        self.experiment.add_custom_scalars(LOSS_CHART)
-        for summary in hparams(settings, {"best/loss_val": 0.0}):
-            event_file_writer(self.experiment).add_summary(summary)
+        with self._write_errors_as_user_errors():
+            self.experiment.add_custom_scalars(LOSS_CHART)
+            for summary in hparams(settings, {"best/loss_val": 0.0}):
+                event_file_writer(self.experiment).add_summary(summary)
 
     @rank_zero_only
     def save(self) -> None:
