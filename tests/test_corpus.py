@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from filelock import FileLock
 from lit_gpt.data import corpus, tokenize
 from lit_gpt.data.config import CorpusConfig, SplitOptions
 from lit_gpt.data.corpus import corpus_key, open_corpus
+from lit_gpt.data.executors import Executor, ExecutorName, open_executor
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sample import write_sample
 from lit_gpt.data.sources import Source
@@ -69,11 +71,11 @@ def test_corpus_is_found_again_after_file_is_renamed(names: Path, monkeypatch: p
     assert second.tokenizer == first.tokenizer
 
 
-@pytest.mark.parametrize("damage", ["report.json", "corpus.json", "ids_00000.bin"])
-def test_incomplete_corpus_is_built_again(names: Path, damage: str) -> None:
+@pytest.mark.parametrize("name", ["report.json", "corpus.json", "ids_00000.bin"])
+def test_incomplete_corpus_is_built_again(names: Path, name: str) -> None:
     first = build(names)
     expected = file_contents(first)
-    (first.folder / damage).write_bytes(b"")
+    (first.folder / name).write_bytes(expected[name][:4])
     assert file_contents(build(names)) == expected
 
 
@@ -221,6 +223,23 @@ def test_number_of_processes_does_not_change_files(tmp_path: Path, monkeypatch: 
             for processes in (1, 2)
         )
         assert file_contents(one) == file_contents(two)
+
+
+@pytest.mark.parametrize(("min_parallel_bytes", "processes", "expected"), [(10, None, 3), (1000, None, 1), (10, 2, 2)])
+def test_only_long_text_uses_one_process_per_core(
+    names: Path, monkeypatch: pytest.MonkeyPatch, min_parallel_bytes: int, processes: int | None, expected: int
+) -> None:
+    opened: list[int] = []
+
+    def open_one_process(name: ExecutorName, processes: int) -> AbstractContextManager[Executor]:
+        opened.append(processes)
+        return open_executor(name, 1)
+
+    monkeypatch.setattr(corpus, "open_executor", open_one_process)
+    monkeypatch.setattr(corpus, "available_cores", lambda: 3)
+    monkeypatch.setattr(corpus, "MIN_PARALLEL_BYTES", min_parallel_bytes)
+    open_corpus([Source(str(names))], corpus_config(), names.parent / "cache", processes)
+    assert opened == [expected]
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray itself warns
