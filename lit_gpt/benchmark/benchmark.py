@@ -11,8 +11,7 @@ from lit_gpt.benchmark.generation import benchmark_generation
 from lit_gpt.benchmark.peers import load_nanogpt
 from lit_gpt.benchmark.training import benchmark_training
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.messages import LineParser, quiet_lightning
-from lit_gpt.cli.table import print_rows
+from lit_gpt.cli.messages import LineParser, print_rows, quiet_lightning
 from lit_gpt.errors import UserError
 
 BENCHMARKS = {

@@ -1,12 +1,14 @@
-"""What a command prints on the console besides its results: usage errors, program names, fewer warnings."""
+"""Helpers for console output: one-line usage errors, tables, program names, fewer warnings."""
 
 import argparse
+import json
 import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lit_gpt.errors import UserError
 
@@ -44,3 +46,33 @@ def quiet_lightning() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
+    """Print rows of named values.
+
+    Args:
+        rows: The values by column; a column may be missing in some rows.
+        as_json: Print one JSON object per row, each as soon as the row is computed, instead of an aligned table.
+    """
+    if as_json:
+        for row in rows:
+            print(json.dumps(row), flush=True)
+        return
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([_format_cell(column, row.get(column)) for column in columns] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    for line in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def _format_cell(column: str, value: Any) -> str:
+    """Format a value for a table: losses with four decimals, other floats with about three digits."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if column == "loss":
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"

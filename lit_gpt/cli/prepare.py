@@ -1,4 +1,4 @@
-"""Tokenizes files ahead of training, and says what is in them."""
+"""The command of scripts/prepare.py: tokenize files ahead of training, and report what is in them."""
 
 import contextlib
 import json
@@ -10,131 +10,177 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.messages import LineParser, quiet_lightning
+from lit_gpt.cli.messages import LineParser, print_rows, quiet_lightning
 from lit_gpt.cli.parser import load_settings
-from lit_gpt.cli.table import print_rows
-from lit_gpt.data.config import SPLITS
+from lit_gpt.data.config import SPLITS, CorpusConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.datamodule import CACHE, TextDataModule
 from lit_gpt.data.executors import EXECUTORS
+from lit_gpt.data.sources import Source
 from lit_gpt.data.tokenize import read_texts, train_tokenizer
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import BytePairTokenizer, open_tokenizer, prune
+from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, open_tokenizer, prune
 
-COMPARED = 2**24  # characters that tokenizers are compared on at most
-LEARNED = (1024, 4096, 16384)  # sizes of vocabularies learned for the comparison
+MAX_COMPARED_CHARACTERS = 2**24  # tokenizers are compared on the first characters of the text
 
+# What `--compare` compares: values of data.tokenizer, data.vocab and data.vocab_size; None where one does not apply.
+COMPARED_TOKENIZERS: list[tuple[str, str | None, int | None]] = [
+    *((name, vocab, None) for name in ("cl100k_base", "o200k_base", "gpt2") for vocab in ("full", "pruned")),
+    *(("bpe", None, vocab_size) for vocab_size in (1024, 4096, 16384)),
+    ("char", None, None),
+    ("byte", None, None),
+]
 
-def shown(corpus: Corpus) -> str:
-    """A corpus's report as lines a person can act on."""
-    report = corpus.report
-    lines = []
-    for file in report["files"]:
-        sure = f" (looks like it, {file['sure']:.0%}: else give --data.encoding)" if file["sure"] < 1 else ""
-        lines.append(f"file        {file['name']}   {file['bytes'] / 1e6:,.1f} MB, {file['encoding']}{sure}")
-    if report["mode"] == "rows":
-        left_out = f", {report['duplicates_left_out']:,} came before" if report["duplicates_left_out"] else ""
-        lines.append(
-            f"rows        {report['rows']:,}: {report['documents']:,} documents, {report['rejected']:,} rejected, "
-            f"{report['empty_rows']:,} empty{left_out}"
-        )
-    lines += [f"rejected    {file} line {line}: {reason}" for file, line, reason in report["rejected_first"]]
-    if report["rejected"] > len(report["rejected_first"]):
-        lines.append(f"            all {report['rejected']:,} are in {corpus.folder / 'rejected.jsonl'}")
-    if report["duplicates"] > report["duplicates_left_out"]:
-        (file, line), (other, first) = report["duplicates_first"][0]
-        lines.append(
-            f"duplicates  {report['duplicates']:,} rows came before (first {file} line {line}, as {other} line "
-            f"{first}); {report['duplicates_across']:,} outside training are also in it: --data.dedupe true leaves out"
-        )
-    lines.append(f"text        {report['characters']:,} characters, {report['bytes']:,} bytes")
-    if report["longest"]:
-        rows = (f"{file} line {line} ({size:,})" for file, line, size in report["longest"][:3])
-        lines.append(f"longest     {', '.join(rows)} characters")
-    lines.append(
-        f"tokens      {report['tokens']:,}, {report['tokens_per_character']:.2f} a character; of "
-        f"{report['vocab_size']:,} different ones {report['vocabulary_in_use']:,} occur"
-    )
-    lines.append("rarest      " + ", ".join(f"{text!r} {count:,}" for _, text, count in report["least_frequent"]))
-    for part in SPLITS:
-        if counts := report["parts"][part]["tokens"]:
-            lines.append(f"{part:11} {report['parts'][part]['documents']:,} documents, {counts:,} tokens")
-    return "\n".join(lines)
+DESCRIPTION = """Tokenize files ahead of training, and report what is in them. Takes --config and the --data flags of
+fit.py, too."""
 
 
-def compare(data: TextDataModule, shape: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What each tokenizer would make of the text, and what its embeddings would cost at the config's width."""
-    sources, recipe = data.sources(), data.corpus_config
-    texts: list[str] = []
-    size = 0
-    for text in read_texts(sources, recipe.read_options):
-        texts.append(text)
-        size += len(text)
-        if size > COMPARED:
-            break
-    tables = 1 + (not shape["tie_embeddings"]) + shape["previous_tokens"]
-    ways: list[tuple[str, str, int]] = [
-        *((name, vocab, 0) for name in ("cl100k_base", "o200k_base", "gpt2") for vocab in ("full", "pruned")),
-        *(("bpe", "", size) for size in LEARNED),
-        ("char", "", 0),
-        ("byte", "", 0),
-    ]
-    for name, vocab, vocab_size in tqdm(ways, desc="comparing", delay=2, leave=False):
-        row: dict[str, Any] = {"tokenizer": " ".join(filter(None, (name, vocab, str(vocab_size or ""))))}
-        try:
-            if name in ("bpe", "char"):
-                tokenizer = train_tokenizer(sources, replace(recipe, tokenizer=name, vocab_size=vocab_size or 4096))
-            else:
-                tokenizer = open_tokenizer(name)
-        except UserError as error:
-            if vocab != "pruned":  # which would be said again
-                tqdm.write(f"left out: {error}", file=sys.stderr)
-            continue
-        ids, _ = tokenizer.encode_documents(texts)
-        used = np.unique(ids)
-        if vocab == "pruned":
-            assert isinstance(tokenizer, BytePairTokenizer)
-            tokenizer, _ = prune(tokenizer, used[used != tokenizer.end_of_text])
-        tokens = len(ids) - len(texts)
-        yield row | {
-            "vocabulary": tokenizer.vocab_size,
-            "in_use": len(used),
-            "tokens": tokens,
-            "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens,
-            "tokens_per_character": tokens / sum(map(len, texts)),
-            "embedding_parameters": tables * shape["d_model"] * tokenizer.vocab_size,
-        }
+def main(args: list[str], default_config: Path) -> int:
+    """Run the command; return its exit status (see `classify`).
 
-
-def main(words: list[str], default_config: Path) -> int:
-    """Runs the command line; returns the exit status of `exit_status`."""
+    Args:
+        args: The arguments, without the program's name.
+        default_config: The path of default.yaml.
+    """
     quiet_lightning()
-    return exit_status(lambda: report(words, default_config))
+    return exit_status(lambda: run(args, default_config))
 
 
-def report(words: list[str], default_config: Path) -> None:
-    parser = LineParser(f"{__doc__} Takes --config and the data flags of fit.py besides.")
-    parser.add_argument("--processes", type=int, help="that tokenize; all cores if left out and the text is long")
+def run(args: list[str], default_config: Path) -> None:
+    """Tokenize and print a report, or compare tokenizers.
+
+    Raises:
+        UserError: An argument is wrong, or the files cannot be read.
+    """
+    parser = LineParser(DESCRIPTION)
+    parser.add_argument("--processes", type=int, help="number of processes that tokenize; for long texts all cores")
     parser.add_argument(
-        "--engine", choices=EXECUTORS, default="local", help="ray: workers of the cluster RAY_ADDRESS names"
+        "--engine", choices=EXECUTORS, default="local", help="where to tokenize; ray: on the cluster at RAY_ADDRESS"
     )
     parser.add_argument("--dry_run", action="store_true", help="report, and leave nothing behind")
-    parser.add_argument("--compare", action="store_true", help="tokenizers on this text, and what each would cost")
-    parser.add_argument("--json", action="store_true", help="the report, or every tokenizer, as JSON")
-    options, others = parser.parse_known_args(words)
+    parser.add_argument("--compare", action="store_true", help="compare tokenizers on this text, and what each costs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options, fit_args = parser.parse_known_args(args)
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes is {options.processes}: give 1 or more")
-    _, settings = load_settings(CommandLine(others, default_config))
+    _, settings = load_settings(CommandLine(fit_args, default_config))
     data = TextDataModule(**settings.data)
     if options.compare:
-        print_rows(compare(data, settings.model.config.as_dict()), options.json)
+        print_rows(compare_tokenizers(data, settings.model.config), options.json)
         return
     with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
         corpus = open_corpus(data.sources(), data.corpus_config, Path(folder), options.processes, options.engine)
-        print(json.dumps(corpus.report, ensure_ascii=False) if options.json else shown(corpus))
-        if not options.dry_run and not options.json:
+        if options.json:
+            print(json.dumps(corpus.report, ensure_ascii=False))
+            return
+        print("\n".join(describe_corpus(corpus)))
+        if not options.dry_run:
             print(f"cache       {corpus.folder}")
+
+
+def describe_corpus(corpus: Corpus) -> Iterator[str]:
+    """Yield a corpus's report as lines of text."""
+    report = corpus.report
+    for file in report["files"]:
+        guess = f" (looks like it, {file['sure']:.0%}: else give --data.encoding)" if file["sure"] < 1 else ""
+        yield f"file        {file['name']}   {file['bytes'] / 1e6:,.1f} MB, {file['encoding']}{guess}"
+    yield from _describe_rows(corpus)
+    yield f"text        {report['characters']:,} characters, {report['bytes']:,} bytes"
+    if report["longest"]:
+        rows = (f"{file} line {line} ({characters:,})" for file, line, characters in report["longest"][:3])
+        yield f"longest     {', '.join(rows)} characters"
+    yield (
+        f"tokens      {report['tokens']:,}, {report['tokens_per_character']:.2f} a character; of "
+        f"{report['vocab_size']:,} different ones {report['vocabulary_in_use']:,} occur"
+    )
+    yield "rarest      " + ", ".join(f"{text!r} {count:,}" for _, text, count in report["least_frequent"])
+    for split in SPLITS:
+        counts = report["parts"][split]
+        if counts["tokens"]:
+            yield f"{split:11} {counts['documents']:,} documents, {counts['tokens']:,} tokens"
+
+
+def _describe_rows(corpus: Corpus) -> Iterator[str]:
+    """Yield the lines about rows: how many there are, which are rejected, and which are duplicates."""
+    report = corpus.report
+    if report["mode"] == "rows":
+        dropped = report["duplicates_left_out"]
+        yield (
+            f"rows        {report['rows']:,}: {report['documents']:,} documents, {report['rejected']:,} rejected, "
+            f"{report['empty_rows']:,} empty" + (f", {dropped:,} duplicates left out" if dropped else "")
+        )
+    for file, line, reason in report["rejected_first"]:
+        yield f"rejected    {file} line {line}: {reason}"
+    if report["rejected"] > len(report["rejected_first"]):
+        yield f"            all {report['rejected']:,} are in {corpus.folder / 'rejected.jsonl'}"
+    if report["duplicates"] > report["duplicates_left_out"]:
+        (file, line), (original, original_line) = report["duplicates_first"][0]
+        yield (
+            f"duplicates  {report['duplicates']:,} rows have the text of an earlier row (the first is {file} line "
+            f"{line}, as {original} line {original_line}); {report['duplicates_across']:,} rows outside the training "
+            "split are also in it; --data.dedupe true leaves duplicates out"
+        )
+
+
+def compare_tokenizers(data: TextDataModule, shape: Namespace) -> Iterator[dict[str, Any]]:
+    """Yield a row of figures for each of COMPARED_TOKENIZERS that is installed.
+
+    Args:
+        data: The data module, for its files and how to read them.
+        shape: The settings of the model, for the number of parameters of its embeddings and head.
+    """
+    sources, config = data.sources(), data.corpus_config
+    texts = _read_first_texts(sources, config)
+    characters, num_bytes = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
+    tables = 1 + (not shape.tie_embeddings) + shape.previous_tokens  # matrices of shape (vocab_size, d_model)
+    for name, vocab, vocab_size in tqdm(COMPARED_TOKENIZERS, desc="comparing", delay=2, leave=False):
+        try:
+            tokenizer = _open_or_train(name, vocab_size, sources, config)
+        except UserError as error:
+            if vocab != "pruned":  # "full" has printed the same error
+                tqdm.write(f"left out: {error}", file=sys.stderr)
+            continue
+        ids, _ = tokenizer.encode_documents(texts)
+        used_ids = np.unique(ids)
+        if vocab == "pruned":
+            assert isinstance(tokenizer, BytePairTokenizer)
+            tokenizer, _ = prune(tokenizer, used_ids[used_ids != tokenizer.end_of_text])
+        tokens = len(ids) - len(texts)  # without the end-of-text token of each document
+        yield {
+            "tokenizer": " ".join(str(part) for part in (name, vocab, vocab_size) if part),
+            "vocabulary": tokenizer.vocab_size,
+            "in_use": len(used_ids),
+            "tokens": tokens,
+            "bytes_per_token": num_bytes / tokens,
+            "tokens_per_character": tokens / characters,
+            "embedding_parameters": tables * shape.d_model * tokenizer.vocab_size,
+        }
+
+
+def _read_first_texts(sources: list[Source], config: CorpusConfig) -> list[str]:
+    """Return documents from the start of the files, until they have more than MAX_COMPARED_CHARACTERS."""
+    texts: list[str] = []
+    characters = 0
+    for text in read_texts(sources, config.read_options):
+        texts.append(text)
+        characters += len(text)
+        if characters > MAX_COMPARED_CHARACTERS:
+            break
+    return texts
+
+
+def _open_or_train(name: str, vocab_size: int | None, sources: list[Source], config: CorpusConfig) -> Tokenizer:
+    """Return a tokenizer by name; train it on the files if it depends on them.
+
+    Raises:
+        UserError: The tokenizer is not installed.
+    """
+    if name in ("bpe", "char"):
+        vocab_size = config.vocab_size if vocab_size is None else vocab_size
+        return train_tokenizer(sources, replace(config, tokenizer=name, vocab_size=vocab_size))
+    return open_tokenizer(name)
