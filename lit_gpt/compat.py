@@ -127,6 +127,21 @@ def fused_adamw_(
     )
 
 
+def pack_linear_weight(weight: Tensor) -> Tensor:
+    """Return a bfloat16 weight (D_out, D_in) on the CPU in the layout in which oneDNN reads it fastest for a few rows.
+
+    torch.compile uses this layout for frozen models; eager mode has no public function for it.
+    """
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+    return packed
+
+
+def packed_linear(x: Tensor, packed_weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return `torch.nn.functional.linear(x, weight, bias)` with a weight of `pack_linear_weight`."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed_weight, bias, "none", [], "")
+    return y
+
+
 # What the pickled metadata file of torch.distributed.checkpoint refers to besides that package's own classes, as
 # (module, name). torch has no function that reads this file without running code.
 SHARD_METADATA_GLOBALS = (("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"))

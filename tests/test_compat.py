@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import scalar
 
 from lit_gpt import compat
+from lit_gpt.device import supports_bfloat16
 
 
 class Regression(LightningModule):
@@ -230,3 +231,17 @@ def test_shard_metadata_globals_are_those_that_torch_writes(tmp_path: Path) -> N
         Recorder(file).load()
     own = {(module, name) for module, name in found if module.startswith("torch.distributed.checkpoint.")}
     assert found - own - {("torch", "float32")} == set(compat.SHARD_METADATA_GLOBALS)
+
+
+@pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and supports_bfloat16(torch.device("cpu"))),
+    reason="needs oneDNN and a CPU that multiplies in bfloat16",
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_linear_matches_linear(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 32, bias=bias).bfloat16().requires_grad_(False)
+    packed_weight = compat.pack_linear_weight(layer.weight)
+    for rows in (1, 2, 7):
+        x = torch.randn(3, rows, 48).bfloat16()
+        torch.testing.assert_close(compat.packed_linear(x, packed_weight, layer.bias), layer(x))
