@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from lit_gpt import load_model
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli import fit as fit_command
+from lit_gpt.cli.generate import main as generate_main
 from lit_gpt.device import available_cores
 
 RUN = Path("logs/small/version_0")
@@ -266,3 +267,12 @@ def test_configs_are_found_from_the_scripts_place(folder: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert Path("data/mingcheng.csv").exists()
     assert Path("logs/default/version_0/last.ckpt").exists()
+
+
+def test_generate_reports_a_bug_with_traceback_and_status_1(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("--trainer.max_steps", 1).status == 0
+    monkeypatch.setattr("lit_gpt.cli.generate.prepare_for_inference", lambda model: 1 // 0)
+    assert generate_main([]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err.splitlines()[-1]

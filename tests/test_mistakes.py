@@ -1,6 +1,5 @@
 """Every mistake a person makes gets one line that says what was got and what to do, and changes nothing."""
 
-import importlib.util
 import os
 import pickle
 import socket
@@ -15,7 +14,7 @@ from filelock import FileLock
 
 import lit_gpt.training.run_folder
 from lit_gpt import LitGPT, UserError
-from lit_gpt.cli.exit_status import exit_status
+from lit_gpt.cli.generate import main as generate_main
 
 RUN = Path("logs/small/version_0")
 LAST = str(RUN / "last.ckpt")
@@ -574,12 +573,7 @@ GENERATE: dict[str, Case] = {
 def test_a_mistake_with_generate_gets_one_line(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
     prepare, words, message = GENERATE[name]
     prepare()
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "scripts" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    status = exit_status(lambda: script.write(words))
+    status = generate_main(words)
     printed = capsys.readouterr()
     is_one_line(Result(status, printed.out, printed.err), message)
     assert not Path("harmed").exists()

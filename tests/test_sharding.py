@@ -132,7 +132,7 @@ def check_consolidate(checkpoint: Path, expected: dict[str, torch.Tensor]) -> No
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2
-    assert "whole.ckpt is there already" in again.stderr
+    assert "whole.ckpt already exists" in again.stderr
 
 
 def check_damaged_folders_are_refused(checkpoint: Path) -> None:
