@@ -8,10 +8,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import DEFAULT, ROOT, forked
 
 from lit_gpt.benchmark import turns
 from lit_gpt.benchmark.benchmark import main
+from lit_gpt.benchmark.peers import PEERS
+from lit_gpt.benchmark.task import build_run, build_task
 from lit_gpt.benchmark.training import PhaseProfiler
 from lit_gpt.device import available_cores
 
@@ -48,6 +51,46 @@ def test_phase_profiler_excludes_nested_phases_from_the_optimizer(monkeypatch: p
         pass
     assert profiler.take_seconds() == {"data_ms": 0, "forward_ms": 2.0, "backward_ms": 0, "optimizer_ms": 8.0}
     assert set(profiler.take_seconds().values()) == {0.0}
+
+
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+@dataclass
+class GPTConfig:
+    block_size: int; vocab_size: int; n_layer: int; n_head: int; n_embd: int; dropout: float; bias: bool
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.embedding = nn.Embedding(config.vocab_size, config.vocab_size)
+    def forward(self, tokens, targets=None):
+        logits = self.embedding(tokens)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay)
+    def generate(self, tokens, max_new_tokens):
+        self.generated = tokens.shape, max_new_tokens
+"""
+
+
+def test_nanogpt_checkout_is_trained_and_generates_only_without_cache(folder: Path) -> None:
+    (folder / "nanoGPT").mkdir()
+    (folder / "nanoGPT" / "model.py").write_text(NANOGPT)
+    task = build_task(build_run(["--config", "small.yaml", "--trainer.logger=false"], DEFAULT), folder / "nanoGPT")
+    task.data.setup("fit")
+    peer = PEERS["nanogpt"](task)
+    before = peer.model.embedding.weight.detach().clone()
+    peer.make_step()()
+    assert not torch.equal(peer.model.embedding.weight, before)
+    prompts = torch.zeros(2, 3, dtype=torch.int64)
+    peer.generate(prompts, 5, use_cache=False)
+    assert peer.model.generated == ((2, 3), 5)
+    with pytest.raises(NotImplementedError):
+        peer.generate(prompts, 5, use_cache=True)
 
 
 def test_generate_measures_with_and_without_a_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

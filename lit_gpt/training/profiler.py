@@ -200,8 +200,8 @@ class RunProfiler(Callback):
     def _take_over(self, trainer: Trainer, data: TextDataModule) -> None:
         """Make this callback decide when training ends and how large a batch is.
 
-        It changes the Trainer, its loops and the data module here and nowhere else. They are good for nothing but this
-        profile afterwards.
+        This is the only place that changes attributes of the Trainer, its loops and the data module, apart from
+        `trainer.should_stop`. They cannot be used for anything else afterwards.
         """
         self._accumulate_grad_batches = trainer.accumulate_grad_batches
         trainer.accumulate_grad_batches = min(2, trainer.accumulate_grad_batches)
