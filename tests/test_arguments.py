@@ -1,0 +1,99 @@
+"""Tests of the errors in configs and flags that `lit_gpt.cli.arguments` and the parser find."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Fit
+from user_errors import OVERLAY, Case, check_case, check_case_on_two_ranks, write
+
+CONFIGS: dict[str, Case] = {
+    "missing file": Case(["--config", "smal.yaml"], "--config smal.yaml: no such file (did you mean 'small.yaml'?)"),
+    "no file given": Case(["--config"], "--config names no file"),
+    "empty file": Case(OVERLAY, "overlay.yaml has no settings", write("", "overlay.yaml")),
+    "invalid YAML": Case(OVERLAY, "correct the YAML", write("trainer: [\n", "overlay.yaml")),
+    "binary file": Case(OVERLAY, "overlay.yaml is not YAML in UTF-8", write("\x00", "overlay.yaml")),
+    "list as key": Case(OVERLAY, "overlay.yaml is not YAML in UTF-8", write("? [a, b]\n: 1\n", "overlay.yaml")),
+    "duplicate key": Case(
+        OVERLAY,
+        "overlay.yaml line 3: key 'max_steps' is given twice",
+        write("trainer:\n  max_steps: 1\n  max_steps: 2\n", "overlay.yaml"),
+    ),
+    "unknown key": Case(
+        OVERLAY,
+        "unknown key model.config.d_modle (did you mean",
+        write("model: {config: {d_modle: 8}}", "overlay.yaml"),
+    ),
+    "linked setting": Case(
+        OVERLAY,
+        "data.context_length follows from model.config.context_length",
+        write("data: {context_length: 8}", "overlay.yaml"),
+    ),
+    "dotted key": Case(
+        OVERLAY, "overlay.yaml: data.seed: write it as data: seed, key below key", write("data.seed: 8", "overlay.yaml")
+    ),
+    "null setting": Case(
+        OVERLAY, "--data.batch_size null: give a value", write("data: {batch_size: null}", "overlay.yaml")
+    ),
+    "null section": Case(
+        OVERLAY, "overlay.yaml: generate is None: write its settings below it", write("generate: null", "overlay.yaml")
+    ),
+    "section is a list": Case(
+        OVERLAY, "trainer is [{'max_steps': 3}]: write its", write("trainer:\n  - max_steps: 3\n", "overlay.yaml")
+    ),
+    "null name": Case(
+        OVERLAY,
+        "--name None: use only letters, digits and ._-",
+        write("name:\ntrainer: {max_steps: 3}\n", "overlay.yaml"),
+    ),
+    "null Trainer argument": Case(
+        OVERLAY, "--trainer.overfit_batches null: give", write("trainer: {overfit_batches: }", "overlay.yaml")
+    ),
+    "recursive alias": Case(
+        OVERLAY, "overlay.yaml is not YAML in UTF-8", write("trainer: &a\n  x: *a\n", "overlay.yaml")
+    ),
+    "merge key": Case(
+        OVERLAY,
+        "merge keys (<<) are not supported",
+        write("a: &a {max_steps: 3}\ntrainer:\n  <<: *a\n", "overlay.yaml"),
+    ),
+    "ckpt_path last in config": Case(
+        OVERLAY, "give it as a flag, --ckpt_path last", write("ckpt_path: last", "overlay.yaml")
+    ),
+}
+FLAGS: dict[str, Case] = {
+    "unknown flag": Case(
+        ["--trainer.max_step", "3"], "unknown flag --trainer.max_step (did you mean 'trainer.max_steps'?)"
+    ),
+    "single dash": Case(["-ckpt_path", "last"], "-ckpt_path: a flag has two dashes"),
+    "value for a section": Case(["--trainer", "{max_steps: 3}"], "--trainer takes no value of its own"),
+    "unexpected word": Case(["--data.files", "a.csv", "b.csv"], "unexpected word 'b.csv'"),
+    "wrong type": Case(["--trainer.max_steps", "many"], "--trainer.max_steps many: give int"),
+    "unknown choice": Case(
+        ["--model.config.mlp", "geglu"], "--model.config.mlp geglu: give one of swiglu, gelu, relu, relu2"
+    ),
+    "linked setting": Case(["--model.config.vocab_size", "9"], "model.config.vocab_size follows from the tokenizer"),
+    "empty value": Case(["--data.batch_size", ""], "--data.batch_size"),
+    "seed not a number": Case(["--seed_everything", "true"], "--seed_everything True: give int"),
+    "unknown precision": Case(["--trainer.precision", "12"], "--trainer.precision"),
+    "name with a slash": Case(["--name", "a/b"], "--name 'a/b': use only letters, digits and ._-"),
+    "name of dots only": Case(["--name", ".."], "--name '..': use only letters, digits and ._-"),
+    "name too long": Case(["--name", "a" * 300], "at most 100 of them"),
+    "last and a wrong type": Case(
+        ["--ckpt_path", "last", "--trainer.max_steps", "many"], "--trainer.max_steps many: give int"
+    ),
+    "last of an invalid name": Case(["--ckpt_path", "last", "--name", "../x"], "--name '../x': use only letters"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS.values(), ids=CONFIGS)
+def test_wrong_config_gives_one_line(fit: Fit, case: Case) -> None:
+    check_case(fit, case)
+
+
+@pytest.mark.parametrize("case", FLAGS.values(), ids=FLAGS)
+def test_wrong_flag_gives_one_line(fit: Fit, case: Case) -> None:
+    check_case(fit, case)
+
+
+def test_wrong_config_on_two_ranks_is_reported_once(folder: Path) -> None:
+    check_case_on_two_ranks(folder, CONFIGS["unknown key"])

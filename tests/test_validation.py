@@ -1,0 +1,145 @@
+"""Tests of settings that constructors or `lit_gpt.cli.validation` reject."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Fit, forked
+from user_errors import TWO_RANKS, Case, assert_user_error, check_case, check_case_on_two_ranks
+
+SETTINGS: dict[str, Case] = {
+    "num_heads does not divide d_model": Case(
+        ["--model.config.num_heads", "3"], "num_heads 3 does not divide d_model 16"
+    ),
+    "accumulation given twice": Case(
+        ["--data.global_batch_size", "8", "--trainer.accumulate_grad_batches", "2"],
+        "follows from --data.global_batch_size 8: give only one of them",
+    ),
+    "global batch not a multiple": Case(["--data.global_batch_size", "6"], "6 is not a multiple of 4"),
+    "timeout out of range": Case(["--timeout", "0"], "--timeout 0: give seconds, from 1 to 86400"),
+    "batch_size 0": Case(["--data.batch_size", "0"], "--data.batch_size is 0: give 1 or more"),
+    "huge batch_size": Case(["--data.batch_size", str(2**63)], "batch_size"),
+    "huge d_model": Case(["--model.config.d_model", str(2**40)], "does not fit"),
+    "val_fraction above 1": Case(
+        ["--data.val_fraction", "1.5"], "--data.val_fraction is 1.5: give a fraction between 0 and 1"
+    ),
+    "Lightning's distributed sampler": Case(
+        ["--trainer.use_distributed_sampler", "true"], "every device draws its own windows"
+    ),
+    "validation interval in time": Case(
+        ["--trainer.val_check_interval", "00:00:01:00"], "00:00:01:00: give optimizer steps"
+    ),
+    "validation interval 0": Case(
+        ["--trainer.val_check_interval", "0"], "--trainer.val_check_interval 0: give optimizer steps"
+    ),
+    "schedule without end": Case(["--trainer.max_steps", "-1"], "--model.schedule cosine needs an end"),
+    "max_steps 0": Case(["--trainer.max_steps", "0"], "--trainer.max_steps 0, or max_epochs 0, trains nothing"),
+    "invalid max_time": Case(["--trainer.max_time", "an hour"], "--trainer.max_time an hour: give DD:HH:MM:SS"),
+    "prompt with unknown character": Case(
+        ["--data.tokenizer", "char", "--generate.prompts", "[row, 静夜思]"], "character '静' (U+9759) is not among"
+    ),
+    "negative temperature": Case(["--generate.temperature", "-1"], "temperature is -1.0: give 0"),
+    "unknown accelerator": Case(["--trainer.accelerator", "tpu"], "torch_xla"),
+    "devices -1": Case(["--trainer.devices", "-1"], "should be an int > 0"),
+    "more devices than cores": Case(["--trainer.devices", "999"], "--trainer.devices 999 on"),
+    "several nodes without launcher": Case(
+        ["--trainer.num_nodes", "2"], "--trainer.num_nodes 2: start the command on each node, with torchrun or srun"
+    ),
+    "ddp_spawn": Case(["--trainer.strategy", "ddp_spawn"], "--trainer.strategy ddp_spawn is for notebooks: give ddp"),
+    "limit_train_batches": Case(["--trainer.limit_train_batches", "3"], "give --trainer.max_steps"),
+    "overfit_batches as a fraction": Case(["--trainer.overfit_batches", "0.5"], "give a number of batches, as 2"),
+    "overfit_batches not a multiple": Case(
+        ["--trainer.overfit_batches", "3", "--data.global_batch_size", "8"],
+        "--trainer.overfit_batches 3 is not a multiple of 2, the batches of an optimizer step",
+    ),
+    "limit_val_batches": Case(["--trainer.limit_val_batches", "0.001"], "limit_val_batches"),
+    "beta above 1": Case(["--model.betas", "[1.5, 0.9]"], "--model.betas is [1.5, 0.9]: give two numbers"),
+    "negative weight decay": Case(["--model.weight_decay", "-1"], "--model.weight_decay is -1.0: give 0 or more"),
+    "final learning rate above peak": Case(
+        ["--model.min_learning_rate", "1"], "--model.min_learning_rate 1.0 is above --model.learning_rate 0.001"
+    ),
+    "negative gradient clipping": Case(
+        ["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1: give 0"
+    ),
+    "negative logging interval": Case(
+        ["--trainer.log_every_n_steps", "-1"], "--trainer.log_every_n_steps is -1: give 0"
+    ),
+    "accumulation 0": Case(["--trainer.accumulate_grad_batches", "0"], "accumulate_grad_batches is 0: give 1 or more"),
+    "16-true": Case(["--trainer.precision", "16-true"], "--trainer.precision 16-true: squares of gradients exceed"),
+    "64-true with FSDP2": Case(
+        ["--config", str(ROOT / "configs" / "fsdp.yaml"), "--trainer.precision", "64-true"],
+        "--trainer.precision 64-true does not work with FSDP2: give 32-true",
+    ),
+    "invalid argument of a callback": Case(
+        [
+            "--trainer.callbacks+",
+            "EarlyStopping",
+            "--trainer.callbacks.monitor=loss/val",
+            "--trainer.callbacks.mode=up",
+        ],
+        "EarlyStopping: `mode` can be min, max, got up",
+    ),
+    "logger without its package": Case(["--trainer.logger", "CometLogger"], "CometLogger: "),
+    "seed out of range": Case(
+        ["--seed_everything", str(2**32)], "--seed_everything is 4294967296: give a number from 0"
+    ),
+    "patience 0": Case(["--early_stopping.patience", "0"], "--early_stopping.patience is 0"),
+    "unknown metric to monitor": Case(
+        ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "val_loss"],
+        "--trainer.callbacks: no metric is called 'val_loss'",
+    ),
+    "negative number of checkpoints": Case(
+        ["--checkpoint.keep", "-1"], "--checkpoint.keep -1: give 1 or more, 0 or more"
+    ),
+    "unsupported callback": Case(
+        ["--trainer.callbacks+", "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 2}"],
+        "GradientAccumulationScheduler is not supported: give --data.global_batch_size",
+    ),
+    "check_val_every_n_epoch": Case(["--trainer.check_val_every_n_epoch", "2"], "give val_check_interval instead"),
+    "patience without validation": Case(
+        ["--early_stopping.patience", "2", "--trainer.limit_val_batches", "0"],
+        "--early_stopping.patience counts validations, but",
+    ),
+    "remote root folder": Case(["--trainer.default_root_dir", "s3://b/x"], "give a folder on this machine"),
+    "max_time 0": Case(["--trainer.max_time", "00:00:00:00"], "--trainer.max_time 00:00:00:00: give DD:HH"),
+    "many workers": Case(["--data.num_workers", "100000"], "--data.num_workers 100000 on"),
+    "many blocks": Case(["--model.config.num_blocks", str(10**12)], "more than 10^12 parameters"),
+    "xla profiler": Case(["--trainer.profiler", "xla"], "--trainer.profiler xla needs a TPU"),
+    "validate without checkpoint": Case(["validate"], "validate needs a checkpoint"),
+    "validate without a run": Case(
+        ["validate", "--ckpt_path", "last"], "there is no checkpoint of 'small' under logs: train one first"
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS.values(), ids=SETTINGS)
+def test_wrong_setting_gives_one_line(fit: Fit, case: Case) -> None:
+    check_case(fit, case)
+
+
+@pytest.mark.parametrize(
+    "name", ["num_heads does not divide d_model", "prompt with unknown character", "schedule without end"]
+)
+def test_wrong_setting_on_two_ranks_is_reported_once(folder: Path, name: str) -> None:
+    check_case_on_two_ranks(folder, SETTINGS[name])
+
+
+def test_global_batch_too_small_for_two_ranks_is_reported_once(folder: Path) -> None:
+    result = forked(folder, "--config", "small.yaml", *TWO_RANKS, "--data.global_batch_size", 4)
+    assert_user_error(result, "4 is not a multiple of 8, --data.batch_size 4 on 2 device(s)")
+    assert not Path("logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("port", "message"), [("taken", "Address already in use"), ("99999", "give a port from 1 to 65535")]
+)
+def test_master_port_that_cannot_be_used_is_reported_once(folder: Path, port: str, message: str) -> None:
+    with socket.socket(socket.AF_INET6) as server:
+        server.bind(("", 0))
+        server.listen()
+        number = str(server.getsockname()[1]) if port == "taken" else port
+        environment = {"MASTER_PORT": number}
+        result = forked(folder, "--config", "small.yaml", *TWO_RANKS, prepare=lambda: os.environ.update(environment))
+    assert_user_error(result, message)
+    assert not Path("logs").exists()
