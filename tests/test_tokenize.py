@@ -177,7 +177,7 @@ def test_byte_pairs_of_long_text_are_trained_on_every_nth_document(
     source = write_lines(tmp_path / "t.txt", [f"{i:09}" for i in range(100)])  # 1000 bytes
     monkeypatch.setattr(tokenize, "MAX_TRAINING_BYTES", 250)
     trained_on: list[str] = []
-    monkeypatch.setattr(tokenize, "learn_bpe", lambda texts, vocab_size: trained_on.extend(texts))
+    monkeypatch.setattr(tokenize, "train_bpe", lambda texts, vocab_size: trained_on.extend(texts))
     train_tokenizer([source], corpus_config("bpe"))
     assert trained_on == [f"{i:09}" for i in range(0, 100, 4)]
 

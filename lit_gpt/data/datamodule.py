@@ -20,7 +20,7 @@ from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
 from lit_gpt.data.step_plan import StepPlan, plan_steps
 from lit_gpt.data.windows import count_windows, evaluation_starts
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer
+from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer_name
 
 CACHE = Path("data/cache")
 MAX_TRAIN_EVAL_WINDOWS = 256  # windows of the training split that are evaluated beside a whole validation split
@@ -115,7 +115,7 @@ class TextDataModule(LightningDataModule):
                 )
         if num_workers < 0 or seed < 0:
             raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
-        check_tokenizer(tokenizer)
+        check_tokenizer_name(tokenizer)
         if files in (SAMPLE_FILE, [SAMPLE_FILE]) and mode == "rows" and columns is None and template is None:
             columns = SAMPLE_COLUMN
         self.files, self.val_files, self.test_files = files, val_files, test_files

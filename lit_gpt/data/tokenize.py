@@ -21,7 +21,7 @@ from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
 from lit_gpt.files import atomic_write
-from lit_gpt.tokenizer import CharTokenizer, Tokenizer, from_state, learn_bpe
+from lit_gpt.tokenizer import CharTokenizer, Tokenizer, from_state, train_bpe
 
 MAX_BLOCK_ROWS = 2**16
 MAX_TRAINING_BYTES = 2**26  # a longer text is sampled to about this size before a tokenizer is trained on it
@@ -51,7 +51,7 @@ def train_tokenizer(sources: list[Source], config: CorpusConfig) -> Tokenizer:
         for text in read_texts(sources, config.read_options):
             characters.update(text)
         return CharTokenizer("".join(sorted(characters)))
-    return learn_bpe(_sample_texts(sources, config), config.vocab_size)
+    return train_bpe(_sample_texts(sources, config), config.vocab_size)
 
 
 def read_texts(sources: list[Source], read_options: ReadOptions) -> Iterator[str]:
