@@ -1,4 +1,4 @@
-"""Every config in configs/ is a whole experiment, or is laid over one: it tells its story, and it trains."""
+"""Tests of the configs in configs/, and of the defaults of a run without a config."""
 
 import re
 from pathlib import Path
@@ -9,59 +9,55 @@ import torch
 import yaml
 from conftest import DEFAULT, ROOT, Fit, points, weights
 
+from lit_gpt.cli.arguments import SECTIONS
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE
+from lit_gpt.model import GPTConfig
 
 OVERLAYS = [ROOT / "configs" / name for name in ("ddp.yaml", "fsdp.yaml")]  # test_cli and test_sharding train with them
-CONFIGS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*OVERLAYS})
+EXPERIMENTS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*OVERLAYS})
 
 # Flags by config: the text that the user has to bring, and for gpt2 a model that trains in seconds.
-SMALLER = {
+SMALLER_FLAGS = {
     "gpt2": [
         *("--data.files", "rows.txt"),
         *("--model.config.context_length", "32", "--model.config.num_blocks", "2"),
         *("--data.batch_size", "1", "--data.global_batch_size", "2"),
         *("--model.compile", "false", "--trainer.precision", "32-true"),
-        *("--trainer.enable_checkpointing", "false"),  # 1.5 GB each
+        *("--trainer.enable_checkpointing", "false"),  # a checkpoint has 1.5 GB
     ],
     "shakespeare_char": ["--data.files", str(ROOT / "LICENSE")],
     "shakespeare_fast": ["--data.files", str(ROOT / "LICENSE")],
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_takes_two_steps(fit: Fit, config: Path) -> None:
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_trains_two_steps(fit: Fit, config: Path) -> None:
     short = ["--trainer.max_steps", 2, "--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 1]
     small = ["--data.eval_windows", 2, "--generate.max_new_tokens", 4, "--trainer.accelerator", "cpu"]
-    result = fit(*short, *small, *SMALLER.get(config.stem, []), config=str(config))
+    result = fit(*short, *small, *SMALLER_FLAGS.get(config.stem, []), config=str(config))
     assert result.status == 0, result.err
     logged = points(Path(f"logs/{config.stem}/version_0"))
     assert [step for step, _ in logged["loss/train"]] == [1, 2]
     assert [step for step, _ in logged["loss/val"]] == [2]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_tells_its_story(config: Path) -> None:
-    story = "".join(line for line in config.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
-    assert "python scripts/fit.py" in story
-    assert "Expect" in story or "It takes" in story
-    assert not re.search(r"tokens/s|loss/val [0-9]|[0-9] s\b", story)  # docs/performance.md has the measured figures
+@pytest.mark.parametrize("config", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiment_comment_has_command_and_expectation_but_no_measured_figures(config: Path) -> None:
+    comment = "".join(line for line in config.read_text(encoding="utf-8").splitlines(True) if line.startswith("#"))
+    assert "python scripts/fit.py" in comment
+    assert "Expect" in comment or "It takes" in comment
+    assert not re.search(r"tokens/s|loss/val [0-9]|[0-9] s\b", comment)  # docs/performance.md has the measured figures
 
 
 @pytest.mark.parametrize("config", OVERLAYS, ids=lambda path: path.stem)
-def test_an_overlay_says_what_it_is_laid_over(config: Path) -> None:
+def test_overlay_comment_has_command_with_an_experiment(config: Path) -> None:
     assert f"--config configs/gpt2.yaml --config configs/{config.name}" in config.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("config", CONFIGS + OVERLAYS, ids=lambda path: path.stem)
-def test_a_config_has_settings_only_of_known_parts(config: Path) -> None:
-    assert set(yaml.safe_load(config.read_text(encoding="utf-8"))) <= {
-        "data",
-        "model",
-        "trainer",
-        "generate",
-        "checkpoint",
-    }
+@pytest.mark.parametrize("config", EXPERIMENTS + OVERLAYS, ids=lambda path: path.stem)
+def test_config_has_known_sections_only(config: Path) -> None:
+    assert set(yaml.safe_load(config.read_text(encoding="utf-8"))) <= {*SECTIONS}
 
 
 def test_gpt2_config_requires_data_files(fit: Fit) -> None:
@@ -74,21 +70,13 @@ def test_gpt2_config_requires_data_files(fit: Fit) -> None:
 
 
 def write_table(path: str) -> None:
-    """Write a table of one column, which is not called as the one of the built-in table."""
+    """Write a table of one column, whose name is not that of the built-in table's column."""
     Path(path).write_text("verse\n" + "".join(f"line {i} of {i * i} verses\n" for i in range(2000)), encoding="utf-8")
 
 
 SHORT = [
-    "--trainer.max_steps",
-    3,
-    "--trainer.log_every_n_steps",
-    1,
-    "--trainer.accelerator",
-    "cpu",
-    "--data.eval_windows",
-    2,
-    "--generate.prompts",
-    "[]",
+    *("--trainer.max_steps", 3, "--trainer.log_every_n_steps", 1, "--trainer.accelerator", "cpu"),
+    *("--data.eval_windows", 2, "--generate.prompts", "[]"),
 ]
 
 
@@ -115,10 +103,14 @@ def test_config_without_files_trains_on_built_in_table(fit: Fit) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_default_config_only_names_the_built_in_table() -> None:
+def test_default_config_only_names_built_in_table() -> None:
     assert yaml.safe_load(DEFAULT.read_text(encoding="utf-8")) == {
         "data": {"files": SAMPLE_FILE, "columns": SAMPLE_COLUMN}
     }
+
+
+def test_model_and_data_have_same_default_context_length() -> None:
+    assert TextDataModule().context_length == GPTConfig(vocab_size=1).context_length
 
 
 def test_built_in_column_is_default_of_built_in_table_only() -> None:

@@ -1,1 +1,1 @@
-"""The commands in scripts/: arguments, validation, messages."""
+"""The commands of scripts/: one module per command, and what they share: arguments, parser, validation, messages."""
