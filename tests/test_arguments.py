@@ -1,10 +1,12 @@
-"""Tests of the errors in configs and flags that `lit_gpt.cli.arguments` and the parser find."""
+"""Tests of how configs and flags are combined, and of the errors that `lit_gpt.cli.arguments` and the parser find."""
 
 from pathlib import Path
 
 import pytest
-from conftest import Fit
+from conftest import DEFAULT, Fit
 from user_errors import OVERLAY, Case, check_case, check_case_on_two_ranks, write
+
+from lit_gpt.cli.arguments import CommandLine
 
 CONFIGS: dict[str, Case] = {
     "missing file": Case(["--config", "smal.yaml"], "--config smal.yaml: no such file (did you mean 'small.yaml'?)"),
@@ -97,3 +99,37 @@ def test_wrong_flag_gives_one_line(fit: Fit, case: Case) -> None:
 
 def test_wrong_config_on_two_ranks_is_reported_once(folder: Path) -> None:
     check_case_on_two_ranks(folder, CONFIGS["unknown key"])
+
+
+@pytest.mark.parametrize(
+    ("args", "completed"),
+    [
+        ([], ["fit", f"--config={DEFAULT}"]),
+        (["--data.files", "a.csv"], ["fit", "--data.files", "a.csv"]),
+        (["--data.files=a.csv"], ["fit", "--data.files=a.csv"]),
+        (["test", "--a", "1", "-c", "small.yaml"], ["test", "--config=small.yaml", "--a", "1"]),
+        (
+            ["--a=1", "-csmall.yaml", "--config=small.yaml"],
+            ["fit", "--config=small.yaml", "--config=small.yaml", "--a=1"],
+        ),
+        (["--ckpt_path", "last", "--a", "1"], ["fit", f"--config={DEFAULT}", "--a", "1"]),
+        (["--ckpt_path", "last", "--help"], ["fit", f"--config={DEFAULT}", "--ckpt_path", "last", "--help"]),
+    ],
+    ids=["nothing", "files", "files in one word", "command and config", "two configs", "no last checkpoint", "help"],
+)
+def test_command_line_is_completed(folder: Path, args: list[str], completed: list[str]) -> None:
+    assert CommandLine(args, DEFAULT).args == completed
+
+
+def test_resume_args_leave_out_flags_of_one_command(folder: Path) -> None:
+    once = ["--name", "mine", "--allow_data_change=true", "--trainer.default_root_dir", "runs", "--ckpt_path=last"]
+    command_line = CommandLine(["fit", *once, "--a", "1", "--config", "small.yaml", "--b=2"], DEFAULT)
+    assert command_line.resume_args == ["--config=small.yaml", "--a", "1", "--b=2"]
+    assert command_line.root_dir == "runs"
+    assert command_line.notice == "no checkpoint of 'mine' under runs: starting from the beginning"
+
+
+def test_run_name_is_file_name_of_first_config_with_allowed_characters(folder: Path) -> None:
+    Path("my poems.v2.yaml").write_text("name: other\n", encoding="utf-8")
+    assert CommandLine(["--config", "my poems.v2.yaml", "--config", "small.yaml"], DEFAULT).run_name == "my_poems.v2"
+    assert CommandLine([], DEFAULT).run_name == "default"
