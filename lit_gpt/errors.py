@@ -1,30 +1,33 @@
-"""What a person can get wrong, and how a command says so."""
+"""The exceptions that a command reports in one line."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake in a command, a config or a file: the message says in one line what was got and what to do.
+    """A mistake that the user can correct, in a flag, a config or a file.
 
-    The command line prints the message alone and ends with exit status 2.
+    The message is one line: what was found, what is wrong, and what to type. The command line prints the message
+    without a traceback and ends with exit status 2.
     """
 
 
-def did_you_mean(got: str, known: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"` for the nearest of `known`, or nothing where none is near."""
-    near = difflib.get_close_matches(got, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
 class Stopped(BaseException):
-    """Ends the command in good order. Like KeyboardInterrupt it passes by `except Exception`.
+    """A signal or the time limit ended the command, as the user asked.
+
+    Like KeyboardInterrupt, it is not an `Exception`: code that handles errors does not catch it by mistake.
 
     Args:
-        status: exit status.
-        message: what to tell.
+        status: The exit status of the command.
+        message: The line that the command prints.
     """
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def did_you_mean(name: str, known_names: Iterable[str]) -> str:
+    """Return `" (did you mean 'x'?)"` for the known name closest to `name`, or `""` if none is close."""
+    matches = difflib.get_close_matches(name, list(known_names), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

@@ -1,4 +1,4 @@
-"""Measures speed, beside others at the same work: `python scripts/bench.py --help`."""
+"""Measure the speed of lit_gpt and of other projects at the same work: `python scripts/bench.py --help`."""
 
 import sys
 from pathlib import Path

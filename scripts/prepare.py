@@ -1,4 +1,4 @@
-"""Tokenizes a table ahead of training, and reports on it: `python scripts/prepare.py --help`."""
+"""Tokenize a table before training, and report on it: `python scripts/prepare.py --help`."""
 
 import sys
 from pathlib import Path

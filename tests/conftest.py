@@ -1,4 +1,4 @@
-"""What tests share: a working folder of their own, a small table, the command line in this process or in another."""
+"""Shared by the tests: a working folder with a small table, the scripts in this or another process, event files."""
 
 import contextlib
 import ctypes
@@ -37,7 +37,7 @@ generate: {max_new_tokens: 8, num_samples: 1}
 
 @dataclass
 class Result:
-    """What a command left: its exit status and what it printed."""
+    """The exit status of a command and what it printed."""
 
     status: int
     out: str
@@ -46,7 +46,7 @@ class Result:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with rows.txt and small.yaml, a run of seconds."""
+    """Return a new working folder with rows.txt, 120 rows of text, and small.yaml, a run that takes seconds."""
     monkeypatch.chdir(tmp_path)
     rows = [f"row {i} 第{i}行: " + "abcdefghij"[i % 10] * (i % 7) for i in range(120)]
     (tmp_path / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
@@ -59,7 +59,10 @@ Fit = Callable[..., Result]
 
 @pytest.fixture
 def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Fit:
-    """`fit("--trainer.max_steps", 3)` is `python scripts/fit.py --config small.yaml --trainer.max_steps 3`."""
+    """Return a function that runs scripts/fit.py in this process.
+
+    `fit("--trainer.max_steps", 3)` is `python scripts/fit.py --config small.yaml --trainer.max_steps 3`.
+    """
 
     def run(*flags: object, config: str | None = "small.yaml") -> Result:
         words = [str(flag) for flag in flags]
@@ -77,23 +80,26 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def forked(
     folder: Path, *words: object, prepare: Callable[[], object] = lambda: None, script: str = "fit.py"
 ) -> Result:
-    """A script in a process of its own, in `folder`; a status below zero is the signal that ended it.
+    """Run a script in a forked process, which does not need to import its modules again.
 
-    A fork has imported already what a command would import for seconds. It leads a group of processes, of which none
-    is left in the end, and none lives for more than 100 seconds: then the status is -6.
+    The process leads a process group, and every process of the group is killed when the script has ended. A script that
+    runs for more than 100 seconds is aborted.
 
     Args:
-        folder: where it works.
-        words: as those of `fit`, --config included.
-        prepare: what it does first.
-        script: which one of scripts/.
+        folder: The working folder of the script.
+        words: Its arguments. Unlike `fit`, this function adds no `--config`.
+        prepare: Is called in the forked process before the script.
+        script: Its name in scripts/.
+
+    Returns:
+        The exit status, negative if a signal ended the process (SIGABRT, -6, after 100 seconds), and the output.
     """
     out, err = folder / "out.txt", folder / "err.txt"
     pid = os.fork()
     if pid == 0:
         status = 70
         try:
-            for signum in (signal.SIGINT, signal.SIGTERM):  # where the command does not listen
+            for signum in (signal.SIGINT, signal.SIGTERM):  # until the command installs its own handlers
                 signal.signal(signum, lambda number, frame: os._exit(128 + number))
             os.setsid()
             os.chdir(folder)
@@ -102,14 +108,14 @@ def forked(
                     os.dup2(file.fileno(), number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
             sys.argv = [str(ROOT / "scripts" / script), *map(str, words)]
-            sys.modules["__main__"].__spec__ = None  # so that Lightning starts other ranks by the path
+            sys.modules["__main__"].__spec__ = None  # so that Lightning starts the other ranks by the script's path
             prepare()
             if script == "fit.py":
                 status = main(DEFAULT)
             else:
                 runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as left:
-            status = int(left.code or 0)
+        except SystemExit as error:
+            status = int(error.code or 0)
         except BaseException:
             sys.excepthook(*sys.exc_info())
             status = 1
@@ -117,16 +123,16 @@ def forked(
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
-    latest = time.monotonic() + 100
-    while (waited := os.waitpid(pid, os.WNOHANG if time.monotonic() < latest else 0))[0] == 0:
+    deadline = time.monotonic() + 100
+    while (waited := os.waitpid(pid, os.WNOHANG if time.monotonic() < deadline else 0))[0] == 0:
         time.sleep(0.01)
-        if time.monotonic() > latest:  # it hangs
+        if time.monotonic() > deadline:
             os.killpg(pid, signal.SIGABRT)
-    ended = waited[1]
+    wait_status = waited[1]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    texts = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
-    return Result(os.waitstatus_to_exitcode(ended), *texts)
+    printed = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
+    return Result(os.waitstatus_to_exitcode(wait_status), *printed)
 
 
 def at_step(step: int, action: Callable[[LitGPT], object]) -> Callable[[], None]:
@@ -148,25 +154,25 @@ def at_step(step: int, action: Callable[[LitGPT], object]) -> Callable[[], None]
     return prepare
 
 
-def powerless() -> None:
-    """Gives up what lets the superuser write where nobody may; for a process of its own (Linux, capset(2))."""
+def drop_capabilities() -> None:
+    """Make file permissions apply to the superuser too, for the rest of this process (Linux, capset(2))."""
     if os.geteuid() == 0:
-        header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-        assert ctypes.CDLL(None).capset(header, nothing) == 0
+        header, no_capabilities = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert ctypes.CDLL(None).capset(header, no_capabilities) == 0
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights in a checkpoint."""
+    """Return the weights of a checkpoint."""
     return Checkpoint.open(path).read()["state_dict"]
 
 
 def event_files(folder: Path) -> list[Path]:
-    """A run's event files in the order they were made: by time, process and number."""
+    """Return a run's event files in the order in which they were created: by time, process and number."""
     return sorted(folder.glob("events.*"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 
 
 def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every point of a run's curves as the event files hold it: tag -> (step, value) in the order written."""
+    """Return every scalar in a run's event files: tag -> (step, value) in the order written."""
     found: dict[str, list[tuple[int, float]]] = {}
     for path in event_files(folder):
         for record in RawEventFileLoader(str(path)).Load():
@@ -181,13 +187,13 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def tags(folder: Path) -> set[str]:
-    """The tags of everything in a run's event files."""
+    """Return the tags of all values in a run's event files."""
     records = [record for path in folder.glob("events.*") for record in RawEventFileLoader(str(path)).Load()]
     return {value.tag for record in records for value in Event.FromString(record).summary.value}
 
 
 def texts(folder: Path) -> dict[int, str]:
-    """What GenerateText wrote into the event files: step -> text."""
+    """Return the sample texts in a run's event files: step -> text."""
     found: dict[int, str] = {}
     for path in event_files(folder):
         for record in RawEventFileLoader(str(path)).Load():

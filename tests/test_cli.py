@@ -1,4 +1,4 @@
-"""Which config is read, who wins, what is refused and how it is said."""
+"""scripts/fit.py: configs and flags, resuming, `validate` and `test`, several devices; generate.py after training."""
 
 import math
 import os
@@ -21,47 +21,48 @@ from lit_gpt.device import available_cores
 RUN = Path("logs/small/version_0")
 
 
-def saved(folder: Path = RUN) -> dict:
+def saved_config(folder: Path = RUN) -> dict:
+    """Return the config.yaml of a run."""
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
-def test_without_a_config_the_default_one_is_read(fit: Fit) -> None:
+def test_default_config_is_read_without_config_flag(fit: Fit) -> None:
     small = ["--trainer.max_steps", 1, "--data.files", "rows.txt", "--data.columns", "text", "--data.batch_size", 2]
     assert fit(*small, "--trainer.accelerator", "cpu", config=None).status == 0
-    assert saved(Path("logs/default/version_0"))["model"]["config"]["d_model"] == 128
+    assert saved_config(Path("logs/default/version_0"))["model"]["config"]["d_model"] == 128
 
 
-def test_the_first_config_is_the_experiment_and_later_ones_overlay_it(fit: Fit) -> None:
+def test_first_config_is_the_experiment_and_later_ones_overlay_it(fit: Fit) -> None:
     Path("overlay.yaml").write_text("trainer: {max_steps: 2}\nmodel: {config: {d_model: 8}}\n")
     assert fit("--config", "overlay.yaml").status == 0
-    config = saved()  # in the folder of the first one's name
+    config = saved_config()  # the run is named after the first config
     assert (config["trainer"]["max_steps"], config["model"]["config"]["d_model"]) == (2, 8)
     assert config["model"]["config"]["num_blocks"] == 2  # the first one's; default.yaml says 4
 
 
 @pytest.mark.parametrize("config", ["--config=small.yaml", "-csmall.yaml"])
 @pytest.mark.parametrize("first", [True, False], ids=["flag first", "config first"])
-def test_flags_win_wherever_they_stand(fit: Fit, first: bool, config: str) -> None:
+def test_flags_override_configs_in_any_order(fit: Fit, first: bool, config: str) -> None:
     flag = ["--trainer.max_steps", "1"]
     words = [*flag, config] if first else [config, *flag]
     assert fit(*words, config=None).status == 0
-    assert saved()["trainer"]["max_steps"] == 1
+    assert saved_config()["trainer"]["max_steps"] == 1
 
 
-def test_runs_of_a_name_are_counted(fit: Fit) -> None:
+def test_runs_with_the_same_name_get_increasing_versions(fit: Fit) -> None:
     for _ in range(2):
         assert fit("--name", "mine.2-b_c", "--trainer.max_steps", 1).status == 0
     assert sorted(path.name for path in Path("logs/mine.2-b_c").iterdir()) == ["version_0", "version_1"]
 
 
-def test_the_saved_config_runs_the_same_again(fit: Fit) -> None:
+def test_saved_config_reproduces_the_run(fit: Fit) -> None:
     assert fit("--name", "first", "--model.config.dropout", 0.1).status == 0
     assert fit(config="logs/first/version_0/config.yaml").status == 0
     one, other = (points(Path(f"logs/first/version_{n}"))["loss/train"] for n in (0, 1))
     assert one == other
 
 
-def test_a_checkpoint_alone_resumes_its_run_in_its_folder(fit: Fit) -> None:
+def test_checkpoint_without_config_resumes_its_run_in_its_folder(fit: Fit) -> None:
     dropout = ["--model.config.dropout", 0.2]
     assert fit(*dropout, "--name", "straight").status == 0
     assert fit(*dropout, "--name", "small", "--checkpoint.every_n_steps", 4).status == 0
@@ -71,42 +72,42 @@ def test_a_checkpoint_alone_resumes_its_run_in_its_folder(fit: Fit) -> None:
     assert [path.name for path in Path("logs/small").iterdir()] == ["version_0"]
     one, other = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("straight", "small"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert "ckpt_path" not in saved()
+    assert "ckpt_path" not in saved_config()
 
 
-def test_flags_win_over_a_checkpoints_config(fit: Fit) -> None:
+def test_flags_override_the_config_in_a_checkpoint(fit: Fit) -> None:
     assert fit().status == 0
     assert fit("--ckpt_path", RUN / "last.ckpt", "--trainer.max_steps", 8, config=None).status == 0
     assert torch.load(RUN / "last.ckpt", weights_only=True)["global_step"] == 8
     assert "already complete at step 8: raise" in fit("--ckpt_path", RUN / "last.ckpt", config=None).out
-    assert saved()["model"]["config"]["d_model"] == 16
+    assert saved_config()["model"]["config"]["d_model"] == 16
 
 
-def test_a_checkpoint_of_another_vocabulary_is_refused(fit: Fit) -> None:
+def test_checkpoint_with_another_vocabulary_is_refused(fit: Fit) -> None:
     Path("a.txt").write_text("abcabcab\n" * 50)
     Path("x.txt").write_text("xyzxyzxy\n" * 50)
     assert fit("--data.tokenizer", "char", "--data.files", "a.txt").status == 0
     result = fit("validate", "--ckpt_path", RUN / "last.ckpt", "--data.files", "x.txt", config=None)
     assert (result.status, result.out) == (2, "")
-    assert "its tokens stand for other pieces of text" in result.err
+    assert "its tokenizer has other tokens than the tokenizer of this data" in result.err
 
 
-def test_a_run_resumed_under_another_name_has_its_chart_too(fit: Fit) -> None:
+def test_run_resumed_under_another_name_logs_chart_and_settings(fit: Fit) -> None:
     assert fit().status == 0
     assert fit("--ckpt_path", RUN / "last.ckpt", "--name", "other", "--trainer.max_steps", 8).status == 0
     assert {"custom_scalars__config__", "_hparams_/session_start_info"} <= tags(Path("logs/other/version_0"))
 
 
 @pytest.mark.parametrize("command", [[], ["validate"]], ids=["fit", "validate"])
-def test_a_checkpoint_of_another_model_is_refused(fit: Fit, command: list[str]) -> None:
+def test_checkpoint_with_another_model_is_refused(fit: Fit, command: list[str]) -> None:
     assert fit().status == 0
     result = fit(*command, "--ckpt_path", RUN / "last.ckpt", "--model.config.d_model", 8, "--data.tokenizer", "char")
     assert result.status == 2
-    assert "vocab_size 257 there, 28 here; d_model 16 there, 8 here" in result.err
+    assert "vocab_size 257 in the checkpoint, 28 now; d_model 16 in the checkpoint, 8 now" in result.err
     assert result.err.count("\n") == 1
 
 
-def test_validate_scores_a_checkpoint_and_makes_no_run(fit: Fit) -> None:
+def test_validate_prints_metrics_and_writes_no_files(fit: Fit) -> None:
     assert fit().status == 0
     before = sorted(Path("logs").rglob("*"))
     result = fit("validate", "--ckpt_path", RUN / "last.ckpt", config=None)
@@ -116,7 +117,7 @@ def test_validate_scores_a_checkpoint_and_makes_no_run(fit: Fit) -> None:
     assert f"loss/val             {expected:.4f}" in result.out.splitlines()
 
 
-def test_test_scores_the_test_split(fit: Fit) -> None:
+def test_test_command_prints_metrics_of_the_test_split(fit: Fit) -> None:
     trained = fit("--data.test_fraction", 0.2)
     assert trained.status == 0
     result = fit("test", "--ckpt_path", RUN / "last.ckpt", "--data.eval_windows", "null", config=None)
@@ -137,7 +138,7 @@ def test_test_scores_the_test_split(fit: Fit) -> None:
     assert got == pytest.approx(expected, rel=1e-5)
 
 
-def test_test_says_where_there_is_nothing_to_test_on_or_it_may_have_been_seen(fit: Fit) -> None:
+def test_test_command_refuses_missing_split_and_warns_of_seen_text(fit: Fit) -> None:
     assert fit().status == 0
     Path("t.csv").write_text("text,part\n" + "a row to train on,train\na row to validate,val\n" * 20)
     test = ["test", "--ckpt_path", RUN / "last.ckpt"]
@@ -152,10 +153,10 @@ def test_test_says_where_there_is_nothing_to_test_on_or_it_may_have_been_seen(fi
         assert message in result.err
     result = fit(*test, "--data.test_fraction", 0.1)
     assert result.status == 0
-    assert "to train on: it may have seen what is tested" in result.out
+    assert "training tokens: the test text may have been trained on" in result.out
 
 
-def test_the_preflight_says_what_is_about_to_be_trained(fit: Fit) -> None:
+def test_preflight_describes_data_model_and_steps(fit: Fit) -> None:
     out = fit("--data.global_batch_size", 8).out
     rows = Path("rows.txt").read_text(encoding="utf-8").splitlines()
     tokens = sum(len(row.encode()) + 1 for row in rows)
@@ -187,49 +188,49 @@ def test_the_preflight_says_what_is_about_to_be_trained(fit: Fit) -> None:
 )
 @pytest.mark.filterwarnings("ignore:.*anomaly.*")
 @pytest.mark.filterwarnings("ignore:.*barebones.*")
-def test_trainer_flags_work(fit: Fit, flags: list[str]) -> None:
+def test_trainer_flag_is_accepted(fit: Fit, flags: list[str]) -> None:
     assert fit(*flags).status == 0
 
 
-def test_batches_to_overfit_are_an_epoch(fit: Fit) -> None:
+def test_overfit_batches_are_one_epoch(fit: Fit) -> None:
     few = ["--trainer.overfit_batches", 4, "--data.global_batch_size", 8]
     result = fit(*few, "--trainer.max_epochs", 2, "--trainer.max_steps", 20, "--model.schedule", "constant")
     assert result.status == 0, result.err
     assert "steps       4 of 128 tokens, 2 to an epoch" in result.out
-    assert Checkpoint.open(RUN / "best.ckpt").step == 4  # validated at its end
+    assert Checkpoint.open(RUN / "best.ckpt").step == 4  # the end of an epoch, where it is validated
 
 
 @pytest.mark.filterwarnings("ignore:.*barebones.*")
-def test_a_barebones_run_leaves_nothing(fit: Fit) -> None:
+def test_barebones_run_writes_no_files(fit: Fit) -> None:
     fit("--trainer.barebones", "true")
     assert not Path("logs").exists()
 
 
-def test_a_shape_that_cannot_be_is_refused_before_the_text_is_read(fit: Fit) -> None:
+def test_invalid_model_shape_is_refused_before_data_is_read(fit: Fit) -> None:
     assert fit("--model.config.num_heads", "3").status == 2
     assert not Path("data").exists()
 
 
 def run_script(script: str, *words: str, timeout: int = 100) -> subprocess.CompletedProcess[str]:
-    """A script as a person runs it, in a process of its own."""
+    """Run a script in a new Python process."""
     command = [sys.executable, str(ROOT / "scripts" / script), *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
-def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folder: Path) -> None:
+def test_two_devices_match_one_device_and_resume(fit: Fit, folder: Path) -> None:
     shared = ["--data.global_batch_size", "8", "--model.config.dropout", "0.1", "--checkpoint.every_n_steps", "4"]
-    shared += ["--trainer.precision", "64-true"]  # where sums in another order are no more than the last digits
+    shared += ["--trainer.precision", "64-true"]  # so that another order of summation changes the last digits only
     assert fit("--name", "one", *shared).status == 0
-    pair = ["--config", str(ROOT / "configs" / "ddp.yaml"), "--trainer.devices", "2"]
-    trained = forked(folder, "--config", "small.yaml", "--name", "two", *shared, *pair)
+    two_devices = ["--config", str(ROOT / "configs" / "ddp.yaml"), "--trainer.devices", "2"]
+    trained = forked(folder, "--config", "small.yaml", "--name", "two", *shared, *two_devices)
     assert trained.status == 0, trained.err
     assert trained.out.count("parameters") == 1  # one preflight
     assert "Warning" not in trained.err
     assert [path.name for path in Path("logs/two").iterdir()] == ["version_0"]
     one, two = (points(Path(f"logs/{name}/version_0")) for name in ("one", "two"))
     for tag in ("loss/train", "loss/val", "loss/train_eval", "optim/grad_norm"):
-        torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=5e-7)  # the last one of what is logged
+        torch.testing.assert_close(two[tag], one[tag], rtol=0, atol=5e-7)  # the last digit logged
     resumed = forked(folder, "--ckpt_path", "logs/two/version_0/step_00000004.ckpt")
     assert resumed.status == 0, resumed.err
     expected, got = (weights(Path(f"logs/{name}/version_0/last.ckpt")) for name in ("one", "two"))
@@ -238,7 +239,7 @@ def test_two_devices_train_validate_checkpoint_and_resume_as_one(fit: Fit, folde
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-12)
 
 
-def test_two_processes_share_the_cores(folder: Path) -> None:
+def test_two_processes_get_half_of_the_cores_each(folder: Path) -> None:
     def prepare() -> None:
         os.environ.pop("OMP_NUM_THREADS", None)
         fit_command.RUN["fit"] = lambda experiment, stop: print(os.environ["OMP_NUM_THREADS"])
@@ -247,7 +248,7 @@ def test_two_processes_share_the_cores(folder: Path) -> None:
     assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, available_cores() // 2))
 
 
-def test_generate_writes_from_the_newest_checkpoint(fit: Fit, folder: Path) -> None:
+def test_generate_script_uses_the_newest_checkpoint(fit: Fit, folder: Path) -> None:
     assert fit("--data.tokenizer", "char").status == 0
     words = ["--prompt", "第1行", "--max_new_tokens", "40", "--num_samples", "2", "--seed", "7"]
     first, again = (forked(folder, *words, script="generate.py") for _ in range(2))
@@ -261,7 +262,7 @@ def test_generate_writes_from_the_newest_checkpoint(fit: Fit, folder: Path) -> N
     assert likeliest[:half] == likeliest[half:]
 
 
-def test_configs_are_found_from_the_scripts_place(folder: Path) -> None:
+def test_script_finds_the_default_config_from_any_working_folder(folder: Path) -> None:
     words = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--generate.prompts", "[]"]
     result = run_script("fit.py", *words)
     assert result.returncode == 0, result.stderr

@@ -28,7 +28,7 @@ def with_note(error: Exception, note: str) -> Exception:
 STOPPED = Stopped(143, "stopped by SIGTERM")
 GLOO = RuntimeError("[../gloo/tcp/pair.cc:534] Connection closed by peer. More text")
 LOST = "another process of the run is gone or out of reach (Connection closed by peer)"
-NOT_STARTED = "not all processes of the run came, or one is gone (Connection closed by peer): see what it says"
+NOT_STARTED = "not all processes of the run have started, or one is gone (Connection closed by peer): read its output"
 
 Case = tuple[BaseException, dict, tuple[int, str | None]]
 FAILURES: dict[str, Case] = {

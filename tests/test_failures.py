@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Fit, at_step, forked, points, powerless
+from conftest import Fit, at_step, drop_capabilities, forked, points
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.model import GPT
@@ -216,7 +216,7 @@ def test_run_folder_that_becomes_read_only_keeps_its_files(folder: Path) -> None
 
     def make_read_only(module: LitGPT) -> None:
         os.chmod(RUN, 0o555)
-        powerless()
+        drop_capabilities()
 
     ended = forked(folder, "--config", "small.yaml", "--ckpt_path", "last", prepare=at_step(5, make_read_only))
     (folder / RUN).chmod(0o755)

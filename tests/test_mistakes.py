@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Fit, Result, forked, powerless
+from conftest import Fit, Result, drop_capabilities, forked
 from filelock import FileLock
 from user_errors import (
     LAST,
@@ -203,30 +203,38 @@ CHECKPOINTS: dict[str, Case] = {
         "not a checkpoint of lit_gpt",
         lambda: torch.save({"state_dict": {}}, "changed.ckpt"),
     ),
-    "another model shape": Case(["--ckpt_path", LAST, "--model.config.d_model", "8"], "d_model 16 there, 8 here"),
-    "another vocabulary": Case(["--ckpt_path", LAST, "--data.tokenizer", "char"], "vocab_size 257 there, 28 here"),
+    "another model shape": Case(
+        ["--ckpt_path", LAST, "--model.config.d_model", "8"], "d_model 16 in the checkpoint, 8 now"
+    ),
+    "another vocabulary": Case(
+        ["--ckpt_path", LAST, "--data.tokenizer", "char"], "vocab_size 257 in the checkpoint, 28 now"
+    ),
     "another text": Case(
         ["--ckpt_path", LAST, "--data.files", "other.txt"], "other data", lambda: write("row\n" * 200, "other.txt")()
     ),
-    "another split": Case(["--ckpt_path", LAST, "--data.val_fraction", "0.3"], "val tokens 279 there, 793 here"),
+    "another split": Case(
+        ["--ckpt_path", LAST, "--data.val_fraction", "0.3"], "val tokens 279 in the checkpoint, 793 now"
+    ),
     "another optimizer": Case(["--ckpt_path", LAST, "--model.optimizer", "muon"], "was trained with adamw"),
     "no weights": Case(
         ["--ckpt_path", "changed.ckpt"], "gpt.blocks.0.attention.k_norm", lambda: change_checkpoint(state_dict={})
     ),
     "other weights": Case(
         ["--ckpt_path", "changed.ckpt"],
-        "changed.ckpt holds another model (gpt.blocks.0.attention.k_norm.weight None there, (8,) here",
+        "changed.ckpt has another model (gpt.blocks.0.attention.k_norm.weight None in the checkpoint, (8,) now",
         lambda: change_checkpoint(state_dict={"gpt.embedding.weight": torch.zeros(2)}),
     ),
     "no optimizer": Case(
-        ["--ckpt_path", "changed.ckpt"], "holds no optimizer", lambda: change_checkpoint(optimizer_states=None)
+        ["--ckpt_path", "changed.ckpt"], "has no optimizer state", lambda: change_checkpoint(optimizer_states=None)
     ),
     "no hyperparameters": Case(
-        ["--ckpt_path", "changed.ckpt"], "d_model None there", lambda: change_checkpoint(hyper_parameters={})
+        ["--ckpt_path", "changed.ckpt"],
+        "d_model None in the checkpoint",
+        lambda: change_checkpoint(hyper_parameters={}),
     ),
     "optimizer moments of another shape": Case(
         ["--ckpt_path", "changed.ckpt"],
-        "changed.ckpt holds an optimizer of another model",
+        "changed.ckpt has the optimizer state of another model",
         lambda: change_checkpoint(optimizer_states=moments_of_wrong_shape()),
     ),
     "state_dict is a list": Case(
@@ -316,7 +324,7 @@ FOLDERS: dict[str, Case] = {
 def test_unusable_folder_or_file_gives_one_line(folder: Path, case: Case) -> None:
     case.prepare()
     before = folder_contents()
-    assert_user_error(forked(folder, "--config", "small.yaml", *case.flags, prepare=powerless), case.message)
+    assert_user_error(forked(folder, "--config", "small.yaml", *case.flags, prepare=drop_capabilities), case.message)
     assert folder_contents() == before
     (folder / "rows.txt").chmod(0o644)
 

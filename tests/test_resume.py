@@ -125,7 +125,7 @@ def test_resuming_a_finished_run_changes_nothing(fit: Fit) -> None:
     before = {path.name: path.read_bytes() for path in RUN.iterdir() if path.suffix == ".ckpt"}
     curves = points(RUN)
     result = fit("--ckpt_path", "last")
-    assert "already complete at step 6: raise --trainer.max_steps to go on" in result.out
+    assert "already complete at step 6: raise --trainer.max_steps to continue" in result.out
     assert {path.name: path.read_bytes() for path in RUN.iterdir() if path.suffix == ".ckpt"} == before
     assert points(RUN) == curves
 
@@ -280,11 +280,14 @@ def test_other_data_is_refused_without_allow_data_change(fit: Fit) -> None:
     Path("rows.txt").write_text(text + "\none more row", encoding="utf-8")
     result = fit("--ckpt_path", "last")
     assert (result.status, result.err.count("\n")) == (2, 1)
-    documents = "documents 120 there, 121 here; characters 1937 there, 1949 here; val tokens 279 there, 292 here"
+    documents = (
+        "documents 120 in the checkpoint, 121 now; characters 1937 in the checkpoint, 1949 now; "
+        "val tokens 279 in the checkpoint, 292 now"
+    )
     assert f"was trained on other data ({documents})" in result.err
     Path("rows.txt").write_text(text.replace("row 7", "row 8"), encoding="utf-8")
     assert "other data (the text itself)" in fit("--ckpt_path", "last").err
-    assert "val tokens 279 there, 546 here" in fit("--ckpt_path", "last", "--data.val_fraction", 0.2).err
+    assert "val tokens 279 in the checkpoint, 546 now" in fit("--ckpt_path", "last", "--data.val_fraction", 0.2).err
     assert sorted(RUN.rglob("*")) == before
     assert fit("--ckpt_path", "last", "--allow_data_change", "true").status == 0
     Path("rows.txt").write_text(text.replace("row 7", "row 9"), encoding="utf-8")

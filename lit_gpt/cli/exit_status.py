@@ -62,7 +62,8 @@ def classify(
             lost = f"another process of the run is gone or out of reach ({reason}){notes}"
             lost += f"; resume it with: {resume_command}"
         else:
-            lost = f"not all processes of the run came, or one is gone ({reason}): see what it says, and start all"
+            lost = f"not all processes of the run have started, or one is gone ({reason}): read its output, and start "
+            lost += "all of them again"
         return 1, _one_line(f"rank {rank}: {lost}")
     return 1, None
 

@@ -81,8 +81,8 @@ def test(experiment: Experiment, stop: GracefulStop) -> None:
     saved_tokens, tokens = checkpoint.data_fingerprint["train tokens"], fingerprint(datamodule)["train tokens"]
     if saved_tokens != tokens and experiment.trainer.is_global_zero:
         print(
-            f"warning     it was trained on {saved_tokens:,} tokens, and this split has {tokens:,} to train on: it may "
-            "have seen what is tested; give the split it had"
+            f"warning     the checkpoint was trained on {saved_tokens:,} tokens, and this split has {tokens:,} "
+            "training tokens: the test text may have been trained on; give the split of the training"
         )
     with misconfiguration_as_user_error():
         experiment.trainer.test(experiment.model, datamodule=datamodule, ckpt_path=checkpoint.path, verbose=False)
@@ -218,7 +218,7 @@ def profile(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
 
 
 def print_end(experiment: Experiment) -> None:
-    """Print why the run ended, its best and last checkpoints, and the commands to go on with."""
+    """Print why the run ended, its best and last checkpoints, and the commands to continue with."""
     if experiment.profiler is not None:
         print(experiment.profiler.report())
         return

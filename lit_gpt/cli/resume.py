@@ -17,21 +17,25 @@ from lit_gpt.training.module import LitGPT
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Describe every value of `current` that differs from the checkpoint's."""
-    return [f"{key} {saved.get(key)} there, {value} here" for key, value in current.items() if saved.get(key) != value]
+    return [
+        f"{key} {saved.get(key)} in the checkpoint, {value} now"
+        for key, value in current.items()
+        if saved.get(key) != value
+    ]
 
 
 def check_same_model(checkpoint: Checkpoint, model: LitGPT, tokenizer: Tokenizer) -> None:
-    """Check that the checkpoint's model has the shape, the vocabulary and the weights of the model just built.
+    """Check that the checkpoint's model has the shape, the vocabulary and the parameters of `model`.
 
     Raises:
-        UserError: It has not.
+        UserError: It does not. The message names the differences.
     """
     config: Any = model.arguments["config"]
     found = differences(checkpoint.hyper_parameters.get("config", {}), config)
     if any(difference.startswith("vocab_size") for difference in found):
-        found.append("so the text, --data.files, is not the one it was trained on")
+        found.append("so --data.files is not the text it was trained on")
     if not found and checkpoint.tokenizer != tokenizer:
-        found = ["its tokens stand for other pieces of text than this data's"]
+        found = ["its tokenizer has other tokens than the tokenizer of this data"]
     saved_shapes, shapes = (
         {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
         for weights in (checkpoint.state_dict, model.state_dict())
@@ -39,10 +43,10 @@ def check_same_model(checkpoint: Checkpoint, model: LitGPT, tokenizer: Tokenizer
     if not found and saved_shapes != shapes:
         names = sorted(saved_shapes.keys() | shapes.keys())
         different = [name for name in names if saved_shapes.get(name) != shapes.get(name)]
-        found = [f"{name} {saved_shapes.get(name)} there, {shapes.get(name)} here" for name in different[:3]]
+        found = [f"{name} {saved_shapes.get(name)} in the checkpoint, {shapes.get(name)} now" for name in different[:3]]
     if found:
         raise UserError(
-            f"{checkpoint.path} holds another model ({'; '.join(found)}): leave out what changes it, or the checkpoint"
+            f"{checkpoint.path} has another model ({'; '.join(found)}): remove the flags that change it, or --ckpt_path"
         )
 
 
@@ -54,10 +58,13 @@ def check_same_optimizer(checkpoint: Checkpoint, model: LitGPT) -> None:
     """
     saved = checkpoint.hyper_parameters.get("optimizer")
     if checkpoint.optimizer_state is None:
-        raise UserError(f"{checkpoint.path} holds no optimizer to go on with: validate it, or write texts with it")
+        raise UserError(
+            f"{checkpoint.path} has no optimizer state to resume: use it with validate or scripts/generate.py"
+        )
     if saved != model.optimizer:
         raise UserError(
-            f"--model.optimizer {model.optimizer}: {checkpoint.path} was trained with {saved}, go on with that"
+            f"--model.optimizer {model.optimizer}: {checkpoint.path} was trained with {saved}: give --model.optimizer "
+            f"{saved}"
         )
     groups = parameter_groups(model.gpt, model.weight_decay, model.optimizer)
     shapes = [parameter.shape for group in groups for parameter in group["params"]]
@@ -67,21 +74,23 @@ def check_same_optimizer(checkpoint: Checkpoint, model: LitGPT) -> None:
         for value in state.values()
         if value.ndim > 0
     ):
-        raise UserError(f"{checkpoint.path} holds an optimizer of another model: validate it, or write texts with it")
+        raise UserError(
+            f"{checkpoint.path} has the optimizer state of another model: use it with validate or scripts/generate.py"
+        )
 
 
 def check_same_data(checkpoint: Checkpoint, datamodule: TextDataModule) -> None:
     """Check that the checkpoint's run was trained on the same tokens, in the same split.
 
     Raises:
-        UserError: It was not.
+        UserError: It was not. The message names the differences.
     """
     found = differences(checkpoint.data_fingerprint, fingerprint(datamodule))
     if found:
         readable = [text for text in found if not text.startswith("key ")] or ["the text itself"]
         raise UserError(
-            f"{checkpoint.path} was trained on other data ({'; '.join(readable)}): give the data it had, or "
-            "--allow_data_change true to go on with this"
+            f"{checkpoint.path} was trained on other data ({'; '.join(readable)}): give the same data, or "
+            "--allow_data_change true to continue with this data"
         )
 
 
@@ -100,9 +109,9 @@ def describe_resume(experiment: Experiment, checkpoint: Checkpoint) -> list[str]
         if isinstance(callback, StopEarly):
             waited = checkpoint.callbacks.get(callback.state_key, {}).get("wait_count", 0)
             if waited >= callback.patience:
-                lines += [f"already complete: {callback.reason(waited)}; raise --early_stopping.patience to go on"]
+                lines += [f"already complete: {callback.reason(waited)}; raise --early_stopping.patience to continue"]
     if max_steps is not None and step >= max_steps:
-        lines += [f"already complete at step {step:,}: raise --trainer.max_steps to go on"]
+        lines += [f"already complete at step {step:,}: raise --trainer.max_steps to continue"]
     return lines
 
 
