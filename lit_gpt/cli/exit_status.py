@@ -36,11 +36,11 @@ def classify(
     | anything else: a bug                     | 1       | its traceback     |
 
     Args:
-        error: the failure.
-        rank: the rank of this process.
-        is_training: whether the first step has begun.
-        resume_command: the command that resumes the run.
-        stopped: the stop that was raised earlier, if one was and was lost on its way; `error` then follows from it.
+        error: The failure.
+        rank: The rank of this process.
+        is_training: Whether the first step has begun.
+        resume_command: The command that resumes the run.
+        stopped: The stop that was raised earlier, if one was and was lost on its way; `error` then follows from it.
 
     Returns:
         The exit status, and the message. The message is one line; "" if there is nothing to print; None if the

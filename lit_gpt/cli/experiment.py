@@ -49,17 +49,17 @@ class Experiment:
 
     Attributes:
         command: `fit`, `validate` or `test`.
-        settings: all settings, from defaults, configs and flags.
-        model: its parameters are on the meta device until the Trainer configures it.
-        datamodule: the data; its corpus is tokenized.
-        generate: the callback that writes sample texts.
-        notice: a line to print before anything else, or an empty string.
-        trainer: the Trainer, with all callbacks.
-        folder: the run's folder; None if the run has none.
-        resumes_in_place: whether the run continues in the folder of the checkpoint it resumes from.
-        checkpointing: the callback that writes checkpoints; None if none are written.
-        profiler: the callback that measures a few steps, with `--preflight`; None otherwise.
-        config_text: the settings as in config.yaml; None if no config.yaml is written.
+        settings: All settings, from defaults, configs and flags.
+        model: Its parameters are on the meta device until the Trainer configures it.
+        datamodule: The data; its corpus is tokenized.
+        generate: The callback that writes sample texts.
+        notice: A line to print before anything else, or an empty string.
+        trainer: The Trainer, with all callbacks.
+        folder: The run's folder; None if the run has none.
+        resumes_in_place: Whether the run continues in the folder of the checkpoint it resumes from.
+        checkpointing: The callback that writes checkpoints; None if none are written.
+        profiler: The callback that measures a few steps, with `--preflight`; None otherwise.
+        config_text: The settings as in config.yaml; None if no config.yaml is written.
     """
 
     command: str
@@ -139,7 +139,7 @@ class SaveConfig(SaveConfigCallback):
     Settings that hold for one command only, such as the checkpoint to resume from, are left out.
 
     Attributes:
-        text: the settings as YAML.
+        text: The settings as YAML.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
@@ -185,8 +185,8 @@ def trainer_options(experiment: Experiment, options: dict[str, Any]) -> dict[str
     """Return the arguments of the Trainer for any command.
 
     Args:
-        experiment: the chosen precision is written to its settings, because another processor would choose another one.
-        options: the settings under `trainer`, with classes instantiated.
+        experiment: The chosen precision is written to its settings, because another processor would choose another one.
+        options: The settings under `trainer`, with classes instantiated.
     """
     if options["precision"] is None and not as_list(options["plugins"]):
         precision = fastest_precision(options["accelerator"], experiment.model, experiment.datamodule)
@@ -207,11 +207,11 @@ def configure_training(
     """Complete the arguments of a Trainer that trains, and `experiment`: folder, logger, callbacks and time limit.
 
     Args:
-        experiment: changed in place.
-        options: the arguments of the Trainer, changed in place.
-        parts: all settings, with classes instantiated.
-        arguments: the command line.
-        stop: it learns of the time limit and of the command that resumes the run.
+        experiment: Changed in place.
+        options: The arguments of the Trainer, changed in place.
+        parts: All settings, with classes instantiated.
+        arguments: The command line.
+        stop: It learns of the time limit and of the command that resumes the run.
     """
     settings = experiment.settings
     if isinstance(options["val_check_interval"], float):
@@ -222,12 +222,11 @@ def configure_training(
     experiment.resumes_in_place = version is not None
     stop.resume_command = resume_command(arguments, settings.name, logs)
     logger = StepLogger(logs, name=settings.name, version=version)
-    checkpointing: StepCheckpoint = parts.checkpoint
     leaves_nothing = options["barebones"] or options["fast_dev_run"]
     if not leaves_nothing:
-        experiment.folder = checkpointing.folder = Path(logger.log_dir)
+        experiment.folder = parts.checkpoint.folder = Path(logger.log_dir)
         if options["enable_checkpointing"] is not False:
-            experiment.checkpointing = checkpointing
+            experiment.checkpointing = parts.checkpoint
     if options["barebones"]:
         options["log_every_n_steps"] = 0
     if settings.preflight:
@@ -240,14 +239,22 @@ def configure_training(
     else:
         other_loggers = [] if options["logger"] is True else as_list(options["logger"])
         options["logger"] = False if options["logger"] is False else [logger, *other_loggers]
-        callbacks: list[Callback] = [Throughput(lambda: checkpointing.save_seconds)]
-        callbacks += [StepProgress()] if options["enable_progress_bar"] is not False else []
-        callbacks += [experiment.generate]
-        callbacks += [parts.early_stopping] if settings.early_stopping.patience is not None else []
-        if experiment.checkpointing is not None:
-            callbacks += [checkpointing]
-            stop.checkpointing = checkpointing
-        options["callbacks"] += callbacks
+        options["callbacks"] += training_callbacks(experiment, parts, options["enable_progress_bar"] is not False)
+        stop.checkpointing = experiment.checkpointing
+
+
+def training_callbacks(experiment: Experiment, parts: Namespace, shows_progress: bool) -> list[Callback]:
+    """Return the callbacks of a run that trains, in the order in which Lightning calls them."""
+    checkpointing: StepCheckpoint = parts.checkpoint
+    callbacks: list[Callback] = [Throughput(lambda: checkpointing.save_seconds)]
+    if shows_progress:
+        callbacks.append(StepProgress())
+    callbacks.append(experiment.generate)
+    if experiment.settings.early_stopping.patience is not None:
+        callbacks.append(parts.early_stopping)
+    if experiment.checkpointing is not None:
+        callbacks.append(experiment.checkpointing)
+    return callbacks
 
 
 def build_timer(limit: Any) -> Timer:
@@ -293,8 +300,8 @@ def build_trainer(options: dict[str, Any], timeout: int) -> Trainer:
     """Construct the Trainer.
 
     Args:
-        options: its arguments.
-        timeout: seconds that a process waits for the others of its run, unless a strategy in a config has its own.
+        options: Its arguments.
+        timeout: Seconds that a process waits for the others of its run, unless a strategy in a config has its own.
 
     Raises:
         UserError: The Trainer refuses one of its arguments, which it does with exceptions of many types.

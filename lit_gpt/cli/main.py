@@ -23,7 +23,7 @@ def main(default_config: Path) -> int:
     """Run the command line in `sys.argv`; return the exit status (see `classify`).
 
     Args:
-        default_config: the config that is read if neither `--config` nor `--ckpt_path` is given.
+        default_config: The config that is read if neither `--config` nor `--ckpt_path` is given.
     """
     quiet_lightning()
     configure_malloc()

@@ -61,7 +61,7 @@ def build_parser(command: str, name: str) -> StrictParser:
 
     Args:
         command: `fit`, `validate` or `test`; the commands differ in the help of `--ckpt_path` only.
-        name: the default of `--name`.
+        name: The default of `--name`.
     """
     parser = StrictParser(
         prog=f"fit.py {command}",
