@@ -30,6 +30,33 @@ def set_logged_step(trainer: "Trainer") -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
 
+def set_loop_progress(loops: dict[str, Any], step: int, accumulate_grad_batches: int, steps_per_epoch: int) -> None:
+    """Set the state of a new fit loop to the start of the batch that follows optimizer step `step`.
+
+    The keys of this state are not documented. A checkpoint has the state of the loop that wrote it: perhaps in the
+    middle of an epoch, or with another batch size or number of ranks. Only its step is used.
+
+    Args:
+        loops: `trainer.fit_loop.state_dict()` before training; changed in place.
+        step: Completed optimizer steps.
+        accumulate_grad_batches: Batches in an optimizer step.
+        steps_per_epoch: Optimizer steps in an epoch.
+    """
+
+    def set_progress(progress: dict[str, Any], total: int, current: int, in_progress: int = 0) -> None:
+        for name, completed in (("total", total), ("current", current)):
+            for key in progress[name]:
+                progress[name][key] = completed + (in_progress if key in ("ready", "started") else 0)
+
+    epochs, steps_of_epoch = divmod(step, steps_per_epoch)
+    set_progress(loops["epoch_progress"], epochs, epochs, in_progress=1 if steps_of_epoch else 0)
+    batches, batches_of_epoch = step * accumulate_grad_batches, steps_of_epoch * accumulate_grad_batches
+    set_progress(loops["epoch_loop.batch_progress"], batches, batches_of_epoch)
+    optimizer = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
+    set_progress(optimizer["step"], step, steps_of_epoch)
+    set_progress(optimizer["zero_grad"], step, steps_of_epoch)
+
+
 def dump_checkpoint(trainer: "Trainer") -> dict[str, Any]:
     """Return the checkpoint that `trainer.save_checkpoint` would write.
 

@@ -81,6 +81,15 @@ def test_set_logged_step_decides_where_lightning_logs(corrected: bool) -> None:
     assert logger.steps == ([0, 1, 2, 3] if corrected else [0, 1, 90, 91])
 
 
+def test_set_loop_progress_sets_step_epoch_and_batch() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    loops = trainer.fit_loop.state_dict()
+    compat.set_loop_progress(loops, step=6, accumulate_grad_batches=2, steps_per_epoch=4)
+    trainer.fit_loop.load_state_dict(loops)
+    assert (trainer.global_step, trainer.current_epoch) == (6, 1)
+    assert (trainer.fit_loop.total_batch_idx, trainer.fit_loop.batch_idx) == (11, 3)  # the last batch of step 6
+
+
 @pytest.mark.parametrize("disabled", [False, True])
 def test_disable_distributed_sampler_keeps_the_sampler(disabled: bool) -> None:
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)

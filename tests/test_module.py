@@ -1,4 +1,4 @@
-"""What is trained, logged and estimated is what the names say."""
+"""Training, evaluation and logging by LitGPT, compared with plain PyTorch."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ TRAINED = 16  # context_length of small.yaml
 
 
 def plain_training(steps: int, batch: int, clip: float = 1.0) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """What small.yaml trains, written out by hand: losses and weights."""
+    """Train the model of small.yaml in plain PyTorch; return losses and weights."""
     corpus = open_corpus([Source("rows.txt")], CorpusConfig(ReadOptions(), tokenizer="byte"), Path("data/cache"))
     ids = torch.from_numpy(np.asarray(corpus.split("train"), dtype=np.int64))  # 108 of 120 rows
     model = LitGPT.load_from_checkpoint("start.ckpt", weights_only=True).gpt
@@ -58,9 +58,9 @@ def plain_training(steps: int, batch: int, clip: float = 1.0) -> tuple[list[floa
 @pytest.mark.parametrize(
     "flags",
     [["--data.batch_size", 12], ["--data.global_batch_size", 12], ["--trainer.accumulate_grad_batches", 3]],
-    ids=["one forward", "accumulation from the global batch", "accumulation by the Trainer"],
+    ids=["one batch", "global_batch_size", "accumulate_grad_batches"],
 )
-def test_a_run_trains_as_the_course_would_by_hand(fit: Fit, flags: list[object]) -> None:
+def test_run_matches_a_training_loop_written_by_hand(fit: Fit, flags: list[object]) -> None:
     assert fit("--name", "start", "--trainer.max_steps", 1, "--model.learning_rate", 1e-30).status == 0
     Path("logs/start/version_0/last.ckpt").rename("start.ckpt")  # the weights before training, but for 1e-30
     assert fit(*flags, "--name", "run").status == 0
@@ -84,22 +84,22 @@ def test_intervals_count_optimizer_steps_under_accumulation(fit: Fit) -> None:
     }
 
 
-@pytest.mark.parametrize("flags", [[], ["--data.global_batch_size", 12]], ids=["one forward", "three"])
-def test_the_last_step_validates_whatever_the_interval(fit: Fit, flags: list[object]) -> None:
+@pytest.mark.parametrize("flags", [[], ["--data.global_batch_size", 12]], ids=["one batch", "three"])
+def test_last_step_validates_whatever_the_interval(fit: Fit, flags: list[object]) -> None:
     assert fit("--trainer.val_check_interval", 4, *flags).status == 0
     assert [step for step, _ in points(RUN)["loss/val"]] == [4, 6]
     assert fit("--name", "rare", "--trainer.val_check_interval", 1000, *flags).status == 0
     assert [step for step, _ in points(Path("logs/rare/version_0"))["loss/val"]] == [6]
 
 
-def test_a_share_of_an_epoch_is_an_interval_too(fit: Fit) -> None:
+def test_validation_interval_can_be_a_part_of_an_epoch(fit: Fit) -> None:
     result = fit("--trainer.val_check_interval", 0.25, "--data.global_batch_size", 8)
     assert "17 to an epoch" in result.out
     assert [step for step, _ in points(RUN)["loss/val"]] == [4, 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_the_estimate_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch_size: int) -> None:
+def test_estimated_loss_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch_size: int) -> None:
     assert fit("--data.batch_size", batch_size, "--data.eval_windows", "null").status == 0
     logged = points(RUN)
     model, tokenizer, _ = load_model(RUN / "last.ckpt")
@@ -116,7 +116,7 @@ def test_the_estimate_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch_s
     assert logged["val/bits_per_byte"][-1][1] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
 
 
-def test_dropout_depends_on_the_seed_and_the_step_alone(fit: Fit) -> None:
+def test_dropout_depends_on_seed_and_step_only(fit: Fit) -> None:
     for name, flags in {"a": [], "b": ["--trainer.val_check_interval", 1, "--generate.prompts", "[]"]}.items():
         assert fit("--name", name, "--model.config.dropout", 0.3, *flags).status == 0
     a, b = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in "ab")
@@ -133,7 +133,7 @@ def test_dropout_depends_on_the_seed_and_the_step_alone(fit: Fit) -> None:
     ],
     ids=["off", "by value"],
 )
-def test_clipping_is_the_trainers(fit: Fit, flags: list[str]) -> None:
+def test_gradient_clipping_follows_the_trainers_settings(fit: Fit, flags: list[str]) -> None:
     assert fit("--name", "norm", "--trainer.gradient_clip_val", 0.01).status == 0
     assert fit("--name", "other", *flags).status == 0
     norm, other = (points(Path(f"logs/{name}/version_0")) for name in ("norm", "other"))
@@ -152,15 +152,15 @@ def test_clipping_by_value_bounds_every_gradient() -> None:
     assert max(p.grad.abs().max().item() for p in module.parameters() if p.grad is not None) == pytest.approx(1e-3)
 
 
-def test_true_bfloat16_adds_losses_up_in_float32(fit: Fit) -> None:
+def test_bf16_true_adds_up_losses_in_higher_precision(fit: Fit) -> None:
     assert fit("--name", "exact").status == 0
     assert fit("--name", "half", "--trainer.precision", "bf16-true").status == 0
     exact, half = (points(Path(f"logs/{name}/version_0"))["loss/val"] for name in ("exact", "half"))
     torch.testing.assert_close(half, exact, rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.filterwarnings("default")  # the compiler warns of its own doings
-def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("default")  # of the compiler
+def test_compiled_blocks_train_as_one_graph_after_text_was_generated(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], options: dict[str, bool]) -> Callable:
@@ -183,20 +183,20 @@ def test_compiled_blocks_train_after_text_was_generated(fit: Fit, monkeypatch: p
     torch.testing.assert_close(compiled, plain, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("anew", [False, True])
-def test_a_processor_is_called_from_cpp_unless_activations_are_computed_anew(
-    monkeypatch: pytest.MonkeyPatch, anew: bool
+@pytest.mark.parametrize("recompute", [False, True])
+def test_cpu_uses_the_cpp_wrapper_unless_activations_are_recomputed(
+    monkeypatch: pytest.MonkeyPatch, recompute: bool
 ) -> None:
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda function, options: asked.append(options["cpp_wrapper"]))
-    gpt = LitGPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2), activation_checkpointing=anew).gpt
+    cpp_wrapper = []
+    monkeypatch.setattr(torch, "compile", lambda function, options: cpp_wrapper.append(options["cpp_wrapper"]))
+    gpt = LitGPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2), activation_checkpointing=recompute).gpt
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=1)
     compile_blocks(gpt, trainer)
-    assert asked == [not anew] * 2
+    assert cpp_wrapper == [not recompute] * 2
 
 
-@pytest.mark.filterwarnings("default")  # the compiler warns of its own doings
-def test_where_there_are_several_devices_every_block_is_compiled_by_itself() -> None:
+@pytest.mark.filterwarnings("default")  # of the compiler
+def test_blocks_are_compiled_one_by_one_on_several_devices() -> None:
     gpt = GPT(GPTConfig(vocab_size=5, d_model=8, num_heads=2, num_blocks=2))
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=2)
     compile_blocks(gpt, trainer)
@@ -214,7 +214,7 @@ def test_configure_model_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [module.gpt]
 
 
-def test_embeddings_and_head_learn_at_rates_of_their_own(fit: Fit) -> None:
+def test_embeddings_and_head_have_their_own_learning_rates(fit: Fit) -> None:
     free = ["--model.config.tie_embeddings", "false", "--model.optimizer", "muon"]
     assert fit(*free, "--model.embedding_rate", 5, "--model.head_rate", 2).status == 0
     groups = Checkpoint.open(RUN / "last.ckpt").read()["optimizer_states"][0]["param_groups"]
@@ -224,34 +224,33 @@ def test_embeddings_and_head_learn_at_rates_of_their_own(fit: Fit) -> None:
     assert rates["scales"] == rates["blocks"]
 
 
-def test_weights_that_find_no_memory_are_said_in_one_line_and_leave_nothing(
-    fit: Fit, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(model: GPT, device: torch.device) -> None:
+def test_weights_that_do_not_fit_into_memory_are_a_user_error(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: GPT, device: torch.device) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(GPT, "to_empty", full)
+    monkeypatch.setattr(GPT, "to_empty", fail)
     result = fit()
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert "the model does not fit into memory (DefaultCPUAllocator: can't allocate memory): give a" in result.err
     assert not Path("logs").exists()
 
 
-def test_gradients_are_let_go_of_when_they_are_used(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = []
+def test_gradients_are_freed_after_the_optimizer_step(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients, original = [], LitGPT.on_train_batch_start
 
-    def look(module: LitGPT, batch: Batch, batch_idx: int) -> None:
-        held.append(sum(p.grad is not None for p in module.gpt.parameters()))
+    def count_gradients(module: LitGPT, batch: Batch, batch_idx: int) -> None:
+        gradients.append(sum(p.grad is not None for p in module.gpt.parameters()))
+        original(module, batch, batch_idx)
 
-    monkeypatch.setattr(LitGPT, "on_train_batch_start", look)
+    monkeypatch.setattr(LitGPT, "on_train_batch_start", count_gradients)
     assert fit("--data.global_batch_size", 8, "--trainer.max_steps", 2).status == 0
-    assert [count > 0 for count in held] == [False, True, False, True]  # they add up over two forwards
+    assert [count > 0 for count in gradients] == [False, True, False, True]  # of two batches to a step
 
 
 @pytest.mark.parametrize(
     ("native", "pays", "precision"), [(True, 0, "bf16-mixed"), (True, 1e9, "32-true"), (False, 0, "32-true")]
 )
-def test_without_a_flag_the_processor_and_the_work_decide_the_precision(
+def test_default_precision_depends_on_the_processor_and_the_size_of_the_model(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, native: bool, pays: float, precision: str
 ) -> None:
     monkeypatch.setattr("lit_gpt.cli.experiment.supports_bfloat16", lambda device: native)
@@ -261,7 +260,7 @@ def test_without_a_flag_the_processor_and_the_work_decide_the_precision(
     assert f"precision: {precision}" in (RUN / "config.yaml").read_text()
 
 
-def test_bfloat16_trains_near_float32(fit: Fit) -> None:
+def test_bf16_mixed_trains_close_to_float32(fit: Fit) -> None:
     assert fit("--name", "exact").status == 0
     assert fit("--name", "bf16", "--trainer.precision", "bf16-mixed").status == 0
     exact, half = (points(Path(f"logs/{name}/version_0"))["loss/train"] for name in ("exact", "bf16"))
@@ -269,7 +268,7 @@ def test_bfloat16_trains_near_float32(fit: Fit) -> None:
     torch.testing.assert_close(half, exact, rtol=1e-2, atol=1e-2)
 
 
-def test_with_a_document_mask_no_token_sees_another_document(fit: Fit) -> None:
+def test_document_mask_separates_the_documents_of_a_window(fit: Fit) -> None:
     assert fit("--data.document_mask", "true", "--trainer.max_steps", 1, "--trainer.val_check_interval", 1).status == 0
     (step, logged), *_ = points(RUN)["loss/train"]
     assert step == 1
@@ -280,7 +279,7 @@ def test_with_a_document_mask_no_token_sees_another_document(fit: Fit) -> None:
     nats = 0.0
     for start in random_starts(1337, 0, 4, len(ids), TRAINED):
         x, y = ids[start : start + TRAINED], ids[start + 1 : start + TRAINED + 1]
-        begins = [0, *(i for i in range(1, TRAINED) if x[i] == tokenizer.end_of_text), TRAINED]
-        for first, end in itertools.pairwise(begins):  # each document a row of its own
+        starts_of_documents = [0, *(i for i in range(1, TRAINED) if x[i] == tokenizer.end_of_text), TRAINED]
+        for first, end in itertools.pairwise(starts_of_documents):  # each document a row of its own
             nats += F.cross_entropy(model(x[None, first:end])[0][0], y[first:end], reduction="sum").item()
     assert logged == pytest.approx(nats / (4 * TRAINED), abs=1e-5)

@@ -19,7 +19,8 @@ from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.model import GPTConfig
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
-from lit_gpt.training.module import METRICS, LitGPT
+from lit_gpt.training.metrics import METRICS
+from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
 
 COMMANDS = ("fit", "validate", "test")

@@ -9,7 +9,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
 from lit_gpt.device import synchronize
-from lit_gpt.training.module import is_logging_step, module_and_data
+from lit_gpt.training.metrics import is_logging_step
+from lit_gpt.training.module import module_and_data
 
 
 def remaining_validations(step: int, last_step: int, interval: int) -> int:

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.device import peak_flops, peak_memory
-from lit_gpt.training.module import LitGPT, is_logging_step, log_step_metrics, module_and_data
+from lit_gpt.training.metrics import is_logging_step, log_step_metrics
+from lit_gpt.training.module import LitGPT, module_and_data
 
 
 class Throughput(Callback):

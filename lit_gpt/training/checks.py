@@ -1,0 +1,110 @@
+"""What LitGPT checks: its arguments, the callbacks and data it is used with, and that training stays finite."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from torch import Tensor
+
+from lit_gpt.data.batches import Batch
+from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.sharding import full_tensor
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the arguments of LitGPT.
+
+    Raises:
+        UserError: One is out of range.
+    """
+    learning_rate, min_learning_rate = arguments["learning_rate"], arguments["min_learning_rate"]
+    if not 0 < learning_rate < np.inf:
+        raise UserError(f"--model.learning_rate is {learning_rate}: give more than 0, as 1e-3")
+    for name in ("warmup_steps", "weight_decay", "min_learning_rate", "embedding_rate", "head_rate"):
+        value = arguments[name]
+        if value is not None and not 0 <= value < np.inf:
+            raise UserError(f"--model.{name} is {value}: give 0 or more")
+    if min_learning_rate is not None and min_learning_rate > learning_rate:
+        raise UserError(
+            f"--model.min_learning_rate {min_learning_rate} is above --model.learning_rate {learning_rate}: "
+            "the schedule ends there, give less"
+        )
+    if not 0 < arguments["decay_share"] <= 1:
+        raise UserError(
+            f"--model.decay_share is {arguments['decay_share']}: give a share of the steps above 0, up to 1"
+        )
+    if not all(0 <= beta < 1 for beta in arguments["betas"]):
+        raise UserError(f"--model.betas is {arguments['betas']}: give two numbers from 0 up to, not including, 1")
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Check that no callback of the Trainer changes what LitGPT or TextDataModule decide.
+
+    Raises:
+        UserError: The Trainer has a learning rate finder or a batch size finder.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                "Tuner.lr_find does not work with LitGPT, which sets the learning rate of each step itself: give "
+                "learning_rate, compare short runs, and make a new Trainer"
+            )
+        if isinstance(callback, BatchSizeFinder):
+            raise UserError(
+                "Tuner.scale_batch_size does not work with LitGPT, whose steps follow from the batch size: give "
+                "batch_size (fit.py --preflight finds the largest that fits), and make a new Trainer"
+            )
+
+
+def check_data(config: GPTConfig, data: TextDataModule) -> None:
+    """Check that a model fits the data it is trained or evaluated on.
+
+    Raises:
+        UserError: Its vocabulary is not the tokenizer's, or its context is shorter than a window.
+    """
+    if config.vocab_size != data.model_vocab_size:
+        raise UserError(
+            f"vocab_size is {config.vocab_size}, but the tokenizer {data.corpus_config.tokenizer_name} has "
+            f"{data.model_vocab_size} ids: give GPTConfig(vocab_size={data.model_vocab_size})"
+        )
+    if config.context_length < data.context_length:
+        raise UserError(
+            f"context_length is {config.context_length} in GPTConfig and {data.context_length} in TextDataModule: "
+            "give both the same"
+        )
+
+
+def check_batch(config: GPTConfig, batch: Batch) -> None:
+    """Check a batch of any DataLoader.
+
+    Raises:
+        UserError: It is not `(tokens, targets)` or `(tokens, targets, documents)`, or has ids beyond vocab_size.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        raise UserError("a batch is not (tokens, targets) or (tokens, targets, documents): give int64 (B, T) each")
+    largest = max(int(ids.max()) for ids in batch[:2])
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"vocab_size is {config.vocab_size}, but a batch has the id {largest}: give GPTConfig(vocab_size=...) the "
+            f"number of ids of your tokenizer, {largest + 1} or more"
+        )
+
+
+def describe_nonfinite(step: str, loss: Tensor | float, gpt: GPT, optimizer: torch.optim.Optimizer) -> str:
+    """Return the error message for a step, with the loss or the gradients that are not finite."""
+    found = [] if torch.isfinite(torch.as_tensor(loss)) else [f"loss {float(loss)}"]
+    names = {id(p): name for name, p in gpt.named_parameters()}
+    for group in optimizer.param_groups:
+        gradients = [(names[id(p)], p.grad) for p in group["params"] if p.grad is not None]
+        bad = [name for name, gradient in gradients if not full_tensor(torch.isfinite(gradient).all())]
+        if bad:
+            found.append(f"gradient of {len(bad)} of {len(group['params'])} {group['name']}, as {bad[0]}")
+    return (
+        f"{step} not finite ({'; '.join(found) or 'norm of the gradients'}): go on from a checkpoint with a smaller "
+        "--model.learning_rate, or --trainer.gradient_clip_val 1"
+    )

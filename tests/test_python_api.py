@@ -1,0 +1,291 @@
+"""The Python API works without the command line, as docs and docstrings show it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.tuner import Tuner
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_gpt import GPTConfig, LitGPT, TextDataModule, UserError
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:The number of training batches",
+    "ignore:You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler continues exactly
+    "ignore:It is recommended to use `self.log",  # the metrics are equal on all ranks already
+    "ignore:You defined a `validation_step` but have no `val_dataloader`",
+    "ignore:.*`isinstance.treespec, LeafSpec.` is deprecated",
+)
+
+VOCAB_SIZE = 257  # of the tokenizer byte
+SHAPE: dict[str, Any] = {"context_length": 16, "d_model": 16, "num_blocks": 2, "num_heads": 2}
+
+
+def make_model(vocab_size: int = VOCAB_SIZE, dropout: float = 0.0, **arguments: Any) -> LitGPT:
+    torch.manual_seed(1)
+    return LitGPT(GPTConfig(vocab_size=vocab_size, dropout=dropout, **SHAPE), **arguments)
+
+
+def make_data(**arguments: Any) -> TextDataModule:
+    return TextDataModule("rows.txt", **{"tokenizer": "byte", "context_length": 16, "batch_size": 4, **arguments})
+
+
+def make_trainer(**arguments: Any) -> Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    return Trainer(accelerator="cpu", **{"max_steps": 6, "logger": False, **quiet, **arguments})
+
+
+def make_loader(vocab_size: int = 50, examples: int = 40, batch_size: int = 4) -> DataLoader:
+    ids = torch.randint(vocab_size, (examples, 17), generator=torch.Generator().manual_seed(2))
+    ids[0, 0] = vocab_size - 1
+    return DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=batch_size)
+
+
+def logged_losses(folder: Path) -> dict[str, str]:
+    """Return the column loss/train of CSVLogger's file by step."""
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    rows = [dict(zip(lines[0].split(","), line.split(","))) for line in lines[1:]]
+    return {row["step"]: row["loss/train"] for row in rows if row["loss/train"]}
+
+
+# ------------------------------------------------------------------------------------------------- TextDataModule
+
+
+def test_data_module_gives_batches_without_a_trainer(folder: Path) -> None:
+    data = make_data(global_batch_size=12)
+    data.prepare_data()
+    assert list(Path("data/cache").glob("*/corpus.json"))
+    data.setup("fit")
+    tokens, targets = next(iter(data.train_dataloader()))
+    assert tokens.shape == targets.shape == (4, 16)
+    assert tokens.dtype == targets.dtype == torch.int64
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+    assert len(list(data.train_dataloader())) == data.plan.steps_per_epoch * 3
+    assert [len(loader) for loader in data.val_dataloader()] == [1, 1]
+    tokens, targets, documents = next(iter(make_data(document_mask=True).train_dataloader()))
+    assert documents.shape == tokens.shape
+
+
+def test_fit_with_stock_callbacks_and_loggers(folder: Path) -> None:
+    checkpoint = ModelCheckpoint(monitor="loss/val", save_last=True, dirpath="checkpoints")
+    trainer = make_trainer(
+        max_steps=20,
+        val_check_interval=8,
+        logger=[CSVLogger("logs", name="csv", version=0), TensorBoardLogger("logs", name="tensorboard")],
+        callbacks=[checkpoint, EarlyStopping("loss/val", patience=5)],
+    )
+    model, data = make_model(), make_data()
+    trainer.fit(model, datamodule=data)
+    assert trainer.global_step == 20
+    assert list(logged_losses(Path("logs/csv/version_0"))) == [str(step) for step in range(20)]
+    assert set(trainer.callback_metrics) >= {"loss/train", "loss/train_eval", "loss/val", "val/bits_per_byte"}
+    assert checkpoint.best_model_score == trainer.callback_metrics["loss/val"]  # also the last step validates
+    loaded = LitGPT.load_from_checkpoint("checkpoints/last.ckpt")
+    for one, other in zip(loaded.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (validated,) = make_trainer().validate(loaded, datamodule=make_data(), verbose=False)[:1]
+    assert validated["loss/val"] == pytest.approx(float(trainer.callback_metrics["loss/val"]))
+
+
+def test_default_trainer_validates_once_an_epoch(folder: Path) -> None:
+    data, trainer = make_data(batch_size=16), make_trainer(max_steps=-1, max_epochs=2, enable_checkpointing=False)
+    validated: list[int] = []
+    model = make_model()
+    original = model.on_validation_epoch_end
+
+    def on_validation_epoch_end() -> None:
+        original()
+        if not trainer.sanity_checking:
+            validated.append(trainer.global_step)
+
+    model.on_validation_epoch_end = on_validation_epoch_end  # type: ignore[method-assign]
+    trainer.fit(model, datamodule=data)
+    steps = data.plan.steps_per_epoch
+    assert validated == [steps, 2 * steps]
+
+
+def test_run_resumed_from_a_stock_checkpoint_equals_one_that_was_not_stopped(folder: Path) -> None:
+    weights = []
+    for max_steps, ckpt_path in ((9, None), (5, None), (9, "resumed.ckpt")):
+        model = make_model(dropout=0.1, schedule="constant")
+        trainer = make_trainer(max_steps=max_steps, enable_checkpointing=False, val_check_interval=4)
+        trainer.fit(model, datamodule=make_data(global_batch_size=8), ckpt_path=ckpt_path)
+        trainer.save_checkpoint("resumed.ckpt")
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(weights[0], weights[2]))
+    assert not all(torch.equal(one, other) for one, other in zip(weights[1], weights[2]))
+
+
+def test_same_trainer_can_fit_further(folder: Path) -> None:
+    trainer, data = make_trainer(max_steps=3, enable_checkpointing=False, val_check_interval=2), make_data()
+    model = make_model(schedule="constant")
+    trainer.fit(model, datamodule=data)
+    trainer.fit_loop.epoch_loop.max_steps = 5
+    trainer.fit(model, datamodule=data)
+    assert (trainer.global_step, data.plan.last_step, data.plan.validation_interval) == (5, 5, 2)
+
+
+def test_validate_and_test_log_the_metrics_of_their_split(folder: Path) -> None:
+    data = make_data(test_fraction=0.2)
+    validated = make_trainer().validate(make_model(), datamodule=data, verbose=False)
+    assert validated[0].keys() == {"loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte"}
+    (tested,) = make_trainer().test(make_model(), datamodule=data, verbose=False)
+    assert tested.keys() == {"loss/test", "test/perplexity", "test/bits_per_byte"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"check_val_every_n_epoch": 3}, "check_val_every_n_epoch 3: give val_check_interval instead"),
+        ({"limit_train_batches": 5}, "limit_train_batches 5 would cut optimizer steps apart"),
+        ({"val_check_interval": "00:00:10:00"}, "val_check_interval: give optimizer steps"),
+        ({"overfit_batches": 0.5}, "overfit_batches 0.5: give a number of batches"),
+        ({"max_steps": -1, "max_epochs": -1}, "schedule cosine needs an end: give --trainer.max_steps"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_of_the_trainer_that_contradict_the_step_plan_are_refused(
+    folder: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_trainer(**settings, enable_checkpointing=False).fit(make_model(), datamodule=make_data())
+
+
+def test_two_ranks_with_default_settings_train_as_one(folder: Path) -> None:
+    """On two ranks Lightning's distributed sampler is the default; each rank must still get its own windows."""
+    weights = []
+    for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
+        model, trainer = make_model(), make_trainer(devices=devices, strategy=strategy, enable_checkpointing=False)
+        trainer.fit(model, datamodule=make_data(global_batch_size=8))
+        weights.append([p.detach() for p in model.parameters()])
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------- other dataloaders
+
+
+def test_fit_on_another_dataloader(folder: Path) -> None:
+    checkpoint = ModelCheckpoint(monitor="loss/val", dirpath="checkpoints", save_last=True)
+    trainer = make_trainer(max_steps=-1, max_epochs=3, logger=CSVLogger("logs", version=0), callbacks=[checkpoint])
+    model, loader = make_model(50, dropout=0.1), make_loader()
+    trainer.fit(model, loader, make_loader(examples=8))
+    assert trainer.global_step == 30
+    assert "loss/val" in trainer.callback_metrics
+    assert not {"loss/train_eval", "val/bits_per_byte"} & set(trainer.callback_metrics)
+    assert model._last_step == 30
+    loaded = LitGPT.load_from_checkpoint("checkpoints/last.ckpt")
+    (validated,) = make_trainer().validate(loaded, make_loader(examples=8), verbose=False)
+    tokens, targets = next(iter(make_loader(examples=8, batch_size=8)))
+    expected = F.cross_entropy(loaded.eval().gpt(tokens)[0].flatten(0, 1), targets.flatten()).item()
+    assert validated == {
+        "loss/val": pytest.approx(expected, rel=1e-5),
+        "val/perplexity": pytest.approx(torch.tensor(expected).exp().item(), rel=1e-4),
+    }
+
+
+def test_incomplete_last_step_of_an_epoch_uses_its_own_gradients_only(folder: Path) -> None:
+    """An epoch of 10 batches, 4 to a step, ends with a step of 2 batches."""
+    model = make_model(50, schedule="constant", warmup_steps=0)
+    expected = make_model(50, schedule="constant", warmup_steps=0)
+    optimizer = expected.configure_optimizers()
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0 if group["name"] == "scales" else 0.1
+    batches = list(make_loader())
+    losses = []
+    for _ in range(2):
+        for start in (0, 4, 8):
+            step = [expected.gpt.loss(*batch) for batch in batches[start : start + 4]]
+            (torch.stack(step).sum() / 4).backward()
+            losses.append(torch.stack(step).mean().item())
+            optimizer.step()
+            optimizer.zero_grad()
+    logger = CSVLogger("logs", name="", version=0)
+    trainer = make_trainer(max_steps=6, accumulate_grad_batches=4, logger=logger, enable_checkpointing=False)
+    trainer.fit(model, make_loader())
+    assert [float(loss) for loss in logged_losses(Path("logs/version_0")).values()] == pytest.approx(losses, rel=1e-5)
+    for one, other in zip(model.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_validate_on_other_dataloaders_after_a_fit_with_text_data(folder: Path) -> None:
+    trainer, model = make_trainer(enable_checkpointing=False), make_model()
+    trainer.fit(model, datamodule=make_data())
+    first, second = trainer.validate(model, [make_loader(), make_loader(60)], verbose=False)
+    assert {*first, *second} == {"loss/val", "val/perplexity", "loss/val_1", "val_1/perplexity"}
+    trainer.fit_loop.epoch_loop.max_steps = 9
+    with pytest.raises(UserError, match="still has the TextDataModule of an earlier fit: make a new Trainer"):
+        trainer.fit(model, make_loader())
+
+
+# ------------------------------------------------------------------------------------------------- wrong vocab_size
+
+
+@pytest.mark.parametrize("entry", ["fit", "validate", "test"])
+def test_vocab_size_must_be_the_tokenizers(folder: Path, entry: str) -> None:
+    message = r"vocab_size is 99, but the tokenizer byte has 257 ids: give GPTConfig\(vocab_size=257\)"
+    with pytest.raises(UserError, match=message):
+        getattr(make_trainer(enable_checkpointing=False), entry)(make_model(99), datamodule=make_data())
+
+
+@pytest.mark.parametrize("entry", ["fit", "validate", "test"])
+def test_largest_id_of_another_dataloader_must_be_below_vocab_size(folder: Path, entry: str) -> None:
+    message = r"vocab_size is 49, but a batch has the id 49: give GPTConfig\(vocab_size=...\) .*, 50 or more"
+    with pytest.raises(UserError, match=message):
+        getattr(make_trainer(enable_checkpointing=False), entry)(make_model(49), make_loader())
+
+
+def test_context_length_of_the_data_must_not_exceed_the_models(folder: Path) -> None:
+    message = "context_length is 16 in GPTConfig and 32 in TextDataModule: give both the same"
+    with pytest.raises(UserError, match=message):
+        make_trainer(enable_checkpointing=False).fit(make_model(), datamodule=make_data(context_length=32))
+
+
+def test_batch_of_another_form_is_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"a batch is not \(tokens, targets\)"):
+        make_trainer(enable_checkpointing=False).fit(make_model(), DataLoader(torch.zeros(8, 17, dtype=torch.int64)))
+
+
+# ------------------------------------------------------------------------------------------------------ the others
+
+
+def test_learning_rate_finder_is_refused(folder: Path) -> None:
+    tuner = Tuner(make_trainer(enable_checkpointing=False))
+    with pytest.raises(UserError, match=r"Tuner.lr_find does not work with LitGPT.*: give learning_rate"):
+        tuner.lr_find(make_model(), datamodule=make_data())
+
+
+def test_batch_size_finder_is_refused(folder: Path) -> None:
+    tuner = Tuner(make_trainer(enable_checkpointing=False))
+    with pytest.raises(UserError, match=r"Tuner.scale_batch_size does not work with LitGPT.*: give batch_size"):
+        tuner.scale_batch_size(make_model(), datamodule=make_data())
+
+
+def test_generate_is_a_function_at_every_access() -> None:
+    import lit_gpt.inference.generate
+    import lit_gpt.inference.sampling
+    from lit_gpt import generate
+
+    def check(function: Any) -> None:
+        config = GPTConfig(vocab_size=5, **SHAPE)
+        prompt: list[list[int]] = [[1, 2]]
+        assert [len(row) for row in function(lit_gpt.GPT(config).eval(), prompt, max_new_tokens=3)] == [3]
+
+    check(generate)
+    check(lit_gpt.generate)
+    assert lit_gpt.generate is lit_gpt.inference.generate.generate
+
+
+def test_module_is_usable_without_a_trainer() -> None:
+    model = make_model(50)
+    tokens, targets = next(iter(make_loader()))
+    loss: Tensor = model.gpt.loss(tokens, targets)
+    assert not model.is_attached
+    assert loss.isfinite()
