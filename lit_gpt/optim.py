@@ -1,4 +1,4 @@
-"""What updates the weights, and how fast."""
+"""The optimizer (AdamW, or Muon with AdamW) and the learning rate schedule."""
 
 import math
 from collections.abc import Callable
@@ -13,17 +13,55 @@ from lit_gpt.sharding import full_tensor, shard_like
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "linear"]
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's quintic: steep at zero, so that few steps do
-# five; a run of steps shares a Gram matrix, where matrices are so much longer than wide that this is less work
-NEWTON_SCHULZ_STEPS = {"square": (1, 1, 1, 1, 1), "long": (2, 3)}
-MOMENTUM = 0.95  # Muon's
-ROW = 2**14  # numbers of a large gradient whose squares are added up at once
+MOMENTUM = 0.95  # of Muon
+NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan et al. 2024
+# Five iterations. Consecutive ones in a group share one product with the long matrix, which saves time if it is long.
+NEWTON_SCHULZ_GROUPS = {"square": (1, 1, 1, 1, 1), "long": (2, 3)}
+NORM_ROW = 2**14  # elements of a large gradient whose squares are added up together
+
+
+# ------------------------------------------------------------------------------------------------ learning rate
+
+
+def learning_rate_factor(
+    step: int,
+    schedule: Schedule,
+    warmup_steps: int,
+    max_steps: int,
+    min_factor: float,
+    decay_share: float = 1.0,
+) -> float:
+    """Return the learning rate of an optimizer step as a fraction of its highest value.
+
+    The rate rises linearly in `warmup_steps` steps, from 1 / warmup_steps to 1. Then it is constant, until it falls in
+    the last part of the run along a cosine (Loshchilov and Hutter 2017) or a line.
+
+    Args:
+        step: Optimizer step, from 0.
+        schedule: "constant" never falls.
+        warmup_steps: Steps in which the rate rises.
+        max_steps: Steps of the run. The rate would reach `min_factor` at this step.
+        min_factor: Lowest fraction.
+        decay_share: Part of `max_steps`, at the end, in which the rate falls.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    decay_start = max(warmup_steps, round(max_steps * (1 - decay_share)))
+    progress = min(1.0, max(0, step - decay_start) / max(1, max_steps - decay_start))  # from 0 to 1
+    decay = progress if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))  # from 0 to 1
+    return 1.0 - (1.0 - min_factor) * decay
+
+
+# ---------------------------------------------------------------------------------------------------- optimizer
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, optimizer: OptimizerName) -> list[dict[str, Any]]:
-    """What is trained, by where it stands: matrices with weight decay, norms' scales and biases without.
+    """Return the trained parameters as groups for `MuonAdamW`: blocks, embeddings, head, scales.
 
-    The matrices inside `model.blocks` are marked `muon` where that is the optimizer.
+    Matrices have weight decay. The group "scales", the scales of norms and the biases, has none. Muon is for the
+    matrices in `model.blocks` only.
     """
     groups: dict[str, dict[str, Any]] = {
         "blocks": {"muon": optimizer == "muon", "weight_decay": weight_decay},
@@ -31,25 +69,29 @@ def parameter_groups(model: nn.Module, weight_decay: float, optimizer: Optimizer
         "head": {"muon": False, "weight_decay": weight_decay},
         "scales": {"muon": False, "weight_decay": 0.0},
     }
-    for name, p in model.named_parameters():
-        kind = name.partition(".")[0]
-        group = "scales" if p.ndim < 2 else kind if kind in ("blocks", "head") else "embeddings"
-        if p.requires_grad:
-            groups[group].setdefault("params", []).append(p)
+    for name, parameter in model.named_parameters():
+        module = name.partition(".")[0]
+        matrix_group = module if module in ("blocks", "head") else "embeddings"
+        if parameter.requires_grad:
+            group = groups["scales" if parameter.ndim < 2 else matrix_group]
+            group.setdefault("params", []).append(parameter)
     return [{"name": name, **group} for name, group in groups.items() if "params" in group]
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the groups marked `muon`, AdamW (Loshchilov and Hutter 2019) for the others.
+    """Muon (Jordan et al. 2024) for groups with `muon`, AdamW (Loshchilov and Hutter 2019) for all others.
 
-    A step of Muon is `torch.optim.Muon`'s: momentum, made orthogonal by Newton-Schulz in bfloat16, but for all matrices
-    of one kind at once, and long ones rounded more: measured up to 2.3 times as much. It is scaled so that AdamW's
-    learning rate and weight decay serve both (Liu et al. 2025, "match_rms_adamw").
+    AdamW scales each element of a gradient by itself. Muon treats the gradient of a matrix as a whole: it replaces its
+    momentum by the nearest orthogonal matrix, so that the update is equally large in all directions. The update is then
+    scaled to the size of AdamW's, so that one learning rate and weight decay serve both (Liu et al. 2025).
+
+    A step equals that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` up to rounding, but all matrices with the
+    same shorter side are orthogonalised together, which is faster.
 
     Args:
-        groups: of `parameter_groups`.
-        lr: of every group.
-        betas: AdamW's.
+        groups: From `parameter_groups`.
+        lr: Learning rate of all groups.
+        betas: Decay rates of AdamW's moments.
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
@@ -62,37 +104,41 @@ class MuonAdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            moved = [p for p in group["params"] if p.grad is not None]
-            if group["muon"]:
-                for kind in dict.fromkeys(kind_of(p.shape) for p in moved):  # in their order, not a set's
-                    self._muon([p for p in moved if kind_of(p.shape) == kind], group["lr"], group["weight_decay"])
-            else:
-                self._adamw(moved, group)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not group["muon"]:
+                self._adamw_step(parameters, group)
+                continue
+            for kind in dict.fromkeys(matrix_kind(p.shape) for p in parameters):  # a set has no fixed order
+                matrices = [p for p in parameters if matrix_kind(p.shape) == kind]
+                self._muon_step(matrices, group["lr"], group["weight_decay"])
         return loss
 
-    def _muon(self, parameters: list[Tensor], rate: float, weight_decay: float) -> None:
-        """One step for matrices (A, B) of one kind; those of one shape are stacked."""
-        stacks, shapes = [], list(dict.fromkeys(p.shape for p in parameters))
-        alike = [[p for p in parameters if p.shape == shape] for shape in shapes]
-        for matrices in alike:
-            stack = torch.empty(len(matrices), *matrices[0].shape, dtype=torch.bfloat16, device=matrices[0].device)
-            for p, row in zip(matrices, stack):  # one matrix after the other, while it is in the cache
-                if not self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                assert p.grad is not None
-                momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
-                row.copy_(full_tensor(p.grad.lerp(momentum, MOMENTUM)))
-            stacks.append(stack)
-        for matrices, updates in zip(alike, newton_schulz(stacks)):
-            scale = 0.2 * math.sqrt(max(matrices[0].shape))
-            for p, update in zip(matrices, updates):
+    def _muon_step(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Update matrices (A, B) of one kind (see `matrix_kind`); those of one shape are stacked."""
+        shapes = dict.fromkeys(p.shape for p in parameters)
+        by_shape = [[p for p in parameters if p.shape == shape] for shape in shapes]
+        updates = newton_schulz([self._stack_momenta(matrices) for matrices in by_shape])
+        for matrices, stack in zip(by_shape, updates):
+            rms_of_adamw = 0.2 * math.sqrt(max(matrices[0].shape))
+            for p, update in zip(matrices, stack):
                 if weight_decay:
-                    p.mul_(1 - rate * weight_decay)
-                p.add_(shard_like(update, p), alpha=-rate * scale)
+                    p.mul_(1 - lr * weight_decay)
+                p.add_(shard_like(update, p), alpha=-lr * rms_of_adamw)
 
-    def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """One step of AdamW. All of a group take equally many, which torch's own counts for each of them."""
-        assert len(parameters) == len(group["params"])  # all have gradients, always
+    def _stack_momenta(self, matrices: list[Tensor]) -> Tensor:
+        """Update the momentum of n matrices (A, B); return their Nesterov momenta, (n, A, B) bfloat16."""
+        stack = torch.empty(len(matrices), *matrices[0].shape, dtype=torch.bfloat16, device=matrices[0].device)
+        for p, row in zip(matrices, stack):  # one by one, so that a matrix stays in the cache
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            assert p.grad is not None
+            momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
+            row.copy_(full_tensor(p.grad.lerp(momentum, MOMENTUM)))
+        return stack
+
+    def _adamw_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of a group, which share one step counter."""
+        assert len(parameters) == len(group["params"])  # every step of a run has all gradients
         group["step"] += 1
         for p in parameters:
             if not self.state[p]:
@@ -110,79 +156,73 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def gradient_norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar.
-
-    On a CPU torch adds a tensor's squares up in one thread and in few float32 sums, which of 25 million numbers gives a
-    norm that is off by a thousandth: of a large one it is taken row by row.
-    """
-    parts = []
-    for g in gradients:
-        whole_here = type(g) is Tensor and g.device.type == "cpu"
-        if whole_here and g.numel() >= 64 * ROW:
-            flat = g.flatten()
-            rows, rest = flat.split([len(flat) // ROW * ROW, len(flat) % ROW])
-            parts += [torch.linalg.vector_norm(rows.view(-1, ROW), dim=-1), rest]
-        else:
-            parts.append(g)
-    return torch.nn.utils.get_total_norm(parts)
-
-
-def kind_of(shape: torch.Size) -> tuple[int, str]:
-    """Return what matrices share that `newton_schulz` takes at once: the shorter side, and square or long."""
+def matrix_kind(shape: torch.Size) -> tuple[int, str]:
+    """Return the shorter side of a matrix, and whether it is "square" or "long" (1.5 times as long as wide)."""
     short, long = sorted(shape[-2:])
     return short, "long" if 2 * long >= 3 * short else "square"
 
 
 def newton_schulz(stacks: list[Tensor]) -> list[Tensor]:
-    """The nearest matrices with all singular values near 1: (n, A, B) each -> (n, A, B) bfloat16 each.
+    """Return approximately the nearest (semi-)orthogonal matrices: (n, A, B) each -> (n, A, B) bfloat16 each.
 
-    Newton-Schulz as in https://kellerjordan.github.io/posts/muon/: singular values end between about 0.7 and 1.2. All
-    matrices are of one kind, and so of one shorter side, S, on which the polynomials are taken for all of them at once.
-    Of long ones, some steps in a row need their Gram matrix alone: X meets the product of their polynomials, and then a
-    Gram matrix is taken anew, before what rounding did to the small singular values has grown. A tall X is multiplied
-    from the right, a wide one from the left, so that nothing is transposed. Stacks in bfloat16 are overwritten.
+    One Newton-Schulz iteration (https://kellerjordan.github.io/posts/muon/) of a wide matrix X is
+
+        X <- (a I + b G + c G²) X,    with the Gram matrix G = X Xᵀ.
+
+    It applies the polynomial a s + b s³ + c s⁵ to each singular value s, and leaves the singular vectors. After five
+    iterations all singular values are between about 0.7 and 1.2. For a tall matrix G = Xᵀ X, and the polynomial stands
+    on the right.
+
+    All matrices have the same shorter side S, so the polynomials of all of them, (S, S) each, are computed together.
+    For long matrices, products with X cost most. As G' = P G P is the Gram matrix after an iteration with polynomial P,
+    several iterations can use Gram matrices alone; X is multiplied by the product of their polynomials. Rounding errors
+    in small singular values grow meanwhile, so there are at most three iterations in a group.
+
+    Args:
+        stacks: Matrices of one kind (see `matrix_kind`). Stacks in bfloat16 are overwritten.
     """
-    a, b, c = NEWTON_SCHULZ
-    stacks = [stack.bfloat16() for stack in stacks]
-    stacks = [stack.div_(stack.norm(dim=(-2, -1), keepdim=True).clamp_(min=1e-7)) for stack in stacks]
-    tall = [stack.shape[-2] > stack.shape[-1] for stack in stacks]
-    counts, (short, kind) = [len(stack) for stack in stacks], kind_of(stacks[0].shape)
-    start = a * torch.eye(short, dtype=torch.bfloat16, device=stacks[0].device)  # (S, S)
-    for steps in NEWTON_SCHULZ_STEPS[kind]:
-        gram = stacks[0].new_empty(sum(counts), short, short)
-        for x, high, out in zip(stacks, tall, gram.split(counts)):
-            torch.bmm(*((x.mT, x) if high else (x, x.mT)), out=out)  # (n, S, S)
-        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # the polynomial is a + p
-        if steps == 1:  # added up in float32
-            pairs = zip(stacks, tall, p.split(counts))
-            stacks = [torch.baddbmm(x, *((x, f) if high else (f, x)), beta=a) for x, high, f in pairs]
+    a, b, c = NEWTON_SCHULZ_COEFFICIENTS
+    stacks = [x.bfloat16() for x in stacks]
+    stacks = [x.div_(x.norm(dim=(-2, -1), keepdim=True).clamp_(min=1e-7)) for x in stacks]
+    is_tall = [x.shape[-2] > x.shape[-1] for x in stacks]
+    counts, (short, kind) = [len(x) for x in stacks], matrix_kind(stacks[0].shape)
+    a_identity = a * torch.eye(short, dtype=torch.bfloat16, device=stacks[0].device)  # (S, S)
+    for iterations in NEWTON_SCHULZ_GROUPS[kind]:
+        gram = stacks[0].new_empty(sum(counts), short, short)  # (n of all stacks, S, S)
+        for x, tall, out in zip(stacks, is_tall, gram.split(counts)):
+            torch.bmm(*((x.mT, x) if tall else (x, x.mT)), out=out)
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b G + c G²; P is a I more
+        if iterations == 1:  # a X is added in float32, before the result is rounded
+            factors = zip(stacks, is_tall, poly.split(counts))
+            stacks = [torch.baddbmm(x, *((x, f) if tall else (f, x)), beta=a) for x, tall, f in factors]
             continue
-        product = p + start
-        for _ in range(steps - 1):
-            gram = torch.baddbmm(gram, gram, p, beta=a)
-            gram = torch.baddbmm(gram, gram, p, beta=a)  # (a + p) gram (a + p)
-            p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            product = torch.baddbmm(product, product, p, beta=a)
-        pairs = zip(stacks, tall, product.split(counts))
-        stacks = [torch.bmm(*((x, f) if high else (f, x))) for x, high, f in pairs]
+        product = poly + a_identity
+        for _ in range(iterations - 1):
+            gram = torch.baddbmm(gram, gram, poly, beta=a)  # G P
+            gram = torch.baddbmm(gram, gram, poly, beta=a)  # G P² = P G P: all of these commute
+            poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            product = torch.baddbmm(product, product, poly, beta=a)
+        factors = zip(stacks, is_tall, product.split(counts))
+        stacks = [torch.bmm(*((x, f) if tall else (f, x))) for x, tall, f in factors]
     return stacks
 
 
-def learning_rate_factor(
-    step: int, schedule: Schedule, warmup_steps: int, max_steps: int, lowest: float, decay_share: float = 1.0
-) -> float:
-    """The share of the peak learning rate that optimizer step `step`, from 0, takes.
+# ----------------------------------------------------------------------------------------------- gradient norm
 
-    It climbs in equal strides over `warmup_steps`, from one stride on and never from 0, and is then constant, or in the
-    last `decay_share` of all steps falls by a cosine (Loshchilov and Hutter 2017) or a line to `lowest`, reached at
-    `max_steps`.
+
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """Return the 2-norm of all gradients together, a scalar.
+
+    On a CPU torch adds up the squares of a tensor in one thread, and in so few float32 sums that the norm of 25 million
+    elements is wrong by a thousandth. Large tensors are therefore added up by rows.
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "constant":
-        return 1.0
-    begin = max(warmup_steps, round(max_steps * (1 - decay_share)))
-    progress = min(1.0, max(0, step - begin) / max(1, max_steps - begin))
-    fallen = progress if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * progress))
-    return 1.0 - (1.0 - lowest) * fallen
+    parts = []
+    for gradient in gradients:
+        is_plain_cpu_tensor = type(gradient) is Tensor and gradient.device.type == "cpu"
+        if is_plain_cpu_tensor and gradient.numel() >= 64 * NORM_ROW:
+            flat = gradient.flatten()
+            rows, rest = flat.split([len(flat) // NORM_ROW * NORM_ROW, len(flat) % NORM_ROW])
+            parts += [torch.linalg.vector_norm(rows.view(-1, NORM_ROW), dim=-1), rest]
+        else:
+            parts.append(gradient)
+    return torch.nn.utils.get_total_norm(parts)

@@ -1,4 +1,4 @@
-"""The schedule takes the values its formula says; decay falls on matrices only."""
+"""Learning rate schedule, parameter groups, and optimizer steps, compared with torch and with their formulas."""
 
 import copy
 import math
@@ -12,7 +12,7 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import MuonAdamW, gradient_norm, learning_rate_factor, newton_schulz, parameter_groups
 
 
-def test_warm_up_climbs_in_equal_strides_and_never_starts_at_zero() -> None:
+def test_learning_rate_rises_linearly_from_above_zero() -> None:
     factors = [learning_rate_factor(step, "cosine", 4, 100, 0.1) for step in range(5)]
     assert factors == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
@@ -20,27 +20,27 @@ def test_warm_up_climbs_in_equal_strides_and_never_starts_at_zero() -> None:
 @pytest.mark.parametrize(
     ("schedule", "middle", "end"), [("constant", 1.0, 1.0), ("linear", 0.55, 0.1), ("cosine", 0.55, 0.1)]
 )
-def test_after_warm_up_the_rate_follows_its_schedule(schedule: str, middle: float, end: float) -> None:
+def test_learning_rate_follows_its_schedule_after_the_warmup(schedule: str, middle: float, end: float) -> None:
     def factor(step: int) -> float:
         return learning_rate_factor(step, schedule, 10, 110, 0.1)  # type: ignore[arg-type]
 
     assert [factor(10), factor(60), factor(110), factor(500)] == pytest.approx([1.0, middle, end, end])
 
 
-def test_a_cosine_falls_as_a_cosine() -> None:
+def test_cosine_schedule_matches_the_formula() -> None:
     assert learning_rate_factor(25, "cosine", 0, 100, 0.0) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
-def test_no_warm_up_starts_at_the_peak() -> None:
+def test_learning_rate_without_warmup_starts_at_its_highest_value() -> None:
     assert learning_rate_factor(0, "linear", 0, 10, 0.1) == 1.0
 
 
-def test_the_rate_falls_in_the_last_share_of_all_steps() -> None:
+def test_learning_rate_falls_in_the_last_part_of_the_run() -> None:
     rates = [learning_rate_factor(step, "linear", 2, 10, 0.0, decay_share=0.5) for step in range(11)]
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
 
 
-def test_weight_decay_falls_on_matrices_only() -> None:
+def test_weight_decay_applies_to_matrices_only() -> None:
     model = GPT(GPTConfig(vocab_size=10, d_model=16, num_heads=2, num_blocks=1, bias=True, norm="layernorm"))
     groups = parameter_groups(model, weight_decay=0.1, optimizer="adamw")
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
@@ -51,7 +51,7 @@ def test_weight_decay_falls_on_matrices_only() -> None:
     assert sorted(everything) == sorted(id(p) for p in model.parameters())
 
 
-def test_the_norm_of_large_gradients_is_exact() -> None:
+def test_gradient_norm_of_large_gradients_matches_float64() -> None:
     gradients = [torch.randn(shape) for shape in ((64,), (40_000, 256), (100, 7), (256, 5_000))]
     gradients[3] = gradients[3].T
     exact = torch.cat([g.double().flatten() for g in gradients]).norm().item()
@@ -61,17 +61,17 @@ def test_the_norm_of_large_gradients_is_exact() -> None:
 # --------------------------------------------------------------------------------------------------------- Muon
 
 
-def small_gpt() -> GPT:
+def make_gpt() -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig(vocab_size=20, context_length=8, d_model=16, num_heads=2, num_blocks=3, tie_embeddings=False))
 
 
-def muon(model: GPT, rate: float = 0.01) -> MuonAdamW:
-    return MuonAdamW(parameter_groups(model, 0.1, "muon"), lr=rate, betas=(0.9, 0.95))
+def make_muon(model: GPT) -> MuonAdamW:
+    return MuonAdamW(parameter_groups(model, 0.1, "muon"), lr=0.01, betas=(0.9, 0.95))
 
 
-def trained(model: GPT, steps: int, *optimizers: torch.optim.Optimizer) -> list[float]:
-    """The losses of learning one batch by heart."""
+def train(model: GPT, steps: int, *optimizers: torch.optim.Optimizer) -> list[float]:
+    """Train on one batch; return the losses."""
     tokens = torch.randint(20, (4, 9), generator=torch.Generator().manual_seed(1))
     losses = []
     for _ in range(steps):
@@ -84,8 +84,8 @@ def trained(model: GPT, steps: int, *optimizers: torch.optim.Optimizer) -> list[
     return losses
 
 
-def test_the_blocks_matrices_are_muons_and_nothing_else_is() -> None:
-    model = small_gpt()
+def test_muon_is_for_the_matrices_of_the_blocks_only() -> None:
+    model = make_gpt()
     blocks, embeddings, head, scales = parameter_groups(model, 0.1, "muon")
     inner = [m.weight for m in model.blocks.modules() if isinstance(m, nn.Linear)]
     assert [id(p) for p in blocks["params"]] == [id(p) for p in inner]
@@ -97,50 +97,52 @@ def test_the_blocks_matrices_are_muons_and_nothing_else_is() -> None:
     assert [group["weight_decay"] for group in groups] == [0.1, 0.1, 0.1, 0.0]
 
 
-def test_a_step_is_that_of_torchs_muon_and_adamw() -> None:
-    ours = small_gpt()
+def test_muon_step_matches_torch_muon_and_adamw() -> None:
+    ours = make_gpt()
     theirs = copy.deepcopy(ours)
     blocks, *rest = parameter_groups(theirs, 0.1, "muon")
     reference = (
         torch.optim.Muon(blocks["params"], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW([{k: g[k] for k in ("params", "weight_decay")} for g in rest], lr=0.01, betas=(0.9, 0.95)),
     )
-    assert trained(ours, 1, muon(ours)) == trained(theirs, 1, *reference)
+    assert train(ours, 1, make_muon(ours)) == train(theirs, 1, *reference)
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=5e-4)  # of a step of 8e-3, for bfloat16
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=5e-4
+        )  # the step itself is 8e-3; rounding to bfloat16 differs
 
 
-def test_without_muon_it_is_torchs_adamw() -> None:
-    ours = small_gpt()
+def test_adamw_equals_torch_fused_adamw() -> None:
+    ours = make_gpt()
     theirs = copy.deepcopy(ours)
     optimizer = MuonAdamW(parameter_groups(ours, 0.1, "adamw"), lr=0.01, betas=(0.9, 0.95))
     groups = [{k: g[k] for k in ("params", "weight_decay")} for g in parameter_groups(theirs, 0.1, "adamw")]
-    assert trained(ours, 5, optimizer) == trained(theirs, 5, torch.optim.AdamW(groups, 0.01, (0.9, 0.95), fused=True))
+    assert train(ours, 5, optimizer) == train(theirs, 5, torch.optim.AdamW(groups, 0.01, (0.9, 0.95), fused=True))
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(one, other)
 
 
-def test_muon_does_the_same_twice_and_goes_on_from_its_state() -> None:
-    one, other = small_gpt(), small_gpt()
-    assert trained(one, 6, muon(one)) == trained(other, 6, muon(other))
-    stopped = small_gpt()
-    optimizer = muon(stopped)
-    first = trained(stopped, 3, optimizer)
+def test_muon_is_deterministic_and_resumes_from_its_state_dict() -> None:
+    one, other = make_gpt(), make_gpt()
+    assert train(one, 6, make_muon(one)) == train(other, 6, make_muon(other))
+    stopped = make_gpt()
+    optimizer = make_muon(stopped)
+    first = train(stopped, 3, optimizer)
     resumed = copy.deepcopy(stopped)
-    again = muon(resumed)
+    again = make_muon(resumed)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    straight = small_gpt()
-    assert first + trained(resumed, 3, again) == trained(straight, 6, muon(straight))
+    uninterrupted = make_gpt()
+    assert first + train(resumed, 3, again) == train(uninterrupted, 6, make_muon(uninterrupted))
 
 
-def test_muon_learns_a_batch_by_heart() -> None:
-    model = small_gpt()
-    losses = trained(model, 60, muon(model))
+def test_muon_overfits_one_batch() -> None:
+    model = make_gpt()
+    losses = train(model, 60, make_muon(model))
     assert losses[-1] < 0.1 < 2.5 < losses[0]
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 48, 16), (2, 16, 64)])
-def test_newton_schulz_brings_all_singular_values_near_one(shape: tuple[int, ...]) -> None:
+def test_newton_schulz_returns_nearly_orthogonal_matrices(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(2))
     result = newton_schulz([matrices])[0].float()
     values = torch.linalg.svdvals(result)
@@ -153,10 +155,10 @@ def test_newton_schulz_brings_all_singular_values_near_one(shape: tuple[int, ...
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("shape", [(128, 128), (384, 128), (128, 512)])
-def test_newton_schulz_rounds_at_most_twice_as_much_as_torchs(shape: tuple[int, int], decay: float) -> None:
+def test_newton_schulz_error_is_at_most_twice_that_of_torch(shape: tuple[int, int], decay: float) -> None:
     torch.manual_seed(4)
     left, _, right = torch.linalg.svd(torch.randn(4, *shape, dtype=torch.float64), full_matrices=False)
-    matrices = left * torch.arange(1, 129) ** -decay @ right  # of singular values that fall
+    matrices = left * torch.arange(1, 129) ** -decay @ right  # singular values 1, 2^-decay, 3^-decay, …
     exact = matrices / matrices.norm(dim=(-2, -1), keepdim=True)
     wide = shape[0] <= shape[1]
     for _ in range(5):
@@ -168,7 +170,7 @@ def test_newton_schulz_rounds_at_most_twice_as_much_as_torchs(shape: tuple[int, 
     assert (newton_schulz([matrices])[0] - exact).norm() < 2 * (torch.stack(theirs) - exact).norm()
 
 
-def test_matrices_do_not_touch_each_other() -> None:
+def test_newton_schulz_treats_each_matrix_independently() -> None:
     generator = torch.Generator().manual_seed(3)
     stacks = [torch.randn(shape, generator=generator) for shape in ((3, 16, 8), (2, 24, 8), (1, 8, 32))]
     stacks[0][1] *= 100
