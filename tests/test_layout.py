@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lit_gpt.data import corpus, tokenize
 from lit_gpt.data.config import SPLITS
 from lit_gpt.data.executors import open_executor
-from lit_gpt.data.layout import plan_shards, prune_vocab, tokens_per_split, write_shards
+from lit_gpt.data.layout import id_dtype, plan_shards, prune_vocab, tokens_per_split, write_shards
 from lit_gpt.data.sample import write_sample
 from lit_gpt.data.shards import open_shards
 from lit_gpt.data.split import LEFT_OUT
@@ -61,6 +61,13 @@ def test_shards_hold_documents_ordered_by_split(
     if expected:
         np.testing.assert_array_equal(open_shards(tmp_path, "<u2"), 299 - np.array(expected))
     np.testing.assert_array_equal(frequencies, np.isin(299 - np.arange(300), expected))
+
+
+@pytest.mark.parametrize(("vocab_size", "expected"), [(2**16, "<u2"), (2**16 + 1, "<u4")])
+def test_id_dtype_holds_every_id(vocab_size: int, expected: str) -> None:
+    tokenizer = ByteTokenizer()
+    tokenizer.vocab_size = vocab_size
+    assert id_dtype(tokenizer) == np.dtype(expected)
 
 
 def test_sizes_of_blocks_and_shards_do_not_change_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import LEFT_OUT, TEST, TRAIN, VAL, assign_splits, count_leaked, find_duplicates
 from lit_gpt.data.tokenize import DOCUMENT_DTYPE
-from lit_gpt.errors import UserError
 
 ROWS = [(f"poem {i % 90}", ["train", "Validation", "test"][i % 3], f"writer {i % 17}") for i in range(1000)]
 
@@ -31,31 +30,6 @@ def write_records(path: Path, hashes: list[int]) -> Path:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(split, "RECORDS_PER_READ", 3)
     monkeypatch.setattr(split, "RECORDS_PER_SORT", 4)
-
-
-# -------------------------------------------------------------------------------------------------------- options
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"val_fraction": 0.0},
-        {"val_fraction": 1.0},
-        {"test_fraction": -0.1},
-        {"val_fraction": 0.5, "test_fraction": 0.5},
-        {"column": "a", "seed": 1},
-        {"column": "a", "group": "b"},
-    ],
-)
-def test_invalid_options_are_user_errors(options: dict) -> None:
-    with pytest.raises(UserError, match="--data"):
-        SplitOptions(**options)
-
-
-@pytest.mark.parametrize("options", [{"seed": 0}, {"column": "a"}, {"group": "a"}, {"dedupe": True}])
-def test_raw_mode_refuses_options_of_rows(options: dict) -> None:
-    with pytest.raises(UserError, match=r"--data\.mode raw has no rows"):
-        corpus_config(split=SplitOptions(**options), mode="raw")
 
 
 # ---------------------------------------------------------------------------------------------- assigning documents
@@ -140,6 +114,7 @@ def test_duplicates_are_counted_and_left_out_with_dedupe(tmp_path: Path, monkeyp
     path, texts = write_table(tmp_path / "t.csv", ROWS), [text for text, _, _ in ROWS]
     _, report = split_table(path)
     assert report["duplicates"] == 1000 - 90
+    assert (report["documents"], report["duplicates_left_out"]) == (1000, 0)
     assert report["duplicates_across"] == 100  # every val document
     assert report["duplicates_first"][0] == [[str(path), 92], [str(path), 2]]
     assert len(report["duplicates_first"]) == 20
