@@ -243,7 +243,11 @@ class TextDataModule(LightningDataModule):
         self.corpus  # noqa: B018
 
     def setup(self, stage: str) -> None:
-        """Apply the step plan to the Trainer, if there is one. The only place that changes settings of the Trainer."""
+        """Apply the step plan to the Trainer, if there is one.
+
+        No other place changes these settings, except for the trial run of `fit.py --preflight`. LitGPT adds the
+        validation after the last step, which no setting of the Trainer can express.
+        """
         if self.trainer is None:
             return
         disable_distributed_sampler(self.trainer)

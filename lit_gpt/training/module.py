@@ -210,14 +210,12 @@ class LitGPT(LightningModule):
         """Return the mean loss of a batch in nats per token."""
         self.check_first_batch(batch)
         accumulation = self.trainer.accumulate_grad_batches
-        micro_batch = (
-            batch_idx % accumulation
-        )  # an epoch has whole optimizer steps, except for the last of some loaders
+        micro_batch = batch_idx % accumulation
         if self.gpt.config.dropout > 0 and self.text_data is not None:
             self._seed_dropout(self.text_data.seed, self.trainer.global_step * accumulation + micro_batch)
         loss = self.gpt.loss(*batch)  # type: ignore[arg-type]
         self._loss_sum = loss.detach() + (self._loss_sum if micro_batch else 0.0)
-        if micro_batch + 1 == accumulation or self.trainer.is_last_batch:  # the optimizer step follows
+        if micro_batch + 1 == accumulation or self.trainer.is_last_batch:  # then the optimizer step follows
             step = self.trainer.global_step + 1
             if is_logging_step(self.trainer, step):
                 self._step_metrics = {"loss/train": self._loss_sum / (micro_batch + 1), "optim/lr": self._current_rate}
