@@ -210,8 +210,8 @@ def prepare_for_inference(model: GPT) -> GPT:
 class PackedLinear(nn.Module):
     """A `Linear` for inference on a CPU, with its bfloat16 weights in the layout of torch and in that of oneDNN.
 
-    oneDNN is the faster library for several rows, with packed weights. For one row, torch's own kernel is faster: with
-    6 blocks and D = 384, oneDNN generates 8% fewer tokens per second. torch uses its own kernel only while oneDNN is
+    oneDNN with packed weights is faster for several rows, and torch's own kernel for one row: with 6 blocks and
+    D = 384, oneDNN would generate a tenth fewer tokens per second. torch uses its own kernel only while oneDNN is
     disabled, and this flag holds for the whole process. `_disable_onednn` makes it safe to generate in several threads;
     bfloat16 products of other threads, such as a training loop, may be slower meanwhile.
     """
