@@ -13,6 +13,7 @@ from conftest import Fit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gpt.checkpoint import store
 from lit_gpt.checkpoint.store import REQUIRED_KEYS, Checkpoint, load_model, newest_checkpoint
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, write_error
@@ -151,6 +152,21 @@ def test_checkpoint_is_verified_once(fit: Fit) -> None:
     checkpoint.verify()
     flip_bit_of_weight(LAST)
     checkpoint.verify()  # does not read the file again
+
+
+@pytest.mark.parametrize("path", ["last", LAST])
+def test_resumed_run_verifies_its_checkpoint_once(fit: Fit, monkeypatch: pytest.MonkeyPatch, path: str | Path) -> None:
+    assert fit("--trainer.max_steps", 1, "--checkpoint.keep", 0).status == 0
+    verified: list[Path] = []
+
+    def count(path: Path) -> None:
+        verified.append(path)
+        verify_checksums(path)
+
+    verify_checksums = store._verify_checksums
+    monkeypatch.setattr(store, "_verify_checksums", count)
+    assert fit("--trainer.max_steps", 2, "--ckpt_path", path).status == 0
+    assert verified == [LAST]
 
 
 def test_newest_checkpoint_is_found_by_stored_time_and_skips_damaged_ones(fit: Fit, folder: Path) -> None:

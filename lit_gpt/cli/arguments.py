@@ -45,6 +45,7 @@ class CommandLine:
         args: The completed arguments, the command first.
         run_name: The default of `--name`: the file name of the experiment.
         root_dir: The value of `trainer.default_root_dir` in the flags or configs; None if it is in neither.
+        checkpoint: The checkpoint of the flag `--ckpt_path`, if it had to be opened; it may not be verified yet.
         checkpoint_config: The config saved in the checkpoint, to be parsed before `args`; None if it does not apply.
         resume_args: The arguments that a command needs to resume the run, except for its name and folder.
         notice: A line to print before the run, or "".
@@ -60,6 +61,7 @@ class CommandLine:
         self.run_name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(paths[0]).stem if paths else default_config.stem)
         self.root_dir: str | None = _find_setting("trainer.default_root_dir", flags, configs)
         self.resume_args = [*(f"--config={path}" for path in paths), *_remove_flags(NOT_RESUMED, flags)]
+        self.checkpoint: Checkpoint | None = None
         self.checkpoint_config: str | None = None
         self.notice = ""
         checkpoint = None if {"-h", "--help"} & set(flags) else _find_flag("--ckpt_path", flags)
@@ -68,7 +70,8 @@ class CommandLine:
             checkpoint = self._find_last_checkpoint(name, command)
             flags = _remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
         if not paths and checkpoint:
-            self.checkpoint_config = Checkpoint.open(checkpoint, verify=False).config_text
+            self.checkpoint = self.checkpoint or Checkpoint.open(checkpoint, verify=False)
+            self.checkpoint_config = self.checkpoint.config_text
             if self.checkpoint_config is None:
                 raise UserError(f"{checkpoint} was not written by fit.py and contains no config: give --config")
         elif not paths and _find_flag("--data.files", flags) is None:
@@ -77,17 +80,17 @@ class CommandLine:
         self.args = [command, *(f"--config={path}" for path in paths), *flags]
 
     def _find_last_checkpoint(self, name: str, command: str) -> str | None:
-        """Return the path of the newest checkpoint of a run's name. If there is none, `fit` starts a new run.
+        """Open the newest checkpoint of a run's name and return its path. If there is none, `fit` starts a new run.
 
         Raises:
             UserError: There is no checkpoint, and the command needs one.
         """
         logs = Path(str(self.root_dir or LOGS))
-        checkpoint, warning = newest_checkpoint(logs, name)
+        self.checkpoint, warning = newest_checkpoint(logs, name)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
-        if checkpoint is not None:
-            return str(checkpoint.path)
+        if self.checkpoint is not None:
+            return str(self.checkpoint.path)
         if command != "fit":
             raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
         self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"

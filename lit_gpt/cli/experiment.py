@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from lit_gpt import compat
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import LOGS, CommandLine
 from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
@@ -50,6 +51,7 @@ class Experiment:
     Attributes:
         command: `fit`, `validate` or `test`.
         settings: All settings, from defaults, configs and flags.
+        checkpoint: The checkpoint of `--ckpt_path`, verified; None if there is none.
         model: Its parameters are on the meta device until the Trainer configures it.
         datamodule: The data; its corpus is tokenized.
         generate: The callback that writes sample texts.
@@ -64,6 +66,7 @@ class Experiment:
 
     command: str
     settings: Namespace
+    checkpoint: Checkpoint | None
     model: LitGPT
     datamodule: TextDataModule
     generate: GenerateText
@@ -83,10 +86,10 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
         UserError: A setting is wrong.
     """
     command = arguments.args[0]
-    parser, settings = load_settings(arguments)
+    parser, settings, checkpoint = load_settings(arguments)
     seed_everything(settings.seed_everything, workers=True)
     parts = instantiate(parser, settings)
-    experiment = Experiment(command, settings, parts.model, parts.data, parts.generate, arguments.notice)
+    experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
     options = trainer_options(experiment, parts.trainer.as_dict())
     if command == "fit":
         configure_training(experiment, options, parts, arguments, stop)
@@ -193,7 +196,7 @@ def trainer_options(experiment: Experiment, options: dict[str, Any]) -> dict[str
         options["precision"] = experiment.settings.trainer.precision = precision
     if options["profiler"] is None and not options["barebones"]:
         options["profiler"] = NoProfiler()
-    options["plugins"] = [*as_list(options["plugins"]), AtomicCheckpointIO()]
+    options["plugins"] = [*as_list(options["plugins"]), AtomicCheckpointIO(experiment.checkpoint)]
     if not TorchElasticEnvironment.detect() and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
         # Lightning would save and requeue inside a signal handler; scripts/slurm.sh requeues instead
         options["plugins"] += [SLURMEnvironment(auto_requeue=False)]

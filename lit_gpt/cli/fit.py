@@ -34,7 +34,7 @@ def run(arguments: CommandLine, stop: GracefulStop) -> None:
 
 def fit(experiment: Experiment, stop: GracefulStop) -> None:
     """Train the model, from its initial weights or from a checkpoint; or measure a few steps, with `--preflight`."""
-    checkpoint = open_resumed(experiment)
+    checkpoint = experiment.checkpoint
     if checkpoint is not None:
         check_same_model(checkpoint, experiment.model, experiment.datamodule.tokenizer)
         check_same_optimizer(checkpoint, experiment.model)
@@ -57,7 +57,7 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
 
 def validate(experiment: Experiment, stop: GracefulStop) -> None:
     """Print the metrics of a checkpoint on the validation split."""
-    checkpoint = open_resumed(experiment)
+    checkpoint = experiment.checkpoint
     assert checkpoint is not None
     check_same_model(checkpoint, experiment.model, experiment.datamodule.tokenizer)
     with misconfiguration_as_user_error():
@@ -75,7 +75,7 @@ def test(experiment: Experiment, stop: GracefulStop) -> None:
             f"the test split has {len(datamodule.test_ids)} tokens, of which none can be predicted: give more "
             "with --data.test_fraction, --data.test_files or --data.split_column"
         )
-    checkpoint = open_resumed(experiment)
+    checkpoint = experiment.checkpoint
     assert checkpoint is not None
     check_same_model(checkpoint, experiment.model, datamodule.tokenizer)
     saved_tokens, tokens = checkpoint.data_fingerprint["train tokens"], fingerprint(datamodule)["train tokens"]
@@ -93,12 +93,6 @@ RUN: dict[str, Callable[[Experiment, GracefulStop], None]] = {"fit": fit, "valid
 
 
 # --------------------------------------------------------------------------------------------------- before training
-
-
-def open_resumed(experiment: Experiment) -> Checkpoint | None:
-    """Open the checkpoint of `--ckpt_path`, if there is one."""
-    path = experiment.settings.ckpt_path
-    return Checkpoint.open(path, verify=False) if path else None  # verified with the settings
 
 
 def check_schedule(experiment: Experiment) -> None:

@@ -35,8 +35,11 @@ class StrictParser(LightningArgumentParser):
         raise UserError(message) from ex
 
 
-def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace]:
-    """Return the parser of the command, and the settings it parsed, checked.
+def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace, Checkpoint | None]:
+    """Parse and check the settings of the command; open the checkpoint of `--ckpt_path`.
+
+    Returns:
+        The parser, the settings, and the checkpoint, verified; None if there is none.
 
     Raises:
         UserError: A setting is wrong.
@@ -44,8 +47,8 @@ def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace]:
     command = arguments.args[0]
     parser = build_parser(command, arguments.run_name)
     settings = parse_settings(parser, arguments)
-    validate_settings(settings, command)
-    return parser, settings
+    checkpoint = validate_settings(settings, command, arguments.checkpoint)
+    return parser, settings, checkpoint
 
 
 def build_on_meta(*args: Any, **kwargs: Any) -> LitGPT:
@@ -124,8 +127,16 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
             raise UserError(rewrite_parser_error(str(error), list(parser.get_defaults().keys()))) from None
 
 
-def validate_settings(settings: Namespace, command: str) -> None:
-    """Refuse settings that the parser accepts and that cannot work, before any file is read.
+def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """Refuse settings that the parser accepts and that cannot work, before the data are read.
+
+    Args:
+        settings: All settings.
+        command: `fit`, `validate` or `test`.
+        checkpoint: The checkpoint of `--ckpt_path`, if it is open already.
+
+    Returns:
+        The checkpoint of `ckpt_path`, verified; None if there is none.
 
     Raises:
         UserError: The first of them.
@@ -137,7 +148,8 @@ def validate_settings(settings: Namespace, command: str) -> None:
     if settings.ckpt_path == "last":
         raise UserError("ckpt_path: last in a config is read too late: give it as a flag, --ckpt_path last")
     if settings.ckpt_path:
-        Checkpoint.open(settings.ckpt_path)
+        checkpoint = checkpoint or Checkpoint.open(settings.ckpt_path, verify=False)
+        checkpoint.verify()
     if not 0 <= settings.seed_everything < 2**32:
         raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
     for message in validate_args(settings, command):
@@ -147,6 +159,7 @@ def validate_settings(settings: Namespace, command: str) -> None:
         GPTConfig(vocab_size=1, **shape)
     except ValueError as error:
         raise UserError(f"--model.config: {error}") from None
+    return checkpoint
 
 
 # ----------------------------------------------------------------------------------------------- the parser's errors

@@ -68,7 +68,7 @@ def run(args: list[str], default_config: Path) -> None:
     options, fit_args = parser.parse_known_args(args)
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes is {options.processes}: give 1 or more")
-    _, settings = load_settings(CommandLine(fit_args, default_config))
+    _, settings, _ = load_settings(CommandLine(fit_args, default_config))
     data = TextDataModule(**settings.data)
     if options.compare:
         print_rows(compare_tokenizers(data, settings.model.config), options.json)

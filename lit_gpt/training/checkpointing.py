@@ -21,7 +21,14 @@ from lit_gpt.training.module import LitGPT, module_and_data
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Write the Trainer's checkpoints atomically, and open them without running code in them."""
+    """Write the Trainer's checkpoints atomically, and open them without running code in them.
+
+    Args:
+        checkpoint: A checkpoint that is verified already. It is not verified again when the Trainer loads it.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None = None) -> None:
+        self.checkpoint = checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         save_checkpoint(checkpoint, Path(path))
@@ -29,7 +36,8 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return Checkpoint.open(path).read()
+        is_verified = self.checkpoint is not None and self.checkpoint.path == Path(path)
+        return Checkpoint.open(path, verify=not is_verified).read()
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
