@@ -53,7 +53,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder:
     Args:
         path: The file to write. Its folder is created if it does not exist.
         write: Is called with the open temporary file and writes the content.
-        temporary_folder: Where the temporary file lies, on the same file system; the folder of `path` by default.
+        temporary_folder: The folder of the temporary file, on the same file system; by default the folder of `path`.
 
     Raises:
         OSError: The file could not be written. A previous file at `path` is unchanged.

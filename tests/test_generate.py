@@ -74,6 +74,7 @@ def test_generate_pads_prompts_without_changing_results(changes: dict[str, objec
 
 
 def course_greedy(model: GPT, tokens: Tensor, count: int) -> Tensor:
+    """The course's loop with the most likely token in place of sampling."""
     for _ in range(count):
         likeliest = model(tokens[:, -model.config.context_length :])[0][:, -1].argmax(dim=-1, keepdim=True)
         tokens = torch.cat((tokens, likeliest), dim=1)

@@ -1,1 +1,1 @@
-"""Checkpoints: written atomically, verified, opened without running code."""
+"""Checkpoints: written atomically, verified, and read without running code from them."""

@@ -1,1 +1,1 @@
-"""From a model and a prompt to new text; works without a Trainer."""
+"""Generate text with a model; nothing here needs a Trainer."""

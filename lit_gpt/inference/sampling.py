@@ -46,7 +46,7 @@ def sample_token(
         outside[:, 0] = False  # the most likely token always stays
         logits = logits.masked_fill(outside.gather(-1, order.argsort(dim=-1)), -torch.inf)
     # Inverse transform sampling needs one random number a row. torch.multinomial draws one for each token, which takes
-    # 12 ms instead of 0.4 ms for B = 16, V = 50,304 on a CPU.
+    # much longer on a CPU.
     cumulative = logits.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1)  # (B, V)
     point = torch.rand(len(logits), 1, device=logits.device, generator=generator) * cumulative[:, -1:]  # (B, 1)
     return torch.searchsorted(cumulative, point, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)  # (B,)
