@@ -215,13 +215,15 @@ def check_tokenizer_name(name: str) -> None:
     """Check the value of `data.tokenizer`.
 
     Raises:
-        UserError: The name is unknown, or the file does not exist.
+        UserError: The name is unknown, or the file does not exist or cannot be read.
     """
     if name.endswith(".tiktoken"):
         if not os.path.isfile(os.path.expanduser(name)):
             raise UserError(
                 f"--data.tokenizer {name}: no such file: give a .tiktoken file, or {', '.join(TOKENIZER_NAMES)}"
             )
+        if not os.access(os.path.expanduser(name), os.R_OK):
+            raise UserError(f"--data.tokenizer {name} cannot be read (no permission): allow it, as with chmod u+r")
     elif name not in TOKENIZER_NAMES:
         raise UserError(
             f"--data.tokenizer {name} is unknown{did_you_mean(name, TOKENIZER_NAMES)}: choose one of "
