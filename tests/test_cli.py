@@ -242,7 +242,7 @@ def test_two_devices_match_one_device_and_resume(fit: Fit, folder: Path) -> None
 def test_two_processes_get_half_of_the_cores_each(folder: Path) -> None:
     def prepare() -> None:
         os.environ.pop("OMP_NUM_THREADS", None)
-        fit_command.RUN["fit"] = lambda experiment, stop: print(os.environ["OMP_NUM_THREADS"])
+        fit_command.RUN_COMMAND["fit"] = lambda experiment, stop: print(os.environ["OMP_NUM_THREADS"])
 
     flags = ["--config", "small.yaml", "--trainer.devices", 2, "--trainer.strategy", "ddp"]
     assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, available_cores() // 2))

@@ -13,7 +13,9 @@ from lit_gpt.errors import Stopped, UserError
 
 def is_distributed_failure(error: BaseException) -> bool:
     """Return whether the error says that another process of the run is gone, out of reach, or never started."""
-    return isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and "gloo" in str(error)
 
 
 def classify(

@@ -29,7 +29,7 @@ def run(arguments: CommandLine, stop: GracefulStop) -> None:
         Stopped: A signal or the time limit ended the run.
     """
     experiment = build_experiment(arguments, stop)
-    RUN[experiment.command](experiment, stop)
+    RUN_COMMAND[experiment.command](experiment, stop)
 
 
 def fit(experiment: Experiment, stop: GracefulStop) -> None:
@@ -89,7 +89,7 @@ def test(experiment: Experiment, stop: GracefulStop) -> None:
     print_metrics(experiment)
 
 
-RUN: dict[str, Callable[[Experiment, GracefulStop], None]] = {"fit": fit, "validate": validate, "test": test}
+RUN_COMMAND: dict[str, Callable[[Experiment, GracefulStop], None]] = {"fit": fit, "validate": validate, "test": test}
 
 
 # --------------------------------------------------------------------------------------------------- before training
@@ -201,7 +201,8 @@ def profile(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
         profiler.completed_steps = checkpoint.step
     try:
         with misconfiguration_as_user_error():
-            trainer.fit(experiment.model, datamodule=experiment.datamodule)  # the weights do not change what it needs
+            # without the checkpoint, because speed and memory do not depend on the values of the weights
+            trainer.fit(experiment.model, datamodule=experiment.datamodule)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -14,7 +14,7 @@ from lit_gpt.errors import UserError
 
 
 class LineParser(argparse.ArgumentParser):
-    """An argument parser that accepts flags in full only, shows their defaults, and reports an error in one line."""
+    """An argument parser that refuses abbreviated flags, shows defaults in --help, and raises `UserError`."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(

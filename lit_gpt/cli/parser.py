@@ -146,7 +146,7 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
     if settings.ckpt_path == "":
         raise UserError("--ckpt_path is empty: give a .ckpt file or last, or leave it out")
     if settings.ckpt_path == "last":
-        raise UserError("ckpt_path: last in a config is read too late: give it as a flag, --ckpt_path last")
+        raise UserError("ckpt_path: last in a config is not supported: give it as a flag, --ckpt_path last")
     if settings.ckpt_path:
         checkpoint = checkpoint or Checkpoint.open(settings.ckpt_path, verify=False)
         checkpoint.verify()
