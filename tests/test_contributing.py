@@ -1,12 +1,16 @@
 """The recipes of CONTRIBUTING.md, followed to the letter: what they name is all that a new part needs."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
 
 import pytest
 import torch
+from conftest import Fit, weights
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+import lit_gpt.cli.experiment
 from lit_gpt.kv_cache import KVCache
 from lit_gpt.layers import NORMS, POSITIONS, Position
 from lit_gpt.model import ACTIVATIONS, GPT, GPTConfig
@@ -91,3 +95,25 @@ def test_new_part_of_the_model_needs_one_entry(monkeypatch: pytest.MonkeyPatch, 
 )
 def test_choices_of_config_are_the_entries(field: str, entries: dict[str, object]) -> None:
     assert set(get_args(get_type_hints(GPTConfig)[field])) == entries.keys()
+
+
+class StepCounter(Callback):
+    """Count optimizer steps, and draw from the global random state, as a careless callback might."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        self.steps = trainer.global_step
+        torch.rand(1)
+
+
+def test_new_callback_needs_one_line_and_changes_no_weight(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--model.config.dropout", 0.1, "--trainer.max_steps", 4)
+    assert fit(*flags, "--name", "without").status == 0
+    counter, callbacks = StepCounter(), lit_gpt.cli.experiment.training_callbacks
+    monkeypatch.setattr(lit_gpt.cli.experiment, "training_callbacks", lambda *args: [*callbacks(*args), counter])
+    assert fit(*flags, "--name", "with").status == 0
+    assert counter.steps == 4
+    before, after = (weights(Path("logs", name, "version_0", "last.ckpt")) for name in ("without", "with"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
