@@ -1,5 +1,6 @@
 """Checkpoints are written atomically, are read without running code, and are complete by themselves."""
 
+import errno
 import os
 import pickle
 import tempfile
@@ -55,17 +56,24 @@ def test_concurrent_atomic_writes_do_not_share_a_temporary_file(tmp_path: Path) 
 
 def test_atomic_write_raises_the_os_error_behind_torch_save(tmp_path: Path) -> None:
     class FullDisk:
-        def __init__(self, file: BinaryIO) -> None:
-            self.file = file
+        """Accepts 1,000 bytes; torch.save reports a later failure as a RuntimeError."""
+
+        room = 1000
 
         def write(self, content: bytes) -> int:
-            raise OSError(28, "No space left on device")
+            self.room -= len(content)
+            if self.room < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return len(content)
 
         def flush(self) -> None:
-            self.file.flush()
+            pass
 
+    with pytest.raises(RuntimeError, match="unexpected pos"):
+        torch.save(torch.zeros(9000), FullDisk())  # type: ignore[arg-type]
     with pytest.raises(OSError, match="No space left"):
-        atomic_write(tmp_path / "x.ckpt", lambda file: torch.save({"a": torch.zeros(9)}, FullDisk(file)))  # type: ignore[arg-type]
+        atomic_write(tmp_path / "x.ckpt", lambda file: torch.save(torch.zeros(9000), FullDisk()))  # type: ignore[arg-type]
+    assert os.listdir(tmp_path) == []
 
 
 class Harmful:
