@@ -111,13 +111,11 @@ def test_model_and_ops_import_only_torch(place: str) -> None:
         assert all(module.split(".")[1] in ("ops", "kv_cache", "layers", "model") for module in ours), path
 
 
-@pytest.mark.xfail(reason="the restructuring shortens them", strict=False)
 def test_longest_function_has_at_most_60_lines() -> None:
     for path in module_paths():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
-                start = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
-                lines = (node.end_lineno or start) - start + 1
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
 
 
@@ -171,7 +169,6 @@ def overridden_private_names(path: Path) -> Iterator[str]:
                         yield f"{cls.__name__}.{name} overrides {base.__module__}.{base.__name__}"
 
 
-@pytest.mark.xfail(reason="the restructuring moves them there", strict=False)
 @pytest.mark.parametrize("path", module_paths(), ids=name_of)
 def test_private_attributes_of_other_libraries_stay_in_compat(path: Path) -> None:
     if path != PACKAGE / "compat.py":

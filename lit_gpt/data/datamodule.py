@@ -26,6 +26,18 @@ CACHE = Path("data/cache")
 MAX_TRAIN_EVAL_WINDOWS = 256  # windows of the training split that are evaluated beside a whole validation split
 
 
+def check_window_count(name: str, count: int | None, context_length: int) -> None:
+    """Check a setting of TextDataModule that counts windows; None is valid.
+
+    Raises:
+        UserError: There is no window, or there are 2**31 tokens or more, which an index of 32 bits cannot count.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"--data.{name} is {count}: give 1 or more")
+    if count is not None and count * context_length >= 2**31:
+        raise UserError(f"--data.{name} is {count}, with {context_length} tokens to a window: give fewer windows")
+
+
 class TextDataModule(LightningDataModule):
     """Read files of text, split and tokenize them, and give random windows of tokens as batches.
 
@@ -102,39 +114,27 @@ class TextDataModule(LightningDataModule):
         seed: int = 1337,
     ) -> None:
         super().__init__()
-        for name, value in {
-            "batch_size": batch_size,
-            "global_batch_size": global_batch_size,
-            "eval_windows": eval_windows,
-        }.items():
-            if value is not None and value < 1:
-                raise UserError(f"--data.{name} is {value}: give 1 or more")
-            if value is not None and value * context_length >= 2**31:
-                raise UserError(
-                    f"--data.{name} is {value}, with {context_length} tokens to a window: give fewer windows"
-                )
+        check_window_count("batch_size", batch_size, context_length)
+        check_window_count("global_batch_size", global_batch_size, context_length)
+        check_window_count("eval_windows", eval_windows, context_length)
         if num_workers < 0 or seed < 0:
             raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
         check_tokenizer_name(tokenizer)
         if files in (SAMPLE_FILE, [SAMPLE_FILE]) and mode == "rows" and columns is None and template is None:
             columns = SAMPLE_COLUMN
         self.files, self.val_files, self.test_files = files, val_files, test_files
-        self.corpus_config = CorpusConfig(
-            read_options=ReadOptions(
-                mode=mode,
-                columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
-                template=template,
-                delimiter=delimiter,
-                quote=quote,
-                header=header,
-                encoding=encoding,
-                split_key_column=split_column if split_column is not None else group_column,
-            ),
-            split_options=SplitOptions(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe),
-            tokenizer=tokenizer,
-            vocab=vocab,
-            vocab_size=vocab_size,
+        read_options = ReadOptions(
+            mode=mode,
+            columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
+            template=template,
+            delimiter=delimiter,
+            quote=quote,
+            header=header,
+            encoding=encoding,
+            split_key_column=group_column if split_column is None else split_column,
         )
+        split_options = SplitOptions(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe)
+        self.corpus_config = CorpusConfig(read_options, split_options, tokenizer, vocab, vocab_size)
         self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
         self.sampling, self.seed, self.document_mask = sampling, seed, document_mask
         self.eval_windows, self.num_workers = eval_windows, num_workers
