@@ -50,8 +50,8 @@ def test_commands_run_one_after_another(tmp_path: Path) -> None:
         assert program in ("python", ".venv/bin/python")
         assert Path(script).parent.name == "scripts"
         short = [] if "validate" in words else SHORT.get(Path(script).name, [])
-        # The first command starts as a person starts it. --compare trains vocabularies in threads of a Rust library, which
-        # do not survive a fork of this process if an earlier test has started them here.
+        # The first command starts as a person starts it. --compare trains vocabularies in threads of a Rust library,
+        # which do not survive a fork of this process if an earlier test has started them here.
         if number == 0 or "--compare" in words:
             line = [sys.executable, str(ROOT / script), *words, *short]
             ran = subprocess.run(line, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
