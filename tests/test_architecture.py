@@ -186,6 +186,25 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert printed.strip() == "[]"
 
 
+DYNAMO = {"torch._dynamo", "lightning"}
+SLOW = {"torch.distributed.checkpoint", "pyarrow", "ray", "transformers", "charset_normalizer"}
+
+
+@pytest.mark.parametrize(
+    ("module", "slow"),
+    # Lightning itself imports torch._dynamo; a worker that prepares batches and generate.py do without both
+    [
+        ("cli.main", SLOW),
+        ("cli.generate", {*SLOW, "torch._dynamo", "lightning"}),
+        ("data.batches", {*SLOW, "torch._dynamo"}),
+    ],
+)
+def test_module_does_not_import_what_few_runs_need(module: str, slow: set[str]) -> None:
+    program = f"import sys, lit_gpt.{module}; print(sorted({slow} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "[]"
+
+
 def test_every_public_name_can_be_imported() -> None:
     import lit_gpt
 

@@ -39,13 +39,17 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
     Returns:
         A scalar in nats, in float32 or wider.
     """
-    logits_bytes = targets.numel() * len(weight) * torch.float32.itemsize
-    if hidden.device.type == "cpu" and logits_bytes <= UNCHUNKED_LOSS_BYTES and torch.is_grad_enabled():
+    if holds_all_logits(targets, weight):
         return cross_entropy(linear(hidden, weight), targets, reduction)
     return _chunked_loss(hidden.flatten(0, -2), weight, targets.flatten(), reduction)
 
 
-@torch.compiler.disable  # the chunks take their gradients by hand, which a compiler cannot follow
+def holds_all_logits(targets: Tensor, weight: Tensor) -> bool:
+    """Whether `linear_cross_entropy` computes all logits of these targets at once, which a compiler can follow."""
+    logits_bytes = targets.numel() * len(weight) * torch.float32.itemsize
+    return targets.device.type == "cpu" and logits_bytes <= UNCHUNKED_LOSS_BYTES and torch.is_grad_enabled()
+
+
 def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
     if hidden.dtype == torch.float16:  # too small a range for probabilities and for a mean over many tokens
         hidden = hidden.float()

@@ -16,12 +16,12 @@ from lit_gpt.compat import set_logged_step, set_loop_progress
 from lit_gpt.data.batches import Batch, BatchLoader
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.ops import IGNORE_INDEX
+from lit_gpt.model import GPT, BlockInputs, GPTConfig
+from lit_gpt.ops import IGNORE_INDEX, Reduction
+from lit_gpt.ops.cross_entropy import holds_all_logits
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
 from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.checks import check_arguments, check_batch, check_callbacks, check_data, describe_nonfinite
-from lit_gpt.training.fsdp import shard
 from lit_gpt.training.metrics import VAL_SPLITS, compute_metrics, is_logging_step, log_step_metrics
 
 SYNC_CHECK_DEVICES = ("cpu",)  # devices where reading a value does not wait for queued work
@@ -151,6 +151,8 @@ class LitGPT(LightningModule):
             UserError: There is not enough memory for the weights.
         """
         if self.device_mesh is not None:
+            from lit_gpt.training.fsdp import shard  # slow to import
+
             mixed = self.trainer.strategy.root_device.type == "cuda" and self.trainer.precision == "bf16-mixed"
             shard(self.gpt, self.device_mesh["data_parallel"], torch.bfloat16 if mixed else None)
         if self.gpt.embedding.weight.is_meta:
@@ -441,11 +443,12 @@ def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
     gpt.blocks.compile(options=options)
     eager, compiled = gpt.blocks_loss, torch.compile(gpt.blocks_loss, options=options)
 
-    def blocks_loss(*inputs: Any) -> Tensor:
-        # An evaluation takes the loss in chunks, which are not compiled.
-        return (compiled if torch.is_grad_enabled() else eager)(*inputs)
+    def blocks_loss(x: Tensor, inputs: BlockInputs, targets: Tensor, reduction: Reduction) -> Tensor:
+        # The chunks of a large loss take their gradients by hand, which a compiler cannot follow.
+        function = compiled if holds_all_logits(targets, gpt.head.weight) else eager
+        return function(x, inputs, targets, reduction)
 
-    gpt.blocks_loss = blocks_loss  # type: ignore[method-assign, assignment]
+    gpt.blocks_loss = blocks_loss  # type: ignore[method-assign]
 
 
 def module_and_data(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
