@@ -60,7 +60,7 @@ class KVCache:
     def visible(self, T: int) -> Tensor | None:
         """Return which of the S tokens so far the next T ones attend to: (T, S), or with padding (B, 1, T, S).
 
-        None: as without a cache, causally from the first token on, or, for a single token, to all.
+        None if no mask is needed: the cache is empty and attention is causal, or T is 1 and the token attends to all S.
         """
         start, end = self.length, self.length + T
         if self.padding is None and (start == 0 or T == 1):

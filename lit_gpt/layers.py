@@ -1,4 +1,4 @@
-"""The layers below a block: products, embeddings, dropout, norms and positions.
+"""The layers below a block: linear layers, embeddings, dropout, norms and positions.
 
 They differ from PyTorch's modules in two ways: they compute with `lit_gpt.ops`, and they draw no weights when they are
 built. `GPT.init_weights` draws all weights, each with the standard deviation `std` of its layer. For the shape letters
@@ -16,7 +16,7 @@ from lit_gpt.kv_cache import KVCache
 
 
 class Linear(nn.Linear):
-    """A product in the dtype of its input, whatever the dtype of the weights.
+    """A linear layer that computes in the dtype of its input, whatever the dtype of the weights.
 
     Args:
         in_features: D_in.
@@ -51,7 +51,7 @@ class Embedding(nn.Embedding):
 
 
 class Dropout(nn.Dropout):
-    """Srivastava et al. 2014; with a mask that was drawn before, or with one of its own."""
+    """Dropout (Srivastava et al. 2014), with a mask that was drawn before or with one of its own."""
 
     @property
     def active_p(self) -> float:
@@ -66,7 +66,7 @@ class Dropout(nn.Dropout):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Zhang and Sennrich 2019. It has a scale and never a bias."""
+    """Root mean square normalisation (Zhang and Sennrich 2019). It has a scale and never a bias."""
 
     eps: float
 
@@ -78,7 +78,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Ba et al. 2016."""
+    """Layer normalisation (Ba et al. 2016)."""
 
     def __init__(self, width: int, bias: bool = False) -> None:
         super().__init__(width, bias=bias)
@@ -104,7 +104,7 @@ class Position(nn.Module):
         super().__init__()
 
     def reset_buffers(self, device: torch.device) -> None:
-        """Compute the tables that are no weights; no checkpoint holds them."""
+        """Compute the tables of positions on `device`. They are no weights, and no checkpoint holds them."""
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
         """Add to the embeddings: (B, T, D) -> (B, T, D)."""
@@ -182,7 +182,7 @@ POSITIONS: dict[str, type[Position]] = {"rope": Rotary, "learned": Learned, "sin
 
 
 class PreviousTokens(nn.ModuleList):
-    """Add to each token's embedding an embedding of each of the n tokens before it; zero at the start of training."""
+    """Add embeddings of the n preceding tokens to each token's, from one table (V, D) for each distance, initially 0."""
 
     def __init__(self, distances: int, vocab_size: int, d_model: int) -> None:
         super().__init__(Embedding(vocab_size, d_model, std=0.0) for _ in range(distances))

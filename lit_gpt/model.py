@@ -1,6 +1,6 @@
 """A GPT, top to bottom: config, attention, feed-forward, block, GPT.
 
-`layers.py` holds the smaller parts: products, embeddings, norms and positions. Both compute with `ops/`.
+`layers.py` holds the smaller parts: linear layers, embeddings, norms and positions. Both compute with `ops/`.
 
 Shape letters:
     B  windows in a batch               D  width of the residual stream, d_model
@@ -35,14 +35,14 @@ class GPTConfig:
         num_blocks: how many blocks.
         num_heads: H, query heads; divides `d_model`.
         num_kv_heads: K, key/value heads, each shared by H / K query heads (Ainslie et al. 2023); None: H.
-        dropout: probability of zeroing, on embeddings, attention weights and the output of both branches of a block.
+        dropout: probability of zeroing, of embeddings, attention weights and the outputs of attention and feed-forward.
         bias: whether linear layers and LayerNorm have a bias.
         position: how the position of a token enters the model.
-        norm: the normalisation before each branch, before the head, and of `qk_norm`.
+        norm: the type of the normalisation layers: inputs of attention and feed-forward, of the head, and `qk_norm`.
         mlp: the activation of the feed-forward.
         qk_norm: whether the queries and keys of each head are normalised (Dehghani et al. 2023).
         tie_embeddings: whether the head shares the weight of the embedding (Press and Wolf 2017).
-        previous_tokens: how many tokens back add to a token's embedding, each distance from an embedding of its own.
+        previous_tokens: n; embeddings of the n preceding tokens are added to a token's, from one table per distance.
 
     Raises:
         ValueError: a number is out of range, a choice is unknown, or the heads do not divide the width.
@@ -106,10 +106,10 @@ class GPTConfig:
 
 
 class BlockInputs(NamedTuple):
-    """What the blocks read beside the residual stream.
+    """What the blocks read besides the residual stream.
 
     Attributes:
-        cos_sin: the angles of rotary positions.
+        cos_sin: as `Position.cos_sin` returns it.
         attn_mask: as `ops.prepare_attention_mask` returns it.
         dropout_masks: of each block, as `ops.draw_dropout_masks` returns them.
         cache: keys and values of earlier tokens.
@@ -124,7 +124,8 @@ class BlockInputs(NamedTuple):
 class MultiHeadAttention(nn.Module):
     """Causal attention with H query heads and K key/value heads.
 
-    The three matrices of each of the course's heads are rows of one matrix here, `qkv`: one product for all heads.
+    The layer `qkv` computes queries, keys and values of all heads in one product. Its weight (D + 2 * K * E, D) stacks
+    the query, key and value matrices that the course keeps separately for each head.
     """
 
     def __init__(self, config: GPTConfig, block: int) -> None:
@@ -157,7 +158,7 @@ class MultiHeadAttention(nn.Module):
 
 
 def swiglu(x: Tensor) -> Tensor:
-    """Shazeer 2020: (..., 2 * hidden) -> (..., hidden)."""
+    """Gated SiLU (Shazeer 2020): (..., 2 * hidden) -> (..., hidden)."""
     gate, value = x.chunk(2, dim=-1)
     return F.silu(gate) * value
 
@@ -193,7 +194,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward; each reads the normalised stream and is added to it."""
+    """Attention, then feed-forward: each reads a normalised copy of the stream and adds its output to the stream."""
 
     def __init__(self, config: GPTConfig, block: int) -> None:
         super().__init__()
@@ -237,7 +238,7 @@ class Blocks(nn.ModuleList):
 class GPT(nn.Module):
     """Tokens in, logits of the next token out.
 
-    Built under `torch.device("meta")` it has shapes and no memory, until `to_empty` and `init_weights`, or
+    Under `torch.device("meta")` it is built without memory. Then call `to_empty` and `init_weights`, or
     `load_state_dict(..., assign=True)` and `tie_and_init_buffers`.
 
     Attributes:
@@ -261,7 +262,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, shard: Callable[[Tensor, Tensor], Tensor] = lambda full, parameter: full) -> None:
-        """Draw the weights as GPT-2 does: N(0, 0.02), and less for matrices that write into the residual stream.
+        """Draw the weights as GPT-2 does: standard deviation 0.02, less where the output is added to the stream.
 
         Matrices are drawn one after another on the CPU, so that the weights do not depend on the device.
 
@@ -289,7 +290,7 @@ class GPT(nn.Module):
     def prepare_inputs(
         self, tokens: Tensor, cache: KVCache | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, BlockInputs]:
-        """Return the embeddings (B, T, D) of tokens (B, T), and what the blocks read beside them; see `forward`."""
+        """Return the embeddings (B, T, D) of tokens (B, T), and what the blocks read besides them; see `forward`."""
         T, config = tokens.shape[1], self.config
         total = T if cache is None else T + cache.length
         if total > config.context_length:
@@ -346,7 +347,7 @@ class GPT(nn.Module):
     def loss(
         self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, reduction: ops.Reduction = "mean"
     ) -> Tensor:
-        """Return the loss that `forward` returns, without holding the logits of the whole batch.
+        """Return the loss that `forward` returns. Large logits are computed in chunks, so they are never all in memory.
 
         Arguments as in `forward`; `reduction` is "mean" over the targets that count, or "sum".
         """
@@ -355,9 +356,10 @@ class GPT(nn.Module):
             return self.blocks_loss(x, inputs, targets, reduction)
 
     def blocks_loss(self, x: Tensor, inputs: BlockInputs, targets: Tensor, reduction: ops.Reduction) -> Tensor:
-        """Return the loss from the embeddings (B, T, D) on: the part of `loss` that is compiled as one graph.
+        """Return the loss, computed from the embedded tokens x (B, T, D): a scalar in nats.
 
-        The embeddings stay outside: compiled, their gradients are added up in whatever order the threads run.
+        With `compile`, a single CPU process compiles this method as one graph. The embedding is not part of it, because
+        its compiled backward pass adds up gradients in an order that differs between runs.
         """
         hidden = self.norm(self.blocks(x, inputs))  # (B, T, D)
         return ops.linear_cross_entropy(hidden, self.head.weight, targets, reduction)
@@ -373,7 +375,7 @@ class GPT(nn.Module):
     ) -> Tensor:
         """Append tokens drawn from the model's own predictions: (B, T) -> (B, T + max_new_tokens).
 
-        This is the course's loop; `lit_gpt.inference` does the same with a cache.
+        This is the loop of the course; `lit_gpt.inference` generates faster, with a cache.
 
         Args:
             tokens: (B, T) int64, at least one in each row.

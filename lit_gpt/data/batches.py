@@ -18,7 +18,7 @@ from lit_gpt.data.shards import TokenIds
 from lit_gpt.data.windows import WINDOW_SAMPLERS, read_windows
 from lit_gpt.ops import IGNORE_INDEX
 
-MIN_EVALUATION_TOKENS = 4096  # per batch: without gradients, batches larger than small training batches are faster
+MIN_EVALUATION_TOKENS = 4096  # per batch; without gradients, smaller batches are slower
 
 Batch = tuple[Tensor, ...]
 

@@ -26,7 +26,7 @@ class ReadOptions:
         quote: Character around fields that contain delimiters or line ends; "none": quotes are part of the text.
         header: Whether the first row names the columns. Without it they are named c1, c2, …
         encoding: Encoding of text files, or "auto" to detect it.
-        split_key_column: Column that decides the split of a row: one that names it, or that of its group.
+        split_key_column: The column `split_column`, which names the split of a row, or `group_column`; None: neither.
     """
 
     mode: Mode = "rows"

@@ -1,10 +1,10 @@
 """The operations of the model, each written for speed on CPUs and GPUs.
 
-`model.py` is written in terms of these functions and contains no branch on a device. Everything that depends on the
-device, on autocast or on the dtype is decided here. `reference.py` defines the same functions in a few lines of plain
-PyTorch: it says what each of them computes, and tests compare the two.
+`model.py` is written in terms of these functions and does not branch on CPU or GPU. Everything that depends on the
+device, on autocast or on the dtype is decided here. `reference.py` provides the same names in a few lines of plain
+PyTorch: it says what each function computes, and tests compare the two.
 
-Each module also says how many bytes its operation saves for the backward pass; `training/memory.py` adds them up.
+Functions named `..._saved_bytes` say what an operation saves for the backward pass; `training/memory.py` adds them up.
 """
 
 from lit_gpt.ops.attention import (

@@ -1,9 +1,10 @@
 """Scaled dot-product attention.
 
-There are two ways to compute it. PyTorch's fused kernel never holds the (T, T) attention weights. On a CPU it is slow
-in bfloat16 (its backward pass takes three to four times as long at 64 and 256 tokens), and with dropout it holds the
-weights after all. Short sequences on a CPU are therefore computed by plain matrix products, `math_attention`. Which way
-is taken is decided once per forward pass, in `prepare_attention_mask`: a mask of floats means matrix products.
+There are two ways to compute it. PyTorch's fused kernel does not store the (T, T) attention weights, except on a CPU
+with dropout. `math_attention` consists of plain matrix products and stores them. On a CPU it is used for up to 512
+tokens without a cache, if dropout is active, or in bfloat16 from 32 tokens on, where the backward pass of the fused
+kernel is slow. `prepare_attention_mask` decides once per forward pass: a mask of floats selects `math_attention`, a mask
+of bools or None the fused kernel.
 """
 
 import math
@@ -67,8 +68,7 @@ def scaled_dot_product_attention(
         q: queries (B, H, T, E).
         k: keys (B, K, S, E), where K divides H: each is shared by H / K query heads.
         v: values (B, K, S, E).
-        attn_mask: from `prepare_attention_mask`. None: several queries attend causally, from the first key on; a
-            single one attends to all keys.
+        attn_mask: from `prepare_attention_mask`. None: causal if T > 1; a single query attends to all keys.
         dropout_p: probability of dropping attention weights.
         dropout_mask: (B * H, T, T) that attention weights are multiplied by, where `attn_mask` is of floats.
 

@@ -45,7 +45,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
 
 
 def holds_all_logits(targets: Tensor, weight: Tensor) -> bool:
-    """Whether `linear_cross_entropy` computes all logits of these targets at once, which a compiler can follow."""
+    """Whether `linear_cross_entropy` computes all logits of these targets at once; only then can it be compiled."""
     logits_bytes = targets.numel() * len(weight) * torch.float32.itemsize
     return targets.device.type == "cpu" and logits_bytes <= UNCHUNKED_LOSS_BYTES and torch.is_grad_enabled()
 
@@ -64,7 +64,7 @@ def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Re
 
 
 def chunk_bytes(device: str, tokens: int, vocab_size: int) -> int:
-    """Return the bytes that the loss holds beside its inputs on a GPU: two chunks of logits."""
+    """Return the bytes of logits that the loss holds at a time on a GPU: two chunks. Gradients are not counted."""
     return 2 * min(LinearCrossEntropy.CHUNK_BYTES[device], tokens * vocab_size * torch.float32.itemsize)
 
 

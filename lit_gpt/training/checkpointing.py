@@ -96,8 +96,8 @@ class StepCheckpoint(CheckpointCallback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.is_global_zero and isinstance(trainer.logger, StepLogger):
-            # A resumed run drops the points after its checkpoint no earlier than at its first save: until then they
-            # belong to the newer checkpoints that are still in the folder.
+            # The event files are truncated at the first save of a resumed run, not at its start. If the process is
+            # killed before, the newer checkpoints that are still in the folder need these events.
             trainer.logger.truncate_event_files(self._event_file_sizes)
             checkpoint["events"] = trainer.logger.event_file_sizes()
 

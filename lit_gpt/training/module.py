@@ -59,7 +59,8 @@ class LitGPT(LightningModule):
         gpt: The model.
         arguments: The arguments above, as checkpoints hold them.
         finite: Whether losses and gradients were finite so far, where this is not checked at every step.
-        updating: Whether the optimizer may have changed only some of the weights.
+        updating: True from the check of the gradients until the end of the batch. The weights may then be partly
+            updated, and must not be saved.
     """
 
     def __init__(
@@ -431,9 +432,9 @@ class LitGPT(LightningModule):
 def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
     """Compile the blocks in place, so that the names in checkpoints do not change.
 
-    On one CPU, where the overhead of calls matters, all blocks become one graph that C++ calls, with the loss in it.
-    Elsewhere each block is compiled by itself: they share the compiled code, and the gradients of a block are reduced
-    over the ranks while those of the block before it are computed.
+    With one CPU process, all blocks and the loss are compiled as one graph; `cpp_wrapper` lowers the overhead of calls.
+    On a GPU or with several ranks, each block is compiled: they share the compiled code, and DDP or FSDP can reduce the
+    gradients of one block while the backward pass of the previous block runs.
     """
     if trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1:
         for block in gpt.blocks:

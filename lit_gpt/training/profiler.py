@@ -200,7 +200,7 @@ class RunProfiler(Callback):
     def _take_over(self, trainer: Trainer, data: TextDataModule) -> None:
         """Make this callback decide when training ends and how large a batch is.
 
-        This is the only place that changes attributes of the Trainer, its loops and the data module, apart from
+        `RunProfiler` changes attributes of the Trainer, its loops and the data module only here, apart from
         `trainer.should_stop`. They cannot be used for anything else afterwards.
         """
         self._accumulate_grad_batches = trainer.accumulate_grad_batches

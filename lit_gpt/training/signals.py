@@ -28,8 +28,8 @@ class SignalListener:
         deferring  a later SIGTERM              none
         exiting    any                          none
 
-    `defer` and `stop_deferring` change between the first two states. A child process, that is, every rank but 0,
-    always defers: rank 0 ends it, or all ranks agree on a step after which they stop.
+    `defer` and `stop_deferring` change between the first two states. Every rank except 0 always
+    defers: rank 0 ends the ranks it has started, or all ranks agree on a step after which they stop.
 
     Python runs a signal handler only between two instructions of the main thread. If the main thread waits inside a
     library, for example for another rank, the handler never runs. A second thread therefore reads the signals from a
@@ -41,18 +41,18 @@ class SignalListener:
             in `__del__`, this attribute is the only trace of the signal.
     """
 
-    def __init__(self, is_child_process: bool, before_exit: Callable[[int], None]) -> None:
+    def __init__(self, is_nonzero_rank: bool, before_exit: Callable[[int], None]) -> None:
         """Create a listener; it installs no handler before `listen`.
 
         Args:
-            is_child_process: Whether this process is a rank other than 0.
+            is_nonzero_rank: Whether this process is a rank other than 0.
             before_exit: Called with the signal before the process exits at once.
         """
         self.request: int | None = None
         self.raised: Stopped | None = None
-        self._is_child_process = is_child_process
+        self._is_nonzero_rank = is_nonzero_rank
         self._before_exit = before_exit
-        self._deferring = is_child_process
+        self._deferring = is_nonzero_rank
         self._request_time = 0.0
         self._exiting = False
 
@@ -90,7 +90,7 @@ class SignalListener:
 
     def stop_deferring(self) -> None:
         """Raise `Stopped` at a signal again, unless this is a child process."""
-        self._deferring = self._is_child_process
+        self._deferring = self._is_nonzero_rank
 
     def _install_handlers(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -106,7 +106,7 @@ class SignalListener:
             raise self.raised
         if self.request is None:
             self._record(signum)
-            if not self._is_child_process:  # os.write, because the signal may have interrupted a print
+            if not self._is_nonzero_rank:  # os.write, because the signal may have interrupted a print
                 os.write(2, b"\nstopping when this step is done and saved; press Ctrl-C again to exit at once\n")
         elif signum == signal.SIGINT and time.monotonic() - self._request_time > REPEAT_SECONDS:
             self._exit_at_once(signum)

@@ -74,7 +74,7 @@ class GracefulStop(Callback):
         self.timer: Timer | None = None
         self.resume_command = ""
         self.run_folder = RunFolder()
-        self.signals = SignalListener(is_child_process=global_rank() != 0, before_exit=self._before_exit)
+        self.signals = SignalListener(is_nonzero_rank=global_rank() != 0, before_exit=self._before_exit)
         self._last_step = -1  # the step whose beginning was seen last
         self._pending: tuple[torch.distributed.Work, torch.Tensor] | None = None  # all-reduce, its buffer
 
