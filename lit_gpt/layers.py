@@ -182,7 +182,7 @@ POSITIONS: dict[str, type[Position]] = {"rope": Rotary, "learned": Learned, "sin
 
 
 class PreviousTokens(nn.ModuleList):
-    """Add embeddings of the n preceding tokens to each token's, from one table (V, D) for each distance, initially 0."""
+    """Add embeddings of the n preceding tokens to each token's, from one table (V, D) per distance, initially zero."""
 
     def __init__(self, distances: int, vocab_size: int, d_model: int) -> None:
         super().__init__(Embedding(vocab_size, d_model, std=0.0) for _ in range(distances))

@@ -3,7 +3,7 @@
 There are two ways to compute it. PyTorch's fused kernel does not store the (T, T) attention weights, except on a CPU
 with dropout. `math_attention` consists of plain matrix products and stores them. On a CPU it is used for up to 512
 tokens without a cache, if dropout is active, or in bfloat16 from 32 tokens on, where the backward pass of the fused
-kernel is slow. `prepare_attention_mask` decides once per forward pass: a mask of floats selects `math_attention`, a mask
+kernel is slow. `prepare_attention_mask` decides once per forward pass: a mask of floats selects `math_attention`, one
 of bools or None the fused kernel.
 """
 
