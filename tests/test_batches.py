@@ -1,6 +1,9 @@
 """Tests of lit_gpt.data.batches."""
 
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,3 +75,24 @@ def test_batches_without_workers_bypass_the_iterator_of_data_loader() -> None:
     loader = BatchLoader(batches, batch_size=None)  # type: ignore[arg-type]
     for _ in range(2):
         assert all(found is expected for found, expected in zip(loader, batches, strict=True))
+
+
+WORKER_SCRIPT = """
+from lit_gpt import TextDataModule
+
+if __name__ == "__main__":
+    data = TextDataModule("rows.txt", tokenizer="byte", context_length=8, batch_size=2, num_workers=1)
+    data.prepare_data()
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    print(next(batches)[0].shape)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals cannot be blocked here")
+def test_script_with_a_running_worker_exits(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("one row\n" * 200)
+    (tmp_path / "script.py").write_text(WORKER_SCRIPT)
+    command = [sys.executable, "script.py"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "torch.Size([2, 8])\n", "")

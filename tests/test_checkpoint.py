@@ -96,7 +96,7 @@ def test_open_refuses_other_files_and_never_runs_their_code(tmp_path: Path, monk
         "empty.ckpt": "damaged, or not a checkpoint",
         "foreign.ckpt": "is not a checkpoint of lit_gpt",
         "list.ckpt": "is not a checkpoint of lit_gpt",
-        "missing.ckpt": "no such checkpoint file",
+        "missing.ckpt": "does not exist",
     }.items():
         with pytest.raises(UserError, match=message):
             Checkpoint.open(name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Fit, forked, points, tags, weights
+from conftest import DEFAULT, ROOT, Fit, forked, points, tags, weights
 from torch.nn import functional as F
 
 from lit_gpt import load_model
@@ -277,3 +277,32 @@ def test_generate_reports_a_bug_with_traceback_and_status_1(
     monkeypatch.setattr("lit_gpt.cli.generate.prepare_for_inference", lambda model: 1 // 0)
     assert generate_main([]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        (
+            "trainer: {logger: [{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: rows.txt/x}}]}",
+            "error: CSVLogger: [Errno 20] Not a directory",
+        ),
+        (
+            "trainer: {strategy: {class_path: lightning.pytorch.strategies.DDPStrategy, "
+            "init_args: {process_group_backend: nonsense}}}",
+            "error: process_group_backend nonsense is unknown: give gloo or nccl",
+        ),
+    ],
+    ids=["logger", "strategy"],
+)
+def test_wrong_argument_of_a_class_in_a_config_is_a_user_error(fit: Fit, overlay: str, message: str) -> None:
+    Path("overlay.yaml").write_text(overlay)
+    result = fit("--config", "overlay.yaml", "--trainer.max_steps", 1)
+    assert result.status == 2
+    assert result.err.startswith(message)
+    assert len(result.err.splitlines()) == 1
+
+
+def test_built_in_column_does_not_apply_to_other_files(fit: Fit) -> None:
+    Path("mine.csv").write_text("text\n" + "a row of mine\n" * 200)
+    flags = ("--data.tokenizer", "byte", "--trainer.max_steps", 1, "--data.eval_windows", 1, "--generate.prompts", "[]")
+    assert fit("--data.files", "mine.csv", *flags, config=str(DEFAULT)).status == 0

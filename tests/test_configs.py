@@ -11,7 +11,7 @@ from conftest import DEFAULT, ROOT, Fit, points, weights
 
 from lit_gpt.cli.arguments import SECTIONS
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE
+from lit_gpt.data.sample import SAMPLE_FILE
 from lit_gpt.model import GPTConfig
 
 OVERLAYS = [ROOT / "configs" / name for name in ("ddp.yaml", "fsdp.yaml")]  # test_cli and test_sharding train with them
@@ -104,9 +104,7 @@ def test_config_without_files_trains_on_built_in_table(fit: Fit) -> None:
 
 
 def test_default_config_only_names_built_in_table() -> None:
-    assert yaml.safe_load(DEFAULT.read_text(encoding="utf-8")) == {
-        "data": {"files": SAMPLE_FILE, "columns": SAMPLE_COLUMN}
-    }
+    assert yaml.safe_load(DEFAULT.read_text(encoding="utf-8")) == {"data": {"files": SAMPLE_FILE}}
 
 
 def test_model_and_data_have_same_default_context_length() -> None:

@@ -180,9 +180,9 @@ def flip_bit() -> None:
 
 
 CHECKPOINTS: dict[str, Case] = {
-    "missing file": Case(["--ckpt_path", "no.ckpt"], "no.ckpt: no such checkpoint file"),
+    "missing file": Case(["--ckpt_path", "no.ckpt"], "no.ckpt does not exist"),
     "empty path": Case(["--ckpt_path", ""], "--ckpt_path is empty"),
-    "folder": Case(["--ckpt_path", str(RUN)], "logs/small/version_0: is a folder, not a checkpoint"),
+    "folder": Case(["--ckpt_path", str(RUN)], "logs/small/version_0 is a folder, not a checkpoint"),
     "text file": Case(["--ckpt_path", "rows.txt"], "rows.txt cannot be opened (damaged, or not a checkpoint)"),
     "truncated": Case(
         ["--ckpt_path", "changed.ckpt"],
@@ -352,7 +352,7 @@ GENERATE: dict[str, Case] = {
     "no checkpoint": Case([], "no checkpoint under logs/"),
     "no checkpoint of the name": Case(["--name", "poems"], "no checkpoint under logs/poems"),
     "not a checkpoint": Case(["--ckpt_path", "rows.txt"], "rows.txt cannot be opened"),
-    "missing checkpoint": Case(["--ckpt_path", "no.ckpt"], "no.ckpt: no such checkpoint file"),
+    "missing checkpoint": Case(["--ckpt_path", "no.ckpt"], "no.ckpt does not exist"),
     "pickled code": Case(
         ["--ckpt_path", "a.ckpt"], "it holds code", lambda: torch.save({"state_dict": Harmful()}, "a.ckpt")
     ),

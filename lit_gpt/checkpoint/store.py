@@ -240,8 +240,8 @@ def _load(path: Path, device: str, mmap: bool) -> dict[str, Any]:
     """Return the contents of a checkpoint with its tensors on the CPU, or on the meta device."""
     is_sharded = (path / NON_TENSOR_FILE).is_file()
     if not path.is_file() and not is_sharded:
-        problem = "is a folder, not a checkpoint" if path.is_dir() else "no such checkpoint file"
-        raise UserError(f"{path}: {problem}: checkpoints are in logs/<name>/version_<n>/, for example last.ckpt")
+        problem = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {problem}: checkpoints are in logs/<name>/version_<n>/, for example last.ckpt")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be opened (Permission denied): give yourself the permission to read it")
     try:

@@ -33,7 +33,7 @@ class CommandLine:
     - The command `fit` may be left out.
     - The first `--config` is the experiment, and later ones overlay it. Without `--config`, the experiment is the
       config saved in the checkpoint of `--ckpt_path`. Without a checkpoint it is default.yaml, unless `--data.files` is
-      given: default.yaml names the built-in table and its column.
+      given: default.yaml names the built-in table.
     - Configs come before flags, so that flags win wherever the user wrote them.
     - `--ckpt_path last` becomes the newest checkpoint of the run's name. It is removed if there is none.
 

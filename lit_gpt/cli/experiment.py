@@ -313,6 +313,7 @@ def build_trainer(options: dict[str, Any], timeout: int) -> Trainer:
         trainer = Trainer(**options)
     except Exception as error:
         raise error if isinstance(error, UserError) else UserError(f"--trainer: {error}") from error
+    check_backend(getattr(trainer.strategy, "process_group_backend", None))
     if trainer.strategy.launcher is not None and "OMP_NUM_THREADS" not in os.environ:
         # the Trainer sets it too, but only after it has started the other processes
         threads = max(1, available_cores() // trainer.num_devices)
@@ -320,3 +321,14 @@ def build_trainer(options: dict[str, Any], timeout: int) -> Trainer:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     compat.set_default_timeout(trainer.strategy, timedelta(seconds=timeout))
     return trainer
+
+
+def check_backend(backend: str | None) -> None:
+    """Check the `process_group_backend` of a strategy, for example "gloo" or "cpu:gloo,cuda:nccl".
+
+    Raises:
+        UserError: torch.distributed does not know it.
+    """
+    known = torch.distributed.Backend.backend_list if torch.distributed.is_available() else []
+    if backend and any(part.rpartition(":")[2].lower() not in known for part in backend.split(",")):
+        raise UserError(f"process_group_backend {backend} is unknown: give gloo or nccl")

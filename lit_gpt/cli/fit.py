@@ -1,9 +1,11 @@
 """The commands of scripts/fit.py: `fit`, `validate` and `test`."""
 
 import contextlib
+import traceback
 from collections.abc import Callable, Iterator
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import CommandLine
@@ -176,7 +178,8 @@ def train(experiment: Experiment, stop: GracefulStop) -> None:
     """Train to the end.
 
     Raises:
-        UserError: Before the first step, the Trainer refuses a setting, or the model does not fit into memory.
+        UserError: Before the first step, the Trainer refuses a setting, a part from a config cannot use a file or a
+            package, or the model does not fit into memory.
     """
     try:
         experiment.trainer.fit(
@@ -187,7 +190,26 @@ def train(experiment: Experiment, stop: GracefulStop) -> None:
             raise UserError(str(error)) from error
         if not stop.started and is_out_of_memory(error):
             raise UserError(f"the model does not fit into memory ({error}): give a smaller --model.config") from error
+        if not stop.started and isinstance(error, OSError | ImportError):
+            name = failed_part(error, experiment.trainer)
+            if name is not None:
+                raise UserError(f"{name}: {error}") from error
         raise
+
+
+def failed_part(error: Exception, trainer: Trainer) -> str | None:
+    """Return the class of the callback, logger, profiler or plugin from a config in which an error was raised.
+
+    The config names the class and its arguments, for example a folder that cannot be written. None: it was raised
+    elsewhere.
+    """
+    parts = [*trainer.callbacks, *trainer.loggers, trainer.profiler]  # type: ignore[attr-defined]
+    given = {id(part) for part in parts if not type(part).__module__.startswith("lit_gpt.")}
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner = frame.f_locals.get("self")
+        if id(owner) in given:
+            return type(owner).__name__
+    return None
 
 
 def profile(experiment: Experiment, checkpoint: Checkpoint | None) -> None:

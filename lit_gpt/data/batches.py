@@ -5,7 +5,10 @@ A batch is `(tokens, targets)`, or `(tokens, targets, documents)` where attentio
 it does not import Lightning.
 """
 
+import atexit
+import multiprocessing
 import signal
+import weakref
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -148,8 +151,26 @@ class BatchLoader(DataLoader):
         if self.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
             return super().__iter__()
         resource_tracker.ensure_running()  # its start unblocks both signals, so it must not happen below
+        children = set(multiprocessing.active_children())
         previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            return super().__iter__()  # starts the workers, which inherit the mask
+            iterator = super().__iter__()  # starts the workers, which inherit the mask
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        if not _workers:
+            atexit.register(_kill_workers)
+        _workers.update(set(multiprocessing.active_children()) - children)
+        return iterator
+
+
+_workers: "weakref.WeakSet[Any]" = weakref.WeakSet()  # the worker processes that BatchLoader has started
+
+
+def _kill_workers() -> None:
+    """Kill the workers that still run when the interpreter exits.
+
+    multiprocessing would send them SIGTERM, which they block, and wait for them forever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # DataLoader's handler would report them as failed
+    for worker in _workers:
+        worker.kill()

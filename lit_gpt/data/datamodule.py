@@ -14,7 +14,7 @@ from lit_gpt.data.batches import BatchLoader, EvaluationBatches, TrainBatches, s
 from lit_gpt.data.config import CorpusConfig, SplitOptions
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.read_options import Mode, ReadOptions
-from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, write_sample
+from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, is_sample, write_sample
 from lit_gpt.data.shards import ShardedArray
 from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
 from lit_gpt.data.step_plan import StepPlan, plan_steps
@@ -120,7 +120,7 @@ class TextDataModule(LightningDataModule):
         if num_workers < 0 or seed < 0:
             raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
         check_tokenizer_name(tokenizer)
-        if files in (SAMPLE_FILE, [SAMPLE_FILE]) and mode == "rows" and columns is None and template is None:
+        if is_sample(files) and mode == "rows" and columns is None and template is None:
             columns = SAMPLE_COLUMN
         self.files, self.val_files, self.test_files = files, val_files, test_files
         read_options = ReadOptions(

@@ -135,3 +135,8 @@ def write_sample(path: Path) -> None:
     writer.writerow(("id", "name", "category", "price"))
     writer.writerows(generate_rows())
     atomic_write(path, lambda file: file.write(text.getvalue().encode("utf-8")))
+
+
+def is_sample(files: list[str] | str) -> bool:
+    """Return whether `files` is the built-in table and nothing else."""
+    return [Path(file) for file in ([files] if isinstance(files, str) else files)] == [Path(SAMPLE_FILE)]

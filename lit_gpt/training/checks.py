@@ -83,10 +83,15 @@ def check_batch(config: GPTConfig, batch: Batch) -> None:
     """Check a batch of any DataLoader.
 
     Raises:
-        UserError: It is not `(tokens, targets)` or `(tokens, targets, documents)`, or has ids beyond vocab_size.
+        UserError: It is not `(tokens, targets)` or `(tokens, targets, documents)` of int64, or has ids that the model
+            does not have.
     """
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise UserError("a batch is not (tokens, targets) or (tokens, targets, documents): give int64 (B, T) each")
+    if any(ids.dtype != torch.int64 for ids in batch):
+        raise UserError(f"a batch has tensors of {', '.join(str(ids.dtype) for ids in batch)}: give torch.int64")
+    if batch[0].min() < 0:
+        raise UserError(f"a batch has the id {int(batch[0].min())}: give tokens of 0 and more")
     largest = max(int(ids.max()) for ids in batch[:2])
     if largest >= config.vocab_size:
         raise UserError(
