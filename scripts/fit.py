@@ -1,5 +1,6 @@
 """Train a GPT on a table of text: `python scripts/fit.py --help`."""
 
+import gc
 import os
 import signal
 import sys
@@ -16,7 +17,10 @@ if __name__ == "__main__":
     is_child = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN if is_child else signal.SIG_DFL)
+    gc.disable()  # imports create hardly any garbage, and each collection traverses all that has been imported so far
     from lit_gpt.cli.main import main
+
+    gc.enable()
 
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the stream is closed
