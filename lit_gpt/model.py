@@ -238,7 +238,7 @@ class Blocks(nn.ModuleList):
 class GPT(nn.Module):
     """Tokens in, logits of the next token out.
 
-    Under `torch.device("meta")` it is built without memory. Then call `to_empty` and `init_weights`, or
+    A model that was built without memory (its weights have `is_meta`) gets it by `to_empty` and `init_weights`, or by
     `load_state_dict(..., assign=True)` and `tie_and_init_buffers`.
 
     Attributes:
