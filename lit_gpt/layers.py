@@ -1,4 +1,4 @@
-"""The layers below a block: linear layers, embeddings, dropout, norms and positions.
+"""The layers below a block: linear layers, embeddings, dropout, norms, activations and positions.
 
 They differ from PyTorch's modules in two ways: they compute with `lit_gpt.ops`, and they draw no weights when they are
 built. `GPT.init_weights` draws all weights, each with the standard deviation `std` of its layer. For the shape letters
@@ -6,6 +6,7 @@ see `model.py`.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,26 @@ class LayerNorm(nn.LayerNorm):
 
 
 NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+# ----------------------------------------------------------------------------------------------------- activations
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """Gated SiLU (Shazeer 2020): (..., 2 * hidden) -> (..., hidden)."""
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def relu2(x: Tensor) -> Tensor:
+    """The square of ReLU (So et al. 2021), as a product: the gradient of `square` takes more passes over memory."""
+    y = F.relu(x)
+    return y * y
+
+
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"swiglu": swiglu, "gelu": F.gelu, "relu": F.relu, "relu2": relu2}
+GATED = ("swiglu",)  # activations of 2 * hidden inputs
 
 
 # ------------------------------------------------------------------------------------------------------- positions

@@ -1,6 +1,6 @@
 """A GPT, top to bottom: config, attention, feed-forward, block, GPT.
 
-`layers.py` holds the smaller parts: linear layers, embeddings, norms and positions. Both compute with `ops/`.
+`layers.py` holds the smaller parts: linear layers, embeddings, norms, activations, positions. Both use `ops/`.
 
 Shape letters:
     B  windows in a batch               D  width of the residual stream, d_model
@@ -16,12 +16,22 @@ from typing import Literal, NamedTuple, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lit_gpt import ops
 from lit_gpt.kv_cache import KVCache
-from lit_gpt.layers import NORMS, POSITIONS, Dropout, Embedding, Linear, Positions, PreviousTokens, apply_rotary_emb
+from lit_gpt.layers import (
+    ACTIVATIONS,
+    GATED,
+    NORMS,
+    POSITIONS,
+    Dropout,
+    Embedding,
+    Linear,
+    Positions,
+    PreviousTokens,
+    apply_rotary_emb,
+)
 
 
 @dataclass
@@ -155,23 +165,6 @@ class MultiHeadAttention(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------- feed-forward
-
-
-def swiglu(x: Tensor) -> Tensor:
-    """Gated SiLU (Shazeer 2020): (..., 2 * hidden) -> (..., hidden)."""
-    gate, value = x.chunk(2, dim=-1)
-    return F.silu(gate) * value
-
-
-def relu2(x: Tensor) -> Tensor:
-    """The square of ReLU (So et al. 2021), as a product: the gradient of `square` takes more passes over memory."""
-    y = F.relu(x)
-    return y * y
-
-
-Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"swiglu": swiglu, "gelu": F.gelu, "relu": F.relu, "relu2": relu2}
-GATED = ("swiglu",)  # activations of 2 * hidden inputs
 
 
 class FeedForward(nn.Module):
@@ -363,6 +356,17 @@ class GPT(nn.Module):
         """
         hidden = self.norm(self.blocks(x, inputs))  # (B, T, D)
         return ops.linear_cross_entropy(hidden, self.head.weight, targets, reduction)
+
+    @torch.no_grad()
+    def evaluate(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return two scalars to add up over batches: the sum of the losses in nats, and the number of correct targets.
+
+        A target is correct if it has the largest logit. Arguments as in `forward`.
+        """
+        x, inputs = self.prepare_inputs(tokens, documents=documents)
+        with ops.autocast_disabled(x):
+            hidden = self.norm(self.blocks(x, inputs))  # (B, T, D)
+        return ops.evaluate_linear_cross_entropy(hidden, self.head.weight, targets)
 
     @torch.no_grad()
     def generate(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import lit_gpt.cli.experiment
 from lit_gpt.kv_cache import KVCache
-from lit_gpt.layers import NORMS, POSITIONS, Position
-from lit_gpt.model import ACTIVATIONS, GPT, GPTConfig
+from lit_gpt.layers import ACTIVATIONS, NORMS, POSITIONS, Position
+from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.training.memory import activation_bytes
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.kv_cache import KVCache
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.ops import IGNORE_INDEX
 
 SHAPES: dict[str, dict[str, Any]] = {
     "rope, grouped heads": {"position": "rope", "num_kv_heads": 2},
@@ -153,6 +154,34 @@ def test_every_initial_weight_is_drawn_once() -> None:
     with Count() as count:
         model = gpt(tie_embeddings=False)
     assert count.drawn == sum(value.numel() for value in model.parameters() if value.ndim == 2)
+
+
+@pytest.mark.parametrize("with_documents", [False, True], ids=["one document", "documents"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_evaluate_counts_nats_and_correct_targets(dtype: torch.dtype, with_documents: bool) -> None:
+    model, tokens = gpt(), random_tokens(6, 24)
+    documents = (torch.arange(24) >= 9).long().expand(6, 24) if with_documents else None
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = model(tokens, documents=documents)[0]
+        targets = logits.argmax(dim=-1)  # (B, T)
+        targets[:, ::3] = (targets[:, ::3] + 1) % 37
+        targets[0, :5] = IGNORE_INDEX
+        nats, correct = model.evaluate(tokens, targets, documents)
+        with torch.no_grad():
+            assert torch.equal(nats, model.loss(tokens, targets, documents, reduction="sum"))
+    expected = F.cross_entropy(logits.flatten(0, 1).double(), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(nats.double(), expected, rtol=1e-4, atol=0)
+    # In bfloat16 two logits may be equal, and the shape of a product decides how it is rounded.
+    assert abs(correct.item() - (6 * 16 - 3)) <= (3 if dtype == torch.bfloat16 else 0)
+    assert not nats.requires_grad
+
+
+@pytest.mark.filterwarnings("default")  # of the compiler
+def test_evaluate_of_compiled_blocks_matches_eager_ones() -> None:
+    model, tokens = gpt(), random_tokens(6, 24)
+    expected = model.evaluate(tokens, tokens.roll(-1, 1))
+    model.blocks.compile(backend="eager")
+    torch.testing.assert_close(model.evaluate(tokens, tokens.roll(-1, 1)), expected)
 
 
 def test_one_batch_can_be_overfitted() -> None:

@@ -287,3 +287,50 @@ def test_evaluation_computes_no_gradients(monkeypatch: pytest.MonkeyPatch) -> No
     with torch.no_grad(), LargestTensor() as largest:
         model.loss(tokens, tokens)
     assert largest.elements < model.head.weight.numel()
+
+
+# ------------------------------------------------------------------------------------- evaluate_linear_cross_entropy
+
+
+@pytest.mark.parametrize("chunk", [1, 4 * 64 * 5, 2**25], ids=["one row", "five rows", "all rows"])
+@pytest.mark.parametrize("multiple", [1, 64], ids=["", "padded vocabulary"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_evaluation_matches_logits_with_ties(
+    monkeypatch: pytest.MonkeyPatch, chunk: int, multiple: int, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK_BYTES", {"cpu": chunk})
+    monkeypatch.setattr(LinearCrossEntropy, "VOCAB_MULTIPLE", {"cpu": multiple})
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randint(1, 3, (4, 50, 3), generator=generator).to(dtype)
+    weight = torch.randint(-2, 0, (37, 3), generator=generator).to(dtype)  # a padded column of zeros would be largest
+    logits = hidden.double() @ weight.double().T  # small integers: exact in every dtype, often equal
+    targets = torch.randint(37, (4, 50), generator=generator)
+    targets[:2] = logits[:2].argmax(dim=-1)
+    targets[2] = 36 - logits[2].flip(-1).argmax(dim=-1)  # the last of the largest
+    targets[0, :9] = IGNORE_INDEX
+    first = [row.index(max(row)) for row in logits.flatten(0, 1).tolist()]
+    expected = sum(one == other for one, other in zip(first, targets.flatten().tolist()))
+    assert 91 <= expected < 190, "some of the largest are not the first"
+    nats, correct = ops.evaluate_linear_cross_entropy(hidden, weight, targets)
+    assert nats.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(nats.double(), F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+    assert (correct.dtype, correct.item()) == (torch.int64, expected)
+    plain_nats, plain_correct = reference.evaluate_linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(plain_nats, nats)
+    assert plain_correct == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_evaluation_of_ignored_targets_is_zero(dtype: torch.dtype) -> None:
+    hidden, weight = torch.randn(6, 8, dtype=dtype), torch.randn(5, 8)
+    nats, correct = ops.evaluate_linear_cross_entropy(hidden, weight, torch.full((6,), IGNORE_INDEX))
+    assert nats == 0
+    assert correct == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_loss_without_gradients_is_the_evaluated_one(reduction: ops.Reduction) -> None:
+    hidden, weight, targets = torch.randn(6, 8), torch.randn(5, 8), torch.tensor([0, 1, 4, 3, IGNORE_INDEX, 1])
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction=reduction)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.linear_cross_entropy(hidden, weight, targets, reduction), expected)

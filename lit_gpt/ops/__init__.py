@@ -13,7 +13,13 @@ from lit_gpt.ops.attention import (
     prepare_attention_mask,
     scaled_dot_product_attention,
 )
-from lit_gpt.ops.cross_entropy import IGNORE_INDEX, Reduction, cross_entropy, linear_cross_entropy
+from lit_gpt.ops.cross_entropy import (
+    IGNORE_INDEX,
+    Reduction,
+    cross_entropy,
+    evaluate_linear_cross_entropy,
+    linear_cross_entropy,
+)
 from lit_gpt.ops.dropout import BlockMasks, draw_dropout_masks, dropout
 from lit_gpt.ops.linear import autocast_disabled, compute_dtype, embedding, linear
 from lit_gpt.ops.rms_norm import rms_norm
@@ -30,6 +36,7 @@ __all__ = [
     "draw_dropout_masks",
     "dropout",
     "embedding",
+    "evaluate_linear_cross_entropy",
     "linear",
     "linear_cross_entropy",
     "prepare_attention_mask",

@@ -39,9 +39,37 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduct
     Returns:
         A scalar in nats, in float32 or wider.
     """
+    if not torch.is_grad_enabled():
+        nats, _ = evaluate_linear_cross_entropy(hidden, weight, targets)
+        return nats if reduction == "sum" else nats * _mean_scale(targets, nats.dtype)
     if holds_all_logits(targets, weight):
         return cross_entropy(linear(hidden, weight), targets, reduction)
     return _chunked_loss(hidden.flatten(0, -2), weight, targets.flatten(), reduction)
+
+
+@torch.no_grad()
+def evaluate_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what an evaluation adds up over its batches. The logits are computed a chunk of rows at a time.
+
+    Args:
+        hidden: (..., D).
+        weight: (V, D).
+        targets: (...) int64; `IGNORE_INDEX` counts in neither.
+
+    Returns:
+        The sum of the cross entropies, in nats, a scalar in float32 or wider. The number of targets that have the
+        largest logit, an int64 scalar; among equal logits the first is the largest, as for `argmax`.
+    """
+    hidden, targets = _wide_enough(hidden.flatten(0, -2)), targets.flatten()  # (N, D), (N,)
+    nats = torch.zeros((), device=hidden.device, dtype=accumulation_dtype(hidden.dtype))
+    correct = torch.zeros((), device=hidden.device, dtype=torch.int64)
+    with autocast_disabled(hidden):
+        padded = _pad_vocabulary(weight.type_as(hidden))  # (V or more, D)
+        for rows in _chunks(hidden, padded, nats.dtype):
+            logits = _chunk_logits(hidden[rows], padded, len(weight))  # (n, V or more)
+            nats += cross_entropy(logits, targets[rows], "sum")
+            correct += _count_largest_(logits, targets[rows])
+    return nats, correct
 
 
 def holds_all_logits(targets: Tensor, weight: Tensor) -> bool:
@@ -51,16 +79,21 @@ def holds_all_logits(targets: Tensor, weight: Tensor) -> bool:
 
 
 def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
-    if hidden.dtype == torch.float16:  # too small a range for probabilities and for a mean over many tokens
-        hidden = hidden.float()
-    if not torch.is_grad_enabled():  # inside an autograd.Function nothing else tells that no gradient is needed
-        weight = weight.detach()
-    scale = None
-    if reduction == "mean":
-        scale = 1 / (targets != IGNORE_INDEX).sum().to(accumulation_dtype(hidden.dtype))
+    hidden = _wide_enough(hidden)
+    scale = _mean_scale(targets, accumulation_dtype(hidden.dtype)) if reduction == "mean" else None
     with autocast_disabled(hidden):  # on a GPU it would take the softmax in float32
         loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
     return loss
+
+
+def _wide_enough(hidden: Tensor) -> Tensor:
+    """Return float16 as float32: its range is too small for probabilities and for a mean over many tokens."""
+    return hidden.float() if hidden.dtype == torch.float16 else hidden
+
+
+def _mean_scale(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the factor that turns a sum over the targets that count into their mean."""
+    return 1 / (targets != IGNORE_INDEX).sum().to(dtype)
 
 
 def chunk_bytes(device: str, tokens: int, vocab_size: int) -> int:
@@ -92,15 +125,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.empty_like(padded, dtype=dtype) if needs_weight else None
         loss = torch.zeros((), device=hidden.device, dtype=dtype)
-        for rows in _chunks(hidden, padded, dtype if not (needs_hidden or needs_weight) else hidden.dtype):
-            logits = hidden[rows] @ padded.T  # (n, V)
-            logits[:, vocab_size:] = -torch.inf
-            if not needs_hidden and not needs_weight:
-                loss += cross_entropy(logits, targets[rows], "sum")
-                continue
+        for rows in _chunks(hidden, padded, hidden.dtype):
             counted = (targets[rows] != IGNORE_INDEX).unsqueeze(-1)  # (n, 1)
             row_scale = counted if scale is None else counted * scale.to(dtype)  # (n, 1)
-            grad = logits.softmax(dim=-1)  # (n, V), computed in float32 or wider
+            logits = _chunk_logits(hidden[rows], padded, vocab_size)  # (n, V or more)
+            grad = logits.softmax(dim=-1)  # (n, V or more), computed in float32 or wider
             del logits
             loss += (_loss_and_grad_(grad, targets[rows]) * counted.squeeze(-1)).sum()
             if grad_hidden is not None:
@@ -137,6 +166,29 @@ def _chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> list[slice]:
     chunks = math.ceil(len(hidden) * len(weight) * dtype.itemsize / limits.get(weight.device.type, limits["cpu"]))
     rows = max(1, math.ceil(len(hidden) / max(1, chunks)))
     return [slice(start, start + rows) for start in range(0, len(hidden), rows)]
+
+
+def _chunk_logits(hidden: Tensor, padded: Tensor, vocab_size: int) -> Tensor:
+    """Return hidden @ padded.T, (n, V or more), with minus infinity in the columns of the padding."""
+    logits = hidden @ padded.T
+    logits[:, vocab_size:] = -torch.inf
+    return logits
+
+
+def _count_largest_(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return how many of the targets (n,) are the argmax of their logits (n, V), which are changed in place.
+
+    `argmax` costs a CPU much more time than `amax`. It is therefore taken only in rows where the target's logit equals
+    the largest of the others, which is common in bfloat16.
+    """
+    target_index = torch.arange(len(targets), device=targets.device), targets.clamp(min=0)  # (n,) each
+    target_logit = logits[target_index]
+    logits[target_index] = -torch.inf
+    largest_other = logits.amax(dim=-1)  # (n,)
+    is_largest = target_logit > largest_other
+    tied = target_logit == largest_other
+    is_largest[tied] = targets[tied] < logits[tied].argmax(dim=-1)
+    return (is_largest & (targets != IGNORE_INDEX)).sum()
 
 
 def _loss_and_grad_(probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -76,3 +76,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = "mean"
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
     return cross_entropy(linear(hidden, weight), targets, reduction)
+
+
+def evaluate_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    logits = linear(hidden, weight)
+    return cross_entropy(logits, targets, "sum"), (logits.argmax(dim=-1) == targets).sum()

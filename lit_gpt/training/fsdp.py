@@ -131,5 +131,5 @@ def shard(gpt: GPT, mesh: "DeviceMesh", dtype: torch.dtype | None = None) -> Non
     for block in gpt.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(gpt, mesh=mesh)
-    for method in ("hidden", "loss"):  # entry points besides forward
+    for method in ("hidden", "loss", "evaluate"):  # entry points besides forward
         register_fsdp_forward_method(gpt, method)
