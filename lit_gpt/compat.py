@@ -5,7 +5,10 @@ renames the attribute or changes its meaning. Heavy libraries are imported insid
 module stays cheap.
 """
 
+import contextlib
+import errno
 import threading
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    import tiktoken
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
     from torch.utils.tensorboard import FileWriter, SummaryWriter
@@ -184,3 +188,34 @@ def event_file_writer(writer: "SummaryWriter") -> "FileWriter":
     after `close`, as in `trainer.validate()` after `trainer.fit()`.
     """
     return writer._get_file_writer()
+
+
+# ---------------------------------------------------------------------------------------------------------- tiktoken
+
+
+def encoding_pattern(encoding: "tiktoken.Encoding") -> str:
+    """Return the regular expression that splits a text into pre-tokens.
+
+    The constructor takes it, but no public attribute returns it. Vocabularies that are pruned or trained need it.
+    """
+    return encoding._pat_str
+
+
+@contextlib.contextmanager
+def forbid_tiktoken_downloads() -> Iterator[None]:
+    """Make tiktoken raise FileNotFoundError with a URL as `filename`, instead of downloading it.
+
+    tiktoken downloads a data file if its cache does not contain it, or contains it with a wrong SHA-256. No setting
+    prevents this.
+    """
+    import tiktoken.load
+
+    def refuse(blobpath: str) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, "tiktoken would download it", blobpath)
+
+    download = tiktoken.load.read_file
+    tiktoken.load.read_file = refuse
+    try:
+        yield
+    finally:
+        tiktoken.load.read_file = download

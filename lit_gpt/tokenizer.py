@@ -8,31 +8,25 @@ import base64
 import hashlib
 import itertools
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import tiktoken
+from tiktoken.registry import ENCODINGS
 
+from lit_gpt.compat import encoding_pattern
 from lit_gpt.errors import UserError, did_you_mean
-from lit_gpt.vocabularies import (
-    CL100K_PATTERN,
-    O200K_URL,
-    PUBLIC_VOCABULARIES,
-    load_cl100k_ranks,
-    load_gpt2_tokens,
-    read_tiktoken_file,
-)
+from lit_gpt.vocabularies import get_encoding_offline, read_tiktoken_file, recognize_tiktoken_file
 
 Vocab = Literal["pruned", "full"]
 
 TOKENIZER_NAMES = ("cl100k_base", "o200k_base", "gpt2", "bpe", "char", "byte")
 PRUNABLE = ("cl100k_base", "o200k_base", "gpt2")  # and .tiktoken files
 
-# Stands for the end-of-text id between texts that are encoded in one call. The texts must not contain it.
-SEPARATOR = "<|lit_gpt: here a document ends|>"
+ENDOFTEXT = "<|endoftext|>"  # tiktoken's name of the end-of-text id
 
 
 class Tokenizer:
@@ -85,50 +79,62 @@ class Tokenizer:
 
 
 class BytePairTokenizer(Tokenizer):
-    """Byte-pair encoding with a vocabulary that is public, pruned, trained on the corpus, or read from a file.
+    """Byte-pair encoding by tiktoken, with a vocabulary that is public, pruned, trained on the corpus, or from a file.
 
     Args:
         name: See `Tokenizer.name`.
-        tokens: The bytes of the tokens in the order of their merges, all 256 single bytes included; None for those of
-            cl100k_base.
-        pattern: The regular expression that splits a text into pre-tokens, inside which byte pairs are merged.
-        end_of_text: The id of the end of text; the first one after `tokens` by default.
-        vocab_size: V; `end_of_text + 1` by default.
+        encoding: The vocabulary. Its special token `<|endoftext|>` is the end of text; it has a higher id than any part
+            of a text.
+        vocab_size: V; by default the highest id of the encoding + 1.
     """
 
-    def __init__(
-        self,
-        name: str = "cl100k_base",
-        tokens: Sequence[bytes] | None = None,
-        pattern: str = CL100K_PATTERN,
+    def __init__(self, name: str, encoding: tiktoken.Encoding, vocab_size: int | None = None) -> None:
+        self.name, self.encoding = name, encoding
+        self.end_of_text = encoding.eot_token
+        self.vocab_size = encoding.n_vocab if vocab_size is None else vocab_size
+
+    @classmethod
+    def from_tokens(
+        cls,
+        name: str,
+        tokens: Sequence[bytes],
+        pattern: str,
         end_of_text: int | None = None,
         vocab_size: int | None = None,
-    ) -> None:
-        self.name, self.tokens, self.pattern = name, tokens, pattern
-        if tokens is None:
-            self.ranks = load_cl100k_ranks()
-            _, end_of_text, vocab_size, _ = PUBLIC_VOCABULARIES["cl100k_base"]
-        else:
-            self.ranks = {token: rank for rank, token in enumerate(tokens)}
-        self.end_of_text = len(self.ranks) if end_of_text is None else end_of_text
-        self.vocab_size = self.end_of_text + 1 if vocab_size is None else vocab_size
-        self.encoding = tiktoken.Encoding(
-            name, pat_str=pattern, mergeable_ranks=self.ranks, special_tokens={SEPARATOR: self.end_of_text}
-        )
+    ) -> "BytePairTokenizer":
+        """Return the tokenizer of a vocabulary that tiktoken does not know.
+
+        Args:
+            name: See `Tokenizer.name`.
+            tokens: The bytes of the tokens in the order of their merges, all 256 single bytes included.
+            pattern: The regular expression that splits a text into pre-tokens, inside which byte pairs are merged.
+            end_of_text: The id of the end of text; the first one after `tokens` by default.
+            vocab_size: V; `end_of_text + 1` by default.
+        """
+        ranks = {token: rank for rank, token in enumerate(tokens)}
+        special_tokens = {ENDOFTEXT: len(tokens) if end_of_text is None else end_of_text}
+        encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
+        return cls(name, encoding, vocab_size)
+
+    @cached_property
+    def tokens(self) -> list[bytes]:
+        """The bytes of the tokens in the order of their merges, which is also that of their ids 0, 1, 2, …"""
+        return sorted(self.encoding.token_byte_values(), key=self.encoding.encode_single_token)
 
     def encode(self, text: str) -> list[int]:
         return self.encoding.encode_ordinary(text)
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        joined = SEPARATOR.join([*texts, ""])
-        if joined.count(SEPARATOR) != len(texts):  # a text contains the separator
+        joined = ENDOFTEXT.join([*texts, ""])
+        if joined.count(ENDOFTEXT) != len(texts):  # a text contains these characters
             return super().encode_documents(texts)
-        ids = self.encoding.encode_to_numpy(joined, allowed_special={SEPARATOR})  # one call, without lists of ints
+        # One call, without lists of ints. The names of other special tokens in a text stay text.
+        ids = self.encoding.encode_to_numpy(joined, allowed_special={ENDOFTEXT}, disallowed_special=())
         ends = np.flatnonzero(ids == self.end_of_text) + 1
         return ids, np.diff(ends, prepend=0)
 
     def token_bytes(self, token: int) -> bytes:
-        if token == self.end_of_text:
+        if token >= self.end_of_text:  # it, and other special tokens of public vocabularies
             return b""
         try:
             return self.encoding.decode_single_token_bytes(token)
@@ -136,9 +142,11 @@ class BytePairTokenizer(Tokenizer):
             return b""
 
     def state(self) -> dict[str, Any]:
-        tokens = None if self.tokens is None else [base64.b64encode(token).decode("ascii") for token in self.tokens]
+        # A checkpoint contains no copy of what is installed with this package.
+        is_installed = self.encoding is ENCODINGS.get("cl100k_base")
+        tokens = None if is_installed else [base64.b64encode(token).decode("ascii") for token in self.tokens]
         sizes = {"end_of_text": self.end_of_text, "vocab_size": self.vocab_size}
-        return {"name": self.name, "pieces": tokens, "pattern": self.pattern, **sizes}
+        return {"name": self.name, "pieces": tokens, "pattern": encoding_pattern(self.encoding), **sizes}
 
 
 class ByteTokenizer(Tokenizer):
@@ -204,8 +212,12 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
         return CharTokenizer(state["characters"])
     if state["name"] == "byte":
         return ByteTokenizer()
-    tokens = None if state["pieces"] is None else [base64.b64decode(token) for token in state["pieces"]]
-    return BytePairTokenizer(state["name"], tokens, state["pattern"], state["end_of_text"], state["vocab_size"])
+    if state["pieces"] is None:
+        return open_tokenizer(state["name"])
+    tokens = [base64.b64decode(token) for token in state["pieces"]]
+    return BytePairTokenizer.from_tokens(
+        state["name"], tokens, state["pattern"], state["end_of_text"], state["vocab_size"]
+    )
 
 
 # ------------------------------------------------------------------------------------- choice by name
@@ -250,19 +262,8 @@ def open_tokenizer(name: str) -> Tokenizer:
     """
     if name == "byte":
         return ByteTokenizer()
-    if name == "cl100k_base":
-        return BytePairTokenizer()
-    if name == "gpt2":
-        return _public_tokenizer(name, load_gpt2_tokens())
-    if name == "o200k_base":
-        cache = os.environ.get("TIKTOKEN_CACHE_DIR") or os.path.join(tempfile.gettempdir(), "data-gym-cache")
-        path = Path(cache, hashlib.sha1(O200K_URL.encode()).hexdigest())  # as tiktoken names the files it downloads
-        if not path.is_file():
-            raise UserError(
-                f"o200k_base is not installed: download {O200K_URL}, and give the file as --data.tokenizer "
-                "PATH/o200k_base.tiktoken"
-            )
-        return open_tiktoken_file(path)
+    if name in PRUNABLE:
+        return BytePairTokenizer(name, get_encoding_offline(name))
     return open_tiktoken_file(Path(os.path.expanduser(name)))
 
 
@@ -272,13 +273,14 @@ def open_tiktoken_file(path: Path) -> BytePairTokenizer:
     Raises:
         UserError: See `read_tiktoken_file`.
     """
-    tokens, name = read_tiktoken_file(path)
-    return BytePairTokenizer("file", tokens) if name is None else _public_tokenizer(name, tokens)
+    public = recognize_tiktoken_file(path)
+    if public is not None:
+        return BytePairTokenizer(*public)
+    return BytePairTokenizer.from_tokens("file", read_tiktoken_file(path), cl100k_pattern())
 
 
-def _public_tokenizer(name: str, tokens: list[bytes]) -> BytePairTokenizer:
-    pattern, end_of_text, vocab_size, _ = PUBLIC_VOCABULARIES[name]
-    return BytePairTokenizer(name, tokens, pattern, end_of_text, vocab_size)
+def cl100k_pattern() -> str:
+    return encoding_pattern(get_encoding_offline("cl100k_base"))
 
 
 # ------------------------------------------------------------------------------ vocabularies that fit a corpus
@@ -299,9 +301,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     if not 257 <= vocab_size < 2**31:
         raise UserError(f"--data.vocab_size is {vocab_size}: give more than 256, the number of single bytes")
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=CL100K_PATTERN)
+    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=cl100k_pattern())
     ranked = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
-    return BytePairTokenizer("bpe", [bytes(token) for token, _ in ranked])
+    return BytePairTokenizer.from_tokens("bpe", [bytes(token) for token, _ in ranked], cl100k_pattern())
 
 
 def prune(tokenizer: BytePairTokenizer, used: Iterable[int]) -> tuple[BytePairTokenizer, np.ndarray]:
@@ -319,9 +321,9 @@ def prune(tokenizer: BytePairTokenizer, used: Iterable[int]) -> tuple[BytePairTo
     Returns:
         The pruned tokenizer; and the ids that remain, ascending int64, whose new ids are 0, 1, 2, ….
     """
-    ranks = tokenizer.ranks
-    tokens = {rank: token for token, rank in ranks.items()}
-    remaining = {rank for token, rank in ranks.items() if len(token) == 1}
+    tokens = tokenizer.tokens
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    remaining = {rank for rank, token in enumerate(tokens) if len(token) == 1}
     queue = [int(rank) for rank in used if rank != tokenizer.end_of_text]
     while queue:
         rank = queue.pop()
@@ -329,7 +331,8 @@ def prune(tokenizer: BytePairTokenizer, used: Iterable[int]) -> tuple[BytePairTo
             remaining.add(rank)
             queue.extend(_encode_below(tokens[rank], ranks, max_rank=rank))
     ids = sorted(remaining)
-    return BytePairTokenizer(tokenizer.name, [tokens[rank] for rank in ids], tokenizer.pattern), np.array(ids)
+    pattern = encoding_pattern(tokenizer.encoding)
+    return BytePairTokenizer.from_tokens(tokenizer.name, [tokens[rank] for rank in ids], pattern), np.array(ids)
 
 
 def _encode_below(token: bytes, ranks: dict[bytes, int], max_rank: int) -> list[int]:

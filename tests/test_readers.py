@@ -25,7 +25,7 @@ from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import Reader, RejectedRow, Row, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source, find_sources
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer import BytePairTokenizer
+from lit_gpt.tokenizer import open_tokenizer
 
 ROWS = [
     {"title": "靜夜思", "author": "李白", "text": "床前明月光，\n疑是地上霜。"},
@@ -230,7 +230,7 @@ def test_arbitrary_bytes_are_read_as_by_the_csv_module_or_rejected(
 def test_chunks_of_a_text_have_the_same_ids_as_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "\n".join(POEMS) + "\n\n  \n\tindented!\n\n\n- café\n" + "one more line\n" * 50
     (tmp_path / "t.txt").write_text(text, encoding="utf-8", newline="\r\n")
-    tokenizer = BytePairTokenizer()
+    tokenizer = open_tokenizer("cl100k_base")
     for size in (1, 7, 64):
         monkeypatch.setattr(readers, "CHUNK_CHARACTERS", size)
         monkeypatch.setattr(readers, "MAX_CHUNK_CHARACTERS", 1000)

