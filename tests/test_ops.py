@@ -322,7 +322,7 @@ def test_evaluation_matches_logits_with_ties(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_evaluation_of_ignored_targets_is_zero(dtype: torch.dtype) -> None:
-    hidden, weight = torch.randn(6, 8, dtype=dtype), torch.randn(5, 8)
+    hidden, weight = torch.ones(6, 8, dtype=dtype), torch.arange(5.0).flip(0).unsqueeze(-1).expand(5, 8)  # id 0 wins
     nats, correct = ops.evaluate_linear_cross_entropy(hidden, weight, torch.full((6,), IGNORE_INDEX))
     assert nats == 0
     assert correct == 0
