@@ -134,8 +134,9 @@ class BlockInputs(NamedTuple):
 class MultiHeadAttention(nn.Module):
     """Causal attention with H query heads and K key/value heads.
 
-    The layer `qkv` computes queries, keys and values of all heads in one product. Its weight (D + 2 * K * E, D) stacks
-    the query, key and value matrices that the course keeps separately for each head.
+    The course's `Head`, with its own query, key and value matrices, is no class here: `qkv` computes all heads in one
+    product. Its weight (D + 2 * K * E, D) stacks their matrices, (E, D) each: first the queries of all heads, then the
+    keys, then the values. `test_attention_matches_heads_of_the_course` computes the same head by head.
     """
 
     def __init__(self, config: GPTConfig, block: int) -> None:
@@ -321,6 +322,8 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the logits of every position, and with targets the loss.
 
+        This is the contract of the course. `LitGPT.training_step` needs no logits, so it calls `loss`.
+
         Args:
             tokens: (B, T) int64.
             targets: (B, T) int64, the token after each; `IGNORE_INDEX` counts in no loss.
@@ -340,9 +343,10 @@ class GPT(nn.Module):
     def loss(
         self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, reduction: ops.Reduction = "mean"
     ) -> Tensor:
-        """Return the loss that `forward` returns. Large logits are computed in chunks, so they are never all in memory.
+        """Return the loss that `forward` returns, with less memory: large logits are computed a chunk at a time.
 
-        Arguments as in `forward`; `reduction` is "mean" over the targets that count, or "sum".
+        `test_chunked_loss_and_gradients_match_logits` compares both, and their gradients. Arguments as in `forward`;
+        `reduction` is "mean" over the targets that count, or "sum".
         """
         x, inputs = self.prepare_inputs(tokens, documents=documents)
         with ops.autocast_disabled(x):
@@ -363,9 +367,7 @@ class GPT(nn.Module):
 
         A target is correct if it has the largest logit. Arguments as in `forward`.
         """
-        x, inputs = self.prepare_inputs(tokens, documents=documents)
-        with ops.autocast_disabled(x):
-            hidden = self.norm(self.blocks(x, inputs))  # (B, T, D)
+        hidden = self.hidden(tokens, documents=documents)  # (B, T, D)
         return ops.evaluate_linear_cross_entropy(hidden, self.head.weight, targets)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_gpt.kv_cache import KVCache
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.model import GPT, GPTConfig, MultiHeadAttention
 from lit_gpt.ops import IGNORE_INDEX
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -244,11 +244,27 @@ class CourseHead(nn.Module):
         return F.softmax(scores, dim=-1) @ self.value(x)  # (B, T, E)
 
 
-def course_logits(model: GPT, tokens: Tensor) -> Tensor:
-    """The course's formulas, head by head, with the weights of `model`.
+def course_attention(attention: MultiHeadAttention, x: Tensor, num_heads: int) -> Tensor:
+    """Return the course's `MultiHeadAttention`: its heads one by one, concatenated and projected, (B, T, D).
 
-    Where the course has no bias (queries, keys, values) ours may be zero; the one it has on the head is not ours.
+    The heads get the weights of `attention`. Where the course has no bias (queries, keys, values) ours may be zero.
     """
+    D = x.shape[-1]
+    heads = []
+    for h in range(num_heads):
+        head = CourseHead(D, D // num_heads)
+        rows = slice(h * D // num_heads, (h + 1) * D // num_heads)
+        for linear, weight, bias in zip(
+            (head.query, head.key, head.value), attention.qkv.weight.split(D), attention.qkv.bias.split(D)
+        ):
+            linear.weight, linear.bias = nn.Parameter(weight[rows]), nn.Parameter(bias[rows])
+        heads.append(head)
+    y = torch.cat([head(x) for head in heads], dim=-1)  # (B, T, D)
+    return F.linear(y, attention.project.weight, attention.project.bias)
+
+
+def course_logits(model: GPT, tokens: Tensor) -> Tensor:
+    """The course's formulas, head by head, with the weights of `model`. The bias it has on the head is not ours."""
     D, H = model.config.d_model, model.config.num_heads
     table = torch.zeros(model.config.context_length, D)
     position = torch.arange(model.config.context_length).float().unsqueeze(1)
@@ -257,31 +273,32 @@ def course_logits(model: GPT, tokens: Tensor) -> Tensor:
     x = model.embedding.weight[tokens] + table[: tokens.shape[1]]
     for block in model.blocks:
         normed = F.layer_norm(x, (D,), block.attention_norm.weight, block.attention_norm.bias)
-        heads = []
-        for h in range(H):
-            head = CourseHead(D, D // H)
-            rows = slice(h * D // H, (h + 1) * D // H)
-            for linear, weight, bias in zip(
-                (head.query, head.key, head.value),
-                block.attention.qkv.weight.split(D),
-                block.attention.qkv.bias.split(D),
-            ):
-                linear.weight, linear.bias = nn.Parameter(weight[rows]), nn.Parameter(bias[rows])
-            heads.append(head(normed))
-        x = x + F.linear(torch.cat(heads, -1), block.attention.project.weight, block.attention.project.bias)
+        x = x + course_attention(block.attention, normed, H)
         normed = F.layer_norm(x, (D,), block.mlp_norm.weight, block.mlp_norm.bias)
         hidden = torch.relu(F.linear(normed, block.mlp.up.weight, block.mlp.up.bias))
         x = x + F.linear(hidden, block.mlp.project.weight, block.mlp.project.bias)
     return F.layer_norm(x, (D,), model.norm.weight, model.norm.bias) @ model.head.weight.T
 
 
-def test_course_config_matches_course_formulas() -> None:
+def course_gpt() -> GPT:
+    """A small model in the course's shape with random weights, biases included, which start at zero."""
     course = {"position": "sinusoidal", "norm": "layernorm", "mlp": "relu", "bias": True}
     model = gpt(**course, qk_norm=False, tie_embeddings=False, dropout=0.1)
     with torch.no_grad():
-        for parameter in model.parameters():  # biases too, which start at zero
+        for parameter in model.parameters():
             parameter.normal_(std=0.2)
-    tokens, targets = random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
+    return model
+
+
+def test_attention_matches_heads_of_the_course() -> None:
+    model, x = course_gpt(), torch.randn(3, 24, 32)
+    attention = model.blocks[0].attention
+    inputs = model.prepare_inputs(random_tokens(3, 24))[1]
+    torch.testing.assert_close(attention(x, inputs), course_attention(attention, x, 4), rtol=1e-4, atol=1e-4)
+
+
+def test_model_matches_formulas_of_the_course() -> None:
+    model, tokens, targets = course_gpt(), random_tokens(3, 24), random_tokens(3, 24).roll(-1, 1)
     logits, loss = model(tokens, targets)
     expected = course_logits(model, tokens)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
