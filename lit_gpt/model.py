@@ -32,6 +32,7 @@ from lit_gpt.layers import (
     PreviousTokens,
     apply_rotary_emb,
 )
+from lit_gpt.sampling import MIN_TEMPERATURE, keep_likeliest
 
 
 @dataclass
@@ -373,30 +374,35 @@ class GPT(nn.Module):
     @torch.no_grad()
     def generate(
         self,
-        tokens: Tensor,
+        x: Tensor,
         max_new_tokens: int,
         temperature: float = 1.0,
         top_k: int | None = None,
+        top_p: float | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Append tokens drawn from the model's own predictions: (B, T) -> (B, T + max_new_tokens).
 
-        This is the loop of the course; `lit_gpt.inference` generates faster, with a cache.
+        This is the loop of the course. `lit_gpt.inference` generates the same tokens faster, with a cache.
 
         Args:
-            tokens: (B, T) int64, at least one in each row.
+            x: (B, T) int64, at least one token in each row.
             max_new_tokens: how many to append.
-            temperature: divides the logits; more than 0.
-            top_k: draw among the k likeliest tokens only (Fan et al. 2018).
+            temperature: divides the logits; 0 always takes the likeliest token.
+            top_k: draw among the k likeliest tokens only, see `keep_likeliest`.
+            top_p: draw among the likeliest tokens up to this total probability only, see `keep_likeliest`.
             generator: of random numbers; None: PyTorch's global one.
         """
         for _ in range(max_new_tokens):
-            context = tokens[:, -self.config.context_length :]  # (B, T), cropped
-            logits, _ = self(context)  # (B, T, V)
-            logits = logits[:, -1].float() / temperature  # (B, V), of the last position
-            if top_k is not None:
-                smallest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1)
-                logits = logits.masked_fill(logits < smallest, -torch.inf)
-            next_token = torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)  # (B, 1)
-            tokens = torch.cat((tokens, next_token), dim=1)  # (B, T + 1)
-        return tokens
+            context = x[:, -self.config.context_length :]  # (B, up to context_length)
+            logits, _ = self(context)  # (B, up to context_length, V)
+            logits = logits[:, -1].float()  # (B, V), of the last position
+            if temperature < MIN_TEMPERATURE:
+                next_token = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+            else:
+                probs = keep_likeliest(logits / temperature, top_k, top_p).softmax(dim=-1)  # (B, V)
+                # A single draw takes V random numbers a row and up to half the time of a token; two with replacement
+                # take two: see docs/performance.md.
+                next_token = torch.multinomial(probs, 2, replacement=True, generator=generator)[:, :1]  # (B, 1)
+            x = torch.cat((x, next_token), dim=1)  # (B, T + 1)
+        return x

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "lit_gpt"
 LAYERS = [
     ["errors", "compat", "device", "sharding", "files", "vocabularies", "tokenizer"],
     ["ops"],
-    ["kv_cache", "layers", "model", "optim"],
+    ["kv_cache", "layers", "sampling", "model", "optim"],
     ["data"],
     ["checkpoint"],
     ["inference"],
@@ -101,14 +101,14 @@ def test_heavy_packages_are_imported_only_where_allowed(path: Path) -> None:
         assert allowed is None or place.startswith(allowed), f"{place} imports {imported}"
 
 
-@pytest.mark.parametrize("place", ["model.py", "kv_cache.py", "layers.py", "ops"])
+@pytest.mark.parametrize("place", ["model.py", "kv_cache.py", "layers.py", "sampling.py", "ops"])
 def test_model_and_ops_import_only_torch(place: str) -> None:
     found = PACKAGE / place
     for path in found.rglob("*.py") if found.is_dir() else [found] if found.exists() else []:
         tops = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
         assert tops <= {"torch", "lit_gpt"}, path
         ours = {module for module in imported_modules(path) if module.startswith("lit_gpt")}
-        assert all(module.split(".")[1] in ("ops", "kv_cache", "layers", "model") for module in ours), path
+        assert all(module.split(".")[1] in ("ops", "kv_cache", "layers", "sampling", "model") for module in ours), path
 
 
 def test_longest_function_has_at_most_60_lines() -> None:

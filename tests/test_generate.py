@@ -2,11 +2,12 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from test_model import SHAPES
 from torch import Tensor
-from torch.nn import functional as F
 
 from lit_gpt.device import supports_bfloat16
 from lit_gpt.errors import UserError
@@ -15,11 +16,11 @@ from lit_gpt.inference.generate import (
     encode_prompt,
     generate,
     prepare_for_inference,
+    sample_token,
     stream_text,
     stream_tokens,
     strip_control_characters,
 )
-from lit_gpt.inference.sampling import sample_token
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
 
@@ -34,25 +35,51 @@ def gpt(**changes: object) -> GPT:
     return model
 
 
-def course_generate(model: GPT, tokens: Tensor, count: int, temperature: float, generator: torch.Generator) -> Tensor:
-    """The course's loop: crop, take the last position, divide by the temperature, softmax, sample, append."""
-    for _ in range(count):
-        logits = model(tokens[:, -model.config.context_length :])[0][:, -1] / temperature
-        reached = F.softmax(logits, dim=-1).cumsum(dim=-1)
-        points = torch.rand(len(tokens), 1, generator=generator) * reached[:, -1:]
-        drawn = (reached <= points).sum(dim=-1, keepdim=True)
-        tokens = torch.cat((tokens, drawn), dim=1)
-    return tokens
+SAMPLING: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {},
+    {"temperature": 0.7, "top_k": 5},
+    {"temperature": 1.3, "top_p": 0.8},
+    {"top_k": 30, "top_p": 0.9},
+]
 
 
-@pytest.mark.parametrize("position", ["rope", "learned", "sinusoidal"])
-@pytest.mark.parametrize("length", [1, 7, 16, 20])
-def test_stream_tokens_matches_course_loop(position: str, length: int) -> None:
-    model = gpt(position=position, num_kv_heads=2)
-    prompt = torch.randint(257, (2, length), generator=torch.Generator().manual_seed(0))
-    expected = course_generate(model, prompt, 24, 0.9, torch.Generator().manual_seed(5))
-    drawn = stream_tokens(model, prompt, 24, temperature=0.9, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(torch.stack(list(drawn), dim=1), expected[:, length:])
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def check_fast_path_equals_generate(model: GPT, prompt: Tensor, **sampling: Any) -> None:
+    slow = model.generate(prompt, 20, **sampling, generator=seeded(5))
+    fast = stream_tokens(model, prompt, 20, **sampling, generator=seeded(5))
+    assert torch.equal(torch.cat((prompt, torch.stack(list(fast), dim=1)), dim=1), slow)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
+@pytest.mark.parametrize("length", [1, 7, 16, 20])  # of the prompt: in the context of 16, all of it, and longer
+def test_stream_tokens_equals_generate_for_equal_generators(length: int, sampling: dict[str, Any]) -> None:
+    model = gpt()
+    for rows in (1, 4):
+        check_fast_path_equals_generate(model, torch.randint(257, (rows, length), generator=seeded(rows)), **sampling)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_stream_tokens_equals_generate_for_all_shapes(shape: dict[str, Any]) -> None:
+    model, prompt = gpt(**shape), torch.randint(257, (2, 7), generator=seeded(0))
+    check_fast_path_equals_generate(model, prompt, temperature=0)
+    check_fast_path_equals_generate(model, prompt, temperature=0.9)
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
+def test_stream_tokens_draws_for_padded_rows_as_for_unpadded_ones(sampling: dict[str, Any]) -> None:
+    model, generator = gpt(), seeded(5)
+    prompts = rows = [[5], [7, 200, 31, 8], list(range(20)), [1, 2, 3, 4, 5, 6, 7]]
+    for _ in range(20):
+        logits = torch.cat([model(torch.tensor([row[-16:]]))[0][:, -1] for row in rows])  # (B, V)
+        rows = [
+            [*row, token] for row, token in zip(rows, sample_token(logits, **sampling, generator=generator).tolist())
+        ]
+    fast = torch.stack(list(stream_tokens(model, prompts, 20, **sampling, generator=seeded(5))), dim=1).tolist()
+    assert [prompt + new for prompt, new in zip(prompts, fast)] == rows
 
 
 @pytest.mark.parametrize(
@@ -79,6 +106,10 @@ def course_greedy(model: GPT, tokens: Tensor, count: int) -> Tensor:
         likeliest = model(tokens[:, -model.config.context_length :])[0][:, -1].argmax(dim=-1, keepdim=True)
         tokens = torch.cat((tokens, likeliest), dim=1)
     return tokens
+
+
+def test_generate_of_no_tokens_continues_no_prompt() -> None:
+    assert generate(gpt(), [[3], [4, 5]], 0) == [[], []]
 
 
 def test_generate_stops_before_end_id() -> None:
@@ -149,14 +180,23 @@ def test_sample_token_draws_from_top_k_and_top_p_with_the_right_frequencies() ->
     assert frequencies(temperature=0.5)[1] == pytest.approx(0.16 / 0.285, abs=0.03)
 
 
+def test_sample_token_takes_two_random_numbers_for_each_row() -> None:
+    """As long as it does, drawing from a large vocabulary costs next to nothing on a CPU."""
+    for rows in (1, 3):
+        used, counted = seeded(0), seeded(0)
+        sample_token(torch.randn(rows, 5000, generator=seeded(1)), generator=used)
+        torch.rand(rows, 2, dtype=torch.float64, generator=counted)
+        assert torch.equal(used.get_state(), counted.get_state())
+
+
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [({"temperature": -1}, "temperature is -1"), ({"top_k": 0}, "top_k is 0"), ({"top_p": 1.5}, "top_p is 1.5")],
     ids=["temperature", "top_k", "top_p"],
 )
-def test_sample_token_refuses_values_out_of_range(sampling: dict[str, float], message: str) -> None:
+def test_stream_tokens_refuses_values_out_of_range(sampling: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        sample_token(torch.zeros(1, 3), **sampling)  # type: ignore[arg-type]
+        next(stream_tokens(gpt(), [[1]], 1, **sampling))
 
 
 def streamed_pieces(monkeypatch: pytest.MonkeyPatch, ids: list[int], mode: str = "rows") -> list[str]:

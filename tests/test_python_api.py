@@ -270,7 +270,6 @@ def test_batch_size_finder_is_refused(folder: Path) -> None:
 
 def test_generate_is_a_function_at_every_access() -> None:
     import lit_gpt.inference.generate
-    import lit_gpt.inference.sampling
     from lit_gpt import generate
 
     def check(function: Any) -> None:

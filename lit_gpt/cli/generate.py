@@ -10,8 +10,13 @@ from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text, strip_control_characters
-from lit_gpt.inference.sampling import check_sampling
+from lit_gpt.inference.generate import (
+    check_sampling,
+    encode_prompt,
+    prepare_for_inference,
+    stream_text,
+    strip_control_characters,
+)
 
 LOGS = Path("logs")
 
@@ -38,8 +43,9 @@ def parse_options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--top_p", type=float, help="sample from the most likely tokens up to this total probability")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed generates the same text")
     options = parser.parse_args(args)
-    if options.max_new_tokens < 1 or options.num_samples < 1:
-        raise UserError("--max_new_tokens and --num_samples: give 1 or more")
+    for name in ("max_new_tokens", "num_samples"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
     check_sampling(options.temperature, options.top_k, options.top_p)
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed is {options.seed}: give a number from 0 to {2**63 - 1}")

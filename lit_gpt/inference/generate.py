@@ -2,6 +2,7 @@
 
 import codecs
 import functools
+import math
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -14,10 +15,10 @@ from torch.nn import functional as F
 from lit_gpt.compat import pack_linear_weight, packed_linear
 from lit_gpt.device import supports_bfloat16
 from lit_gpt.errors import UserError
-from lit_gpt.inference.sampling import sample_token
 from lit_gpt.kv_cache import KVCache
 from lit_gpt.layers import Linear
 from lit_gpt.model import GPT
+from lit_gpt.sampling import MIN_TEMPERATURE, keep_likeliest
 from lit_gpt.sharding import is_sharded
 from lit_gpt.tokenizer import Tokenizer
 
@@ -37,7 +38,8 @@ def stream_tokens(
     """Yield the next token of every row, (B,) int64, `max_new_tokens` times.
 
     While all tokens fit into the context, a KV cache saves the model from computing earlier tokens again. Beyond that,
-    the last `context_length` tokens are computed again for every new one. Nothing here waits for the device.
+    the last `context_length` tokens are computed again for every new one. The tokens are those of `GPT.generate`: in
+    float32, an equal generator draws equal ones. Nothing here waits for the device.
 
     Args:
         model: A model in evaluation mode; in training mode dropout stays on.
@@ -48,7 +50,11 @@ def stream_tokens(
         top_p: See `sample_token`.
         generator: See `sample_token`.
         use_cache: Whether to use the KV cache.
+
+    Raises:
+        UserError: `temperature`, `top_k` or `top_p` is out of range.
     """
+    check_sampling(temperature, top_k, top_p)
     sample = functools.partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
     # As a decorator, the mode holds while the generator runs, but not while its consumer does. FSDP2 keeps tensors that
     # it creates for training, and a tensor that was created in inference mode can never be trained.
@@ -84,6 +90,45 @@ def _decode(
         if padding is not None and tokens.shape[1] == context_length:
             padding = (padding - 1).clamp(min=0)
         tokens = torch.cat((tokens, uncached), dim=1)[:, -context_length:]  # (B, T)
+
+
+def sample_token(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draw one token for each row, in the way of `GPT.generate`.
+
+    Args:
+        logits: (B, V) logits of the last position.
+        temperature: Divides the logits; 0 always takes the likeliest token.
+        top_k: Draw among the k likeliest tokens only, see `keep_likeliest`.
+        top_p: Draw among the likeliest tokens up to this total probability only, see `keep_likeliest`.
+        generator: The random number generator; the global one by default.
+
+    Returns:
+        (B,) int64 token ids.
+    """
+    if temperature < MIN_TEMPERATURE:
+        return logits.argmax(dim=-1)  # (B,)
+    probs = keep_likeliest(logits.float() / temperature, top_k, top_p).softmax(dim=-1)  # (B, V)
+    return torch.multinomial(probs, 2, replacement=True, generator=generator)[:, 0]  # (B,); why two: see GPT.generate
+
+
+def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
+    """Check the arguments of `sample_token`.
+
+    Raises:
+        UserError: One of them is out of range.
+    """
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature is {temperature}: give 0 (always the most likely token) or more")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"top_k is {top_k}: give 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p is {top_p}: give a probability above 0, up to 1")
 
 
 def pad_left(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -123,7 +168,7 @@ def generate(
             is_complete |= next_tokens == end
             if step % 16 == 0 and is_complete.all():  # only now and then, because it waits for the device
                 break
-    rows: list[list[int]] = torch.stack(new_tokens, dim=1).tolist()
+    rows: list[list[int]] = torch.stack(new_tokens, dim=1).tolist() if new_tokens else [[] for _ in prompts]
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 

@@ -7,8 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import encode_prompt, generate, strip_control_characters
-from lit_gpt.inference.sampling import check_sampling
+from lit_gpt.inference.generate import check_sampling, encode_prompt, generate, strip_control_characters
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import module_and_data
 
