@@ -74,11 +74,16 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder:
         raise
 
 
-def write_error(path: Path, cause: BaseException) -> UserError:
-    """Return the error to raise when `path` could not be written because of `cause`."""
+def write_error(
+    path: Path, cause: BaseException, remedy: str = "choose another folder with --trainer.default_root_dir"
+) -> UserError:
+    """Return the error to raise when `path` could not be written because of `cause`.
+
+    Args:
+        path: The file or folder that was to be written.
+        cause: The error that was met.
+        remedy: What to do if there is no space to free.
+    """
     reason = getattr(cause, "strerror", None) or cause
     unchanged = "; the previous file is unchanged" if path.exists() else ""
-    return UserError(
-        f"{path} cannot be written ({reason}){unchanged}: free disk space there, or choose another folder with "
-        "--trainer.default_root_dir"
-    )
+    return UserError(f"{path} cannot be written ({reason}){unchanged}: free disk space there, or {remedy}")

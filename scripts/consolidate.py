@@ -1,4 +1,4 @@
-"""Write a sharded checkpoint into one checkpoint file: `python scripts/consolidate.py --help`."""
+"""Write a checkpoint into one file, or only its weights: `python scripts/consolidate.py --help`."""
 
 import sys
 

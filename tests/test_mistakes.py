@@ -357,7 +357,8 @@ GENERATE: dict[str, Case] = {
         ["--ckpt_path", "a.ckpt"], "it holds code", lambda: torch.save({"state_dict": Harmful()}, "a.ckpt")
     ),
     "unknown flag": Case(["--temp", "1"], "unrecognized arguments: --temp 1"),
-    "num_samples 0": Case(["--num_samples", "0"], "give 1 or more"),
+    "num_samples 0": Case(["--num_samples", "0"], "--num_samples is 0: give 1 or more"),
+    "max_new_tokens 0": Case(["--max_new_tokens", "0"], "--max_new_tokens is 0: give 1 or more"),
     "negative temperature": Case(["--temperature", "-1"], "temperature is -1.0: give 0"),
     "top_p above 1": Case(["--top_p", "2"], "top_p is 2.0: give a probability"),
     "negative seed": Case(["--seed", "-1"], "--seed is -1: give a number from 0"),

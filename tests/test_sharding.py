@@ -18,6 +18,7 @@ from torture import compare_runs, kill_at_call
 
 from lit_gpt import UserError
 from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint, load_model, newest_checkpoint, remove_unfinished
+from lit_gpt.cli.consolidate import main as consolidate_main
 from lit_gpt.files import atomic_replace
 from lit_gpt.training.module import LitGPT
 
@@ -125,7 +126,7 @@ def test_sharded_run_equals_single_device_and_resumes_on_any_number_of_devices(f
 
 
 def check_consolidate(checkpoint: Path, expected: dict[str, torch.Tensor]) -> None:
-    """scripts/consolidate.py writes the folder's weights into one file, and overwrites none."""
+    """scripts/consolidate.py writes the folder's weights into one file, alone or not, and overwrites none."""
     command = [sys.executable, ROOT / "scripts" / "consolidate.py", checkpoint, "whole.ckpt"]
     assert subprocess.run(command, capture_output=True).returncode == 0
     for name, value in weights(Path("whole.ckpt")).items():
@@ -133,6 +134,11 @@ def check_consolidate(checkpoint: Path, expected: dict[str, torch.Tensor]) -> No
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 2
     assert "whole.ckpt already exists" in again.stderr
+    assert consolidate_main(["--weights", str(checkpoint), "model.ckpt"]) == 0
+    alone = torch.load("model.ckpt", weights_only=True)
+    assert {f"gpt.{name}" for name in alone} == expected.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(value, expected[f"gpt.{name}"], rtol=0, atol=0)
 
 
 def check_damaged_folders_are_refused(checkpoint: Path) -> None:

@@ -1,11 +1,14 @@
-"""Run scripts/consolidate.py: write a sharded checkpoint into one ordinary checkpoint file."""
+"""Run scripts/consolidate.py: write a checkpoint, sharded or not, into one file; or only its weights."""
 
 from pathlib import Path
 
-from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
+import torch
+
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser
 from lit_gpt.errors import UserError
+from lit_gpt.files import atomic_write, write_error
 
 
 def main(args: list[str]) -> int:
@@ -17,17 +20,24 @@ def consolidate(args: list[str]) -> None:
     """Write the file and print its step and size.
 
     Raises:
-        UserError: The folder is not a checkpoint, or is damaged; or the file exists already, or cannot be written.
+        UserError: The source is not a checkpoint, or is damaged; or the file exists already, or cannot be written.
     """
     parser = LineParser(
         "Write a sharded checkpoint, as training with configs/fsdp.yaml saves it, into one checkpoint file: "
         "python scripts/consolidate.py logs/gpt2/version_0/best.ckpt gpt2.ckpt"
     )
-    parser.add_argument("folder", type=Path, help="sharded checkpoint")
-    parser.add_argument("file", type=Path, help="checkpoint file to write")
+    parser.add_argument(
+        "--weights", action="store_true", help="write only the state_dict of the GPT, also from a checkpoint file"
+    )
+    parser.add_argument("source", type=Path, help="checkpoint: a file, or the folder of a sharded one")
+    parser.add_argument("file", type=Path, help="file to write")
     options = parser.parse_args(args)
     if options.file.exists():
         raise UserError(f"{options.file} already exists: give another name, or delete it")
-    checkpoint = Checkpoint.open(options.folder)
-    save_checkpoint(checkpoint.read(), options.file)
+    checkpoint = Checkpoint.open(options.source)
+    contents = checkpoint.load_model()[0].state_dict() if options.weights else checkpoint.read()
+    try:
+        atomic_write(options.file, lambda file: torch.save(contents, file))
+    except OSError as error:
+        raise write_error(options.file, error, "give a file elsewhere") from error
     print(f"step {checkpoint.step:,}, {options.file.stat().st_size / 1e6:,.1f} MB: {options.file}")
