@@ -18,6 +18,8 @@ from lit_gpt.tokenizer import Vocab
         {"val_fraction": 0.5, "test_fraction": 0.5},
         {"column": "a", "seed": 1},
         {"column": "a", "group": "b"},
+        {"column": "a", "val_fraction": 0.2},
+        {"column": "a", "test_fraction": 0.1},
     ],
 )
 def test_invalid_split_options_are_user_errors(options: dict) -> None:
@@ -29,6 +31,31 @@ def test_invalid_split_options_are_user_errors(options: dict) -> None:
 def test_raw_mode_refuses_options_of_rows(options: dict) -> None:
     with pytest.raises(UserError, match=r"--data\.mode raw has no rows"):
         corpus_config(split=SplitOptions(**options), mode="raw")
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 0}, {"column": "a"}, {"group": "a"}, {"val_fraction": 0.2}, {"test_fraction": 0.1}]
+)
+def test_files_of_splits_refuse_other_split_options(options: dict) -> None:
+    for has_val_files, has_test_files in ((True, False), (True, True)):
+        with pytest.raises(UserError, match="already determine every split"):
+            SplitOptions(**options).check_split_files(has_val_files, has_test_files)
+        SplitOptions(dedupe=True).check_split_files(has_val_files, has_test_files)
+    SplitOptions(**options).check_split_files(False, False)
+
+
+def test_test_files_alone_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--data\.test_files without --data\.val_files"):
+        SplitOptions().check_split_files(False, True)
+
+
+@pytest.mark.parametrize(
+    "options", [{"columns": ("a",)}, {"template": "{a}"}, {"delimiter": ";"}, {"quote": "none"}, {"header": False}]
+)
+def test_raw_mode_refuses_options_of_tables(options: dict) -> None:
+    with pytest.raises(UserError, match=f"leave out --data.{next(iter(options))}$"):
+        ReadOptions(mode="raw", **options)
+    ReadOptions(mode="raw", encoding="utf-8")
 
 
 def test_boundaries_round_train_down() -> None:
@@ -44,11 +71,18 @@ def test_boundaries_round_train_down() -> None:
         ("cl100k_base", "pruned", True, "cl100k_base pruned"),
         ("cl100k_base", "full", False, "cl100k_base full"),
         ("mine.tiktoken", "pruned", True, "mine.tiktoken pruned"),
-        ("bpe", "pruned", False, "bpe 300"),
+        ("bpe", "pruned", False, "bpe 4096"),
         ("byte", "pruned", False, "byte"),
         ("char", "pruned", False, "char"),
     ],
 )
 def test_only_public_vocabularies_are_pruned(tokenizer: str, vocab: Vocab, prunes_vocab: bool, name: str) -> None:
-    config = CorpusConfig(ReadOptions(), tokenizer=tokenizer, vocab=vocab, vocab_size=300)
+    config = CorpusConfig(ReadOptions(), tokenizer=tokenizer, vocab=vocab)
     assert (config.prunes_vocab, config.tokenizer_name) == (prunes_vocab, name)
+
+
+def test_vocab_size_is_for_bpe_only() -> None:
+    assert CorpusConfig(ReadOptions(), tokenizer="bpe", vocab_size=300).tokenizer_name == "bpe 300"
+    assert [CorpusConfig(ReadOptions(), tokenizer=name).bpe_vocab_size for name in ("bpe", "char")] == [4096, None]
+    with pytest.raises(UserError, match=r"--data\.vocab_size 300 is for .*: give --data\.tokenizer bpe"):
+        CorpusConfig(ReadOptions(), tokenizer="char", vocab_size=300)

@@ -59,6 +59,37 @@ SETTINGS: dict[str, Case] = {
     "final learning rate above peak": Case(
         ["--model.min_learning_rate", "1"], "--model.min_learning_rate 1.0 is above --model.learning_rate 0.001"
     ),
+    "decay_share of a constant schedule": Case(
+        ["--model.schedule", "constant", "--model.decay_share", "0.5"],
+        "--model.min_learning_rate is null and --model.decay_share 0.5: give null and 1, or another schedule",
+    ),
+    "min_learning_rate of a constant schedule": Case(
+        ["--model.schedule", "constant", "--model.min_learning_rate", "0"],
+        "--model.min_learning_rate is 0.0 and --model.decay_share 1.0: give null and 1, or another schedule",
+    ),
+    "head_rate of a tied head": Case(
+        ["--model.head_rate", "2"], "--model.head_rate is 2.0, but the head is the embedding, whose factor is"
+    ),
+    "vocab_size without bpe": Case(
+        ["--data.vocab_size", "4096"], "--data.vocab_size 4096 is for a vocabulary that is trained on the text: give "
+    ),
+    "min_delta without patience": Case(
+        ["--early_stopping.min_delta", "0.1"], "nothing stops early without --early_stopping.patience: give both"
+    ),
+    "columns and template": Case(
+        ["--data.columns", "a", "--data.template", "{a}"], "--data.columns and --data.template both choose the columns"
+    ),
+    "table settings in raw mode": Case(
+        ["--data.mode", "raw", "--data.quote", "none", "--data.header", "false"],
+        "--data.mode raw reads no tables, each file is one text: leave out --data.quote and --data.header",
+    ),
+    "val_files and val_fraction": Case(
+        ["--data.val_files", "rows.txt", "--data.val_fraction", "0.2"],
+        "--data.val_files and test_files already determine every split: leave them out, or",
+    ),
+    "test_files without val_files": Case(
+        ["--data.test_files", "rows.txt"], "--data.test_files without --data.val_files leaves no text for validation"
+    ),
     "negative gradient clipping": Case(
         ["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1: give 0"
     ),

@@ -181,6 +181,5 @@ def _open_or_train(name: str, vocab_size: int | None, sources: list[Source], con
         UserError: The tokenizer is not installed.
     """
     if name in ("bpe", "char"):
-        vocab_size = config.vocab_size if vocab_size is None else vocab_size
         return train_tokenizer(sources, replace(config, tokenizer=name, vocab_size=vocab_size))
     return open_tokenizer(name)

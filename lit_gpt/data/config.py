@@ -7,6 +7,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Vocab
 
 SPLITS = ("train", "val", "test")  # in the order in which they are stored
+DEFAULT_BPE_VOCAB_SIZE = 4096
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,31 @@ class SplitOptions:
                 f"--data.test_fraction is {self.test_fraction}: give a fraction from 0 to less than "
                 f"{1 - self.val_fraction:g}, so that some documents are left for training"
             )
-        if self.column is not None and (self.group is not None or self.seed is not None):
+        if self.column is not None and (self.group is not None or self.seed is not None or self.has_fractions):
             raise UserError(
-                "--data.split_column already determines every split: leave out --data.group_column and "
-                "--data.split_seed"
+                "--data.split_column already determines every split: leave out --data.group_column, split_seed, "
+                "val_fraction and test_fraction"
             )
+
+    @property
+    def has_fractions(self) -> bool:
+        """Whether a fraction differs from its default."""
+        return (self.val_fraction, self.test_fraction) != (SplitOptions.val_fraction, SplitOptions.test_fraction)
+
+    def check_split_files(self, has_val_files: bool, has_test_files: bool) -> None:
+        """Check that the splits do not come from files and from these options at once.
+
+        Raises:
+            UserError: They do, or there are files for the test split only.
+        """
+        others = (self.seed, self.column, self.group) != (None, None, None) or self.has_fractions
+        if (has_val_files or has_test_files) and others:
+            raise UserError(
+                "--data.val_files and test_files already determine every split: leave them out, or "
+                "--data.split_column, group_column, split_seed, val_fraction and test_fraction"
+            )
+        if has_test_files and not has_val_files:
+            raise UserError("--data.test_files without --data.val_files leaves no text for validation: give both")
 
     def boundaries(self, count: int) -> tuple[int, int]:
         """Return the index of the first val and of the first test item when `count` items are split in their order."""
@@ -64,14 +85,14 @@ class CorpusConfig:
         tokenizer: Name of a tokenizer, or path of a .tiktoken file.
         vocab: Of a byte-pair tokenizer that is not trained on the corpus: "pruned" to the tokens that the corpus
             needs, or "full".
-        vocab_size: Vocabulary size of a tokenizer that is trained on the corpus ("bpe").
+        vocab_size: Vocabulary size of the tokenizer "bpe"; 4096 if None.
     """
 
     read_options: ReadOptions
     split_options: SplitOptions = SplitOptions()
     tokenizer: str = "cl100k_base"
     vocab: Vocab = "pruned"
-    vocab_size: int = 4096
+    vocab_size: int | None = None
 
     def __post_init__(self) -> None:
         split = self.split_options
@@ -81,6 +102,19 @@ class CorpusConfig:
                 "--data.mode raw has no rows: leave out data.split_seed, split_column, group_column and dedupe"
             )
 
+        if self.vocab_size is not None and self.tokenizer != "bpe":
+            raise UserError(
+                f"--data.vocab_size {self.vocab_size} is for a vocabulary that is trained on the text: give "
+                "--data.tokenizer bpe, or leave it out"
+            )
+
+    @property
+    def bpe_vocab_size(self) -> int | None:
+        """Vocabulary size of the tokenizer "bpe", with None resolved; None for other tokenizers."""
+        if self.tokenizer != "bpe":
+            return None
+        return DEFAULT_BPE_VOCAB_SIZE if self.vocab_size is None else self.vocab_size
+
     @property
     def prunes_vocab(self) -> bool:
         return self.vocab == "pruned" and self.tokenizer not in ("bpe", "byte", "char")
@@ -89,5 +123,5 @@ class CorpusConfig:
     def tokenizer_name(self) -> str:
         """The tokenizer's name for display, for example "cl100k_base pruned"."""
         if self.tokenizer == "bpe":
-            return f"bpe {self.vocab_size}"
+            return f"bpe {self.bpe_vocab_size}"
         return self.tokenizer if self.tokenizer in ("byte", "char") else f"{self.tokenizer} {self.vocab}"

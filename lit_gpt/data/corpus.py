@@ -157,9 +157,8 @@ def corpus_key(sources: list[Source], config: CorpusConfig) -> str:
         "encoding": config.read_options.encoding,
         "mark": config.read_options.split_key_column,
     }
-    vocab_size = config.vocab_size if config.tokenizer == "bpe" else None
     tokenizer = tokenizer_key(config.tokenizer, config.vocab)
-    settings = [FORMAT, contents, read_options, asdict(config.split_options), tokenizer, vocab_size]
+    settings = [FORMAT, contents, read_options, asdict(config.split_options), tokenizer, config.bpe_vocab_size]
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
 
 

@@ -63,7 +63,7 @@ class TextDataModule(LightningDataModule):
         encoding: Encoding of text files, as gb18030. "auto": detect it for each file.
         tokenizer: cl100k_base, o200k_base, gpt2, byte, char, bpe (trained on the text), or a .tiktoken file.
         vocab: "pruned": keep only the tokens of a pretrained tokenizer that the corpus uses. "full": keep all.
-        vocab_size: Vocabulary size of the tokenizer bpe.
+        vocab_size: Vocabulary size of the tokenizer bpe; 4096 by default.
         context_length: T, tokens in a window. Linked to model.config.context_length.
         batch_size: Windows in a batch of one device.
         global_batch_size: Windows in an optimizer step over all devices. Decides how many batches are accumulated.
@@ -95,7 +95,7 @@ class TextDataModule(LightningDataModule):
         encoding: str = "auto",
         tokenizer: str = "cl100k_base",
         vocab: Vocab = "pruned",
-        vocab_size: int = 4096,
+        vocab_size: int | None = None,
         context_length: int = 64,
         batch_size: int = 16,
         global_batch_size: int | None = None,
@@ -134,6 +134,7 @@ class TextDataModule(LightningDataModule):
             split_key_column=group_column if split_column is None else split_column,
         )
         split_options = SplitOptions(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe)
+        split_options.check_split_files(val_files is not None, test_files is not None)
         self.corpus_config = CorpusConfig(read_options, split_options, tokenizer, vocab, vocab_size)
         self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
         self.sampling, self.seed, self.document_mask = sampling, seed, document_mask

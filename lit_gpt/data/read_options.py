@@ -39,6 +39,7 @@ class ReadOptions:
     split_key_column: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_settings_have_effect()
         try:
             if self.encoding != "auto":
                 "".encode(self.encoding)
@@ -50,6 +51,15 @@ class ReadOptions:
             raise UserError(f"--data.quote {self.quote!r} is not one character: give '\"', \"'\" or none")
         if self.template is not None and not _parse_template(self.template):
             raise UserError(f"--data.template {self.template!r} names no column: write one in braces, as '{{text}}'")
+
+    def _check_settings_have_effect(self) -> None:
+        """Raise UserError if a setting has a value but no effect."""
+        if self.columns is not None and self.template is not None:
+            raise UserError("--data.columns and --data.template both choose the columns of a document: leave one out")
+        table = {"columns": None, "template": None, "delimiter": None, "quote": '"', "header": True}  # and defaults
+        given = [f"--data.{name}" for name, default in table.items() if getattr(self, name) != default]
+        if self.mode == "raw" and given:
+            raise UserError(f"--data.mode raw reads no tables, each file is one text: leave out {' and '.join(given)}")
 
     def named_columns(self) -> list[str]:
         """Return the columns of a document in order, each once, or [] if neither `columns` nor `template` names any."""

@@ -51,7 +51,8 @@ def train_tokenizer(sources: list[Source], config: CorpusConfig) -> Tokenizer:
         for text in read_texts(sources, config.read_options):
             characters.update(text)
         return CharTokenizer("".join(sorted(characters)))
-    return train_bpe(_sample_texts(sources, config), config.vocab_size)
+    assert config.bpe_vocab_size is not None
+    return train_bpe(_sample_texts(sources, config), config.bpe_vocab_size)
 
 
 def read_texts(sources: list[Source], read_options: ReadOptions) -> Iterator[str]:

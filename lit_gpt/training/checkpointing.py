@@ -281,6 +281,11 @@ class StopEarly(EarlyStopping):
                 f"--early_stopping.patience is {patience} and --early_stopping.min_delta {min_delta}: "
                 "give 1 or more validations, or null for none, and 0 or more nats"
             )
+        if patience is None and min_delta > 0:
+            raise UserError(
+                f"--early_stopping.min_delta is {min_delta}, but nothing stops early without "
+                "--early_stopping.patience: give both"
+            )
         super().__init__("loss/val", min_delta, patience or sys.maxsize, check_on_train_epoch_end=False)
 
     @property

@@ -20,7 +20,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Check the arguments of LitGPT.
 
     Raises:
-        UserError: One is out of range.
+        UserError: One is out of range, or has no effect with the others.
     """
     learning_rate, min_learning_rate = arguments["learning_rate"], arguments["min_learning_rate"]
     if not 0 < learning_rate < np.inf:
@@ -40,6 +40,17 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         )
     if not all(0 <= beta < 1 for beta in arguments["betas"]):
         raise UserError(f"--model.betas is {arguments['betas']}: give two numbers from 0 up to, not including, 1")
+    if arguments["schedule"] == "constant" and (min_learning_rate is not None or arguments["decay_share"] != 1):
+        raise UserError(
+            "--model.schedule constant never lowers the learning rate, but --model.min_learning_rate is "
+            f"{'null' if min_learning_rate is None else min_learning_rate} and --model.decay_share "
+            f"{arguments['decay_share']}: give null and 1, or another schedule"
+        )
+    if arguments["config"]["tie_embeddings"] and arguments["head_rate"] != 1:
+        raise UserError(
+            f"--model.head_rate is {arguments['head_rate']}, but the head is the embedding, whose factor is "
+            "--model.embedding_rate: give --model.config.tie_embeddings false, or --model.head_rate 1"
+        )
 
 
 def check_callbacks(trainer: Trainer) -> None:
