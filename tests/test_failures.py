@@ -116,6 +116,13 @@ def test_nonfinite_weights_are_not_saved(fit: Fit) -> None:
     assert fit("--ckpt_path", "last", *flags).status == 0
 
 
+def test_nonfinite_weights_without_validation_end_in_one_line(fit: Fit) -> None:
+    flags = ["--trainer.limit_val_batches", 0, "--trainer.max_steps", 1, "--model.warmup_steps", 0]
+    result = fit("--model.learning_rate", 3e38, *flags)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "after step 1 the weights are not finite, and not saved" in result.err
+
+
 def test_nonfinite_validation_loss_is_not_saved(fit: Fit) -> None:
     result = fit("--model.learning_rate", 3e38, "--trainer.val_check_interval", 1)
     assert (result.status, result.err.count("\n")) == (2, 1)

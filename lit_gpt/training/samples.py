@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import check_sampling, encode_prompt, generate, strip_control_characters
+from lit_gpt.training.checkpointing import has_finite_weights
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import module_and_data
 
@@ -61,8 +62,13 @@ class GenerateText(Callback):
             self._generate_and_log(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _, data = module_and_data(trainer)
-        if self._last_step != trainer.global_step == data.plan.last_step:  # not when the run was interrupted
+        module, data = module_and_data(trainer)
+        was_interrupted = trainer.global_step != data.plan.last_step
+        if self._last_step == trainer.global_step or was_interrupted:
+            return
+        if has_finite_weights(
+            module
+        ):  # else torch.multinomial cannot draw, and the checkpoint callback raises an error
             self._generate_and_log(trainer)
 
     def _generate_and_log(self, trainer: Trainer) -> None:
