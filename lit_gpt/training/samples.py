@@ -66,9 +66,7 @@ class GenerateText(Callback):
         was_interrupted = trainer.global_step != data.plan.last_step
         if self._last_step == trainer.global_step or was_interrupted:
             return
-        if has_finite_weights(
-            module
-        ):  # else torch.multinomial cannot draw, and the checkpoint callback raises an error
+        if has_finite_weights(module):  # else nothing can be drawn, and the checkpoint callback ends the run
             self._generate_and_log(trainer)
 
     def _generate_and_log(self, trainer: Trainer) -> None:
