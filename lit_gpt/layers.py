@@ -109,7 +109,6 @@ def relu2(x: Tensor) -> Tensor:
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"swiglu": swiglu, "gelu": F.gelu, "relu": F.relu, "relu2": relu2}
-GATED = ("swiglu",)  # activations of 2 * hidden inputs
 
 
 # ------------------------------------------------------------------------------------------------------- positions

@@ -20,18 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt import ops
 from lit_gpt.kv_cache import KVCache
-from lit_gpt.layers import (
-    ACTIVATIONS,
-    GATED,
-    NORMS,
-    POSITIONS,
-    Dropout,
-    Embedding,
-    Linear,
-    Positions,
-    PreviousTokens,
-    apply_rotary_emb,
-)
+from lit_gpt.layers import ACTIVATIONS, NORMS, POSITIONS, Dropout, Embedding, Linear, PreviousTokens, apply_rotary_emb
 from lit_gpt.sampling import MIN_TEMPERATURE, keep_likeliest
 
 
@@ -174,7 +163,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        gated = config.mlp in GATED
+        gated = config.mlp.endswith("glu")  # a gated linear unit: 2 * hidden inputs, hidden outputs
         # With a gate, a hidden width of 8/3 D has as many weights as 4 D without it.
         hidden = 32 * math.ceil(8 * config.d_model / 3 / 32) if gated else 4 * config.d_model
         self.activation = ACTIVATIONS[config.mlp]
@@ -291,7 +280,7 @@ class GPT(nn.Module):
         if total > config.context_length:
             raise ValueError(f"{total} tokens, but context_length is {config.context_length}: crop them")
         assert cache is None or documents is None, "a text that is being generated is one document"
-        positions: Positions = slice(0, T)
+        positions: slice | Tensor = slice(0, T)
         visible = None
         if cache is not None:
             positions, visible = cache.positions(T), cache.visible(T)

@@ -108,8 +108,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     below by the smallest normal number of that dtype, in float32 e**-87.
     """
 
-    # Bytes of logits in a chunk; two chunks are alive at a time. Smaller ones are slower. On a CPU larger ones are
-    # newly mapped memory each time, which is far slower.
+    # Bytes of logits in a chunk; on a GPU two chunks are alive at a time. Smaller ones are slower. On a CPU larger ones
+    # are newly mapped memory each time, which is far slower.
     CHUNK_BYTES: ClassVar = {"cpu": 2**25, "cuda": 2**30}
     # Rows of the weight gradient that are added up at once, so that they stay in the cache.
     GRAD_ROWS: ClassVar = {"cpu": 2**12}
@@ -129,8 +129,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             counted = (targets[rows] != IGNORE_INDEX).unsqueeze(-1)  # (n, 1)
             row_scale = counted if scale is None else counted * scale.to(dtype)  # (n, 1)
             logits = _chunk_logits(hidden[rows], padded, vocab_size)  # (n, V or more)
-            grad = logits.softmax(dim=-1)  # (n, V or more), computed in float32 or wider
-            del logits
+            in_place = logits if logits.device.type == "cpu" else None  # newly mapped memory costs a CPU more than exp
+            grad = torch.softmax(logits, dim=-1, out=in_place)  # (n, V or more), computed in float32 or wider
+            del logits, in_place
             loss += (_loss_and_grad_(grad, targets[rows]) * counted.squeeze(-1)).sum()
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ padded * row_scale  # (n, D)
