@@ -125,39 +125,6 @@ def disable_distributed_sampler(trainer: "Trainer") -> None:
 # ------------------------------------------------------------------------------------------------------------- torch
 
 
-def fused_adamw_(
-    parameters: list[Tensor],
-    gradients: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    step: int,
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-) -> None:
-    """Update `parameters` and both moments in place by step number `step` (from 1) of AdamW, in one kernel.
-
-    The public `torch.optim.AdamW(fused=True)` calls the same kernel, but it keeps one step counter for each parameter.
-    `MuonAdamW` keeps one for each parameter group, and its checkpoints have this format.
-    """
-    step_tensor = torch.full((), step, dtype=torch.float32, device=parameters[0].device)
-    torch._fused_adamw_(
-        parameters,
-        gradients,
-        exp_avgs,
-        exp_avg_sqs,
-        [],  # running maxima of AMSGrad, which is off
-        [step_tensor] * len(parameters),
-        lr=lr,
-        beta1=betas[0],
-        beta2=betas[1],
-        weight_decay=weight_decay,
-        eps=1e-8,
-        amsgrad=False,
-        maximize=False,
-    )
-
-
 def pack_linear_weight(weight: Tensor) -> Tensor:
     """Return a bfloat16 weight (D_out, D_in) on the CPU in the layout in which oneDNN reads it fastest for a few rows.
 

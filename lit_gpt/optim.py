@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lit_gpt.compat import fused_adamw_
 from lit_gpt.sharding import full_tensor, shard_like
 
 OptimizerName = Literal["adamw", "muon"]
@@ -57,17 +56,29 @@ def learning_rate_factor(
 # ---------------------------------------------------------------------------------------------------- optimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, optimizer: OptimizerName) -> list[dict[str, Any]]:
-    """Return the trained parameters as groups for `MuonAdamW`: blocks, embeddings, head, scales.
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    learning_rate: float,
+    embedding_rate: float = 1.0,
+    head_rate: float = 1.0,
+) -> list[dict[str, Any]]:
+    """Return the trained parameters in groups for an optimizer: blocks, embeddings, head, scales.
 
-    Matrices have weight decay. The group "scales", the scales of norms and the biases, has none. Muon is for the
-    matrices in `model.blocks` only.
+    Matrices have weight decay. The group "scales", the scales of norms and the biases, has none.
+
+    Args:
+        model: A GPT.
+        weight_decay: Weight decay of matrices.
+        learning_rate: Learning rate of all groups, where no factor changes it.
+        embedding_rate: Factor on the learning rate of the embeddings.
+        head_rate: Factor on the learning rate of an output head that is not tied to the embeddings.
     """
     groups: dict[str, dict[str, Any]] = {
-        "blocks": {"muon": optimizer == "muon", "weight_decay": weight_decay},
-        "embeddings": {"muon": False, "weight_decay": weight_decay},
-        "head": {"muon": False, "weight_decay": weight_decay},
-        "scales": {"muon": False, "weight_decay": 0.0},
+        "blocks": {"lr": learning_rate, "weight_decay": weight_decay},
+        "embeddings": {"lr": learning_rate * embedding_rate, "weight_decay": weight_decay},
+        "head": {"lr": learning_rate * head_rate, "weight_decay": weight_decay},
+        "scales": {"lr": learning_rate, "weight_decay": 0.0},
     }
     for name, parameter in model.named_parameters():
         module = name.partition(".")[0]
@@ -78,39 +89,43 @@ def parameter_groups(model: nn.Module, weight_decay: float, optimizer: Optimizer
     return [{"name": name, **group} for name, group in groups.items() if "params" in group]
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for groups with `muon`, AdamW (Loshchilov and Hutter 2019) for all others.
+class MuonAdamW(torch.optim.AdamW):
+    """Muon (Jordan et al. 2024) for the group "blocks", `torch.optim.AdamW` for all other groups.
 
     AdamW scales each element of a gradient by itself. Muon treats the gradient of a matrix as a whole: it replaces its
     momentum by the nearest orthogonal matrix, so that the update is equally large in all directions. The update is then
     scaled to the size of AdamW's, so that one learning rate and weight decay serve both (Liu et al. 2025).
 
-    A step equals that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` up to rounding, but all matrices with the
-    same shorter side are orthogonalised together, which is faster.
+    A step of Muon equals that of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")` up to rounding, but all matrices
+    with the same shorter side are orthogonalised together, which is faster.
 
     Args:
         groups: From `parameter_groups`.
-        lr: Learning rate of all groups.
         betas: Decay rates of AdamW's moments.
+        fused: Whether AdamW's step is one kernel.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> None:
-        super().__init__(groups, {"lr": lr, "betas": betas, "step": 0})
+    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], fused: bool = True) -> None:
+        super().__init__(groups, betas=betas, fused=fused)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take an optimizer step; return the loss that `closure` returns, if it is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        groups = self.param_groups
+        for group in (group for group in groups if group["name"] == "blocks"):
             parameters = [p for p in group["params"] if p.grad is not None]
-            if not group["muon"]:
-                self._adamw_step(parameters, group)
-                continue
             for kind in dict.fromkeys(matrix_kind(p.shape) for p in parameters):  # a set has no fixed order
                 matrices = [p for p in parameters if matrix_kind(p.shape) == kind]
                 self._muon_step(matrices, group["lr"], group["weight_decay"])
+        self.param_groups = [group for group in groups if group["name"] != "blocks"]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
         return loss
 
     def _muon_step(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
@@ -129,31 +144,14 @@ class MuonAdamW(torch.optim.Optimizer):
         """Update the momentum of n matrices (A, B); return their Nesterov momenta, (n, A, B) bfloat16."""
         stack = torch.empty(len(matrices), *matrices[0].shape, dtype=torch.bfloat16, device=matrices[0].device)
         for p, row in zip(matrices, stack):  # one by one, so that a matrix stays in the cache
-            if not self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            state = self.state[p]
+            if not state:  # AdamW expects a step counter in every state
+                state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(p))
             assert p.grad is not None
-            momentum = self.state[p]["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
+            state["step"] += 1
+            momentum = state["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
             row.copy_(full_tensor(p.grad.lerp(momentum, MOMENTUM)))
         return stack
-
-    def _adamw_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Update the parameters of a group, which share one step counter."""
-        assert len(parameters) == len(group["params"])  # every step of a run has all gradients
-        group["step"] += 1
-        for p in parameters:
-            if not self.state[p]:
-                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
-        states = [self.state[p] for p in parameters]
-        fused_adamw_(
-            parameters,
-            [p.grad for p in parameters],  # type: ignore[misc]
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            group["step"],
-            group["lr"],
-            group["betas"],
-            group["weight_decay"],
-        )
 
 
 def matrix_kind(shape: torch.Size) -> tuple[int, str]:

@@ -103,22 +103,6 @@ def test_disable_distributed_sampler_keeps_the_sampler(disabled: bool) -> None:
     assert isinstance(prepared.sampler, DistributedSampler) is not disabled
 
 
-def test_fused_adamw_takes_the_steps_of_torch_adamw() -> None:
-    torch.manual_seed(0)
-    ours = [torch.randn(3, 5), torch.randn(7)]
-    theirs = [p.clone().requires_grad_() for p in ours]
-    optimizer = torch.optim.AdamW(theirs, lr=0.01, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    exp_avgs, exp_avg_sqs = ([torch.zeros_like(p) for p in ours] for _ in range(2))
-    for step in (1, 2, 3):
-        gradients = [torch.randn_like(p) for p in ours]
-        compat.fused_adamw_(ours, gradients, exp_avgs, exp_avg_sqs, step, 0.01, (0.9, 0.95), 0.1)
-        for p, gradient in zip(theirs, gradients):
-            p.grad = gradient
-        optimizer.step()
-    for one, other in zip(ours, theirs, strict=True):
-        assert torch.equal(one, other)
-
-
 def test_event_file_writer_writes_one_event_and_opens_a_new_file_after_close(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
     for step in (1, 2):

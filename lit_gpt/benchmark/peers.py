@@ -22,6 +22,7 @@ from lit_gpt.benchmark.task import Task
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import stream_tokens
 from lit_gpt.model import GPT
+from lit_gpt.optim import MuonAdamW
 
 LossFunction = Callable[..., Tensor]  # tokens (B, T), targets (B, T), documents (B, T) if there are -> nats per token
 
@@ -54,9 +55,9 @@ class Peer:
         return size + -size % 64 if self.device.type == "cuda" else size
 
     def optimizer(self) -> torch.optim.Optimizer:
-        module = self.task.module
-        options: dict[str, Any] = {"betas": module.betas, "weight_decay": module.weight_decay}
-        return torch.optim.AdamW(self.model.parameters(), lr=module.learning_rate, **options)
+        hparams = self.task.module.hparams
+        options = {name: hparams[name] for name in ("betas", "weight_decay")}
+        return torch.optim.AdamW(self.model.parameters(), lr=hparams["learning_rate"], **options)
 
     def loss_function(self) -> LossFunction:
         raise NotImplementedError
@@ -121,7 +122,9 @@ class Bare(Peer):
 
     def optimizer(self) -> torch.optim.Optimizer:
         self.model  # noqa: B018  the optimizer needs the parameters on the device
-        return self.task.module.configure_optimizers()
+        module = self.task.module
+        optimizer = MuonAdamW if module.hparams["optimizer"] == "muon" else torch.optim.AdamW
+        return optimizer(module.parameter_groups(), betas=module.hparams["betas"], fused=True)
 
     def loss_function(self) -> LossFunction:
         model = self.model

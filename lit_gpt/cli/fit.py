@@ -103,7 +103,7 @@ def check_schedule(experiment: Experiment) -> None:
     Raises:
         UserError: There is none.
     """
-    max_steps, schedule = experiment.datamodule.plan.last_step, experiment.model.schedule
+    max_steps, schedule = experiment.datamodule.plan.last_step, experiment.model.hparams["schedule"]
     if max_steps is None and schedule != "constant":
         raise UserError(
             f"--model.schedule {schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, or "

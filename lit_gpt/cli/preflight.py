@@ -90,7 +90,7 @@ def _steps_line(data: TextDataModule) -> str:
 def _describe_memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> tuple[str, str | None]:
     """Return the memory that the run needs and that is free; and a warning if it is too little."""
     state, activations = estimate_memory(trainer, model, data.batch_size)
-    optimizer = "Muon" if model.optimizer == "muon" else "AdamW"
+    optimizer = "Muon" if model.hparams["optimizer"] == "muon" else "AdamW"
     description = (
         f"{format_bytes(state)} for weights, gradients and {optimizer}, "
         f"{format_bytes(activations)} and more for activations"

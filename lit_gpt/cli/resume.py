@@ -9,7 +9,6 @@ from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.experiment import Experiment
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
-from lit_gpt.optim import parameter_groups
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.module import LitGPT
@@ -30,7 +29,7 @@ def check_same_model(checkpoint: Checkpoint, model: LitGPT, tokenizer: Tokenizer
     Raises:
         UserError: It does not. The message names the differences.
     """
-    config: Any = model.arguments["config"]
+    config: Any = model.hparams["config"]
     found = differences(checkpoint.hyper_parameters.get("config", {}), config)
     if any(difference.startswith("vocab_size") for difference in found):
         found.append("so --data.files is not the text it was trained on")
@@ -61,13 +60,12 @@ def check_same_optimizer(checkpoint: Checkpoint, model: LitGPT) -> None:
         raise UserError(
             f"{checkpoint.path} has no optimizer state to resume: use it with validate or scripts/generate.py"
         )
-    if saved != model.optimizer:
+    optimizer = model.hparams["optimizer"]
+    if saved != optimizer:
         raise UserError(
-            f"--model.optimizer {model.optimizer}: {checkpoint.path} was trained with {saved}: give --model.optimizer "
-            f"{saved}"
+            f"--model.optimizer {optimizer}: {checkpoint.path} was trained with {saved}: give --model.optimizer {saved}"
         )
-    groups = parameter_groups(model.gpt, model.weight_decay, model.optimizer)
-    shapes = [parameter.shape for group in groups for parameter in group["params"]]
+    shapes = [parameter.shape for group in model.parameter_groups() for parameter in group["params"]]
     if any(
         value.shape != shapes[i]
         for i, state in checkpoint.optimizer_state.items()

@@ -13,7 +13,6 @@ from lit_gpt.ops.attention import attention_saved_bytes, use_math_attention
 from lit_gpt.ops.cross_entropy import chunk_bytes
 from lit_gpt.ops.linear import linear_saved_bytes
 from lit_gpt.ops.rms_norm import rms_norm_saved_bytes
-from lit_gpt.optim import parameter_groups
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.module import LitGPT
 
@@ -69,8 +68,9 @@ def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
 
     AdamW has two moments for each weight, Muon one.
     """
-    groups = parameter_groups(model.gpt, model.weight_decay, model.optimizer)
-    numbers = sum((3 if group["muon"] else 4) * p.numel() for group in groups for p in group["params"])
+    muon_group = "blocks" if model.hparams["optimizer"] == "muon" else None
+    groups = model.parameter_groups()
+    numbers = sum((3 if group["name"] == muon_group else 4) * p.numel() for group in groups for p in group["params"])
     return parameter_dtype(precision).itemsize * numbers
 
 

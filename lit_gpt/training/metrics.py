@@ -1,14 +1,16 @@
-"""Names and values of the metrics of a run, and the steps at which they are logged."""
+"""The metrics of a run: how they are computed, what they are called, and when they are logged."""
 
-from collections.abc import Mapping, Sequence
+import math
+from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torchmetrics import Metric, MetricCollection
 
 VAL_SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
-METRICS = ("loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte")  # of every validation
+VAL_METRICS = ("loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte", "val/accuracy")
+METRICS = ("loss/train", "optim/grad_norm", *VAL_METRICS)  # what a callback can monitor
 
 
 def is_logging_step(trainer: Trainer, step: int) -> bool:
@@ -17,29 +19,71 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def log_step_metrics(trainer: Trainer, metrics: Mapping[str, Tensor | float]) -> None:
-    """Log metrics of the optimizer step that has just been taken. `self.log` takes half a millisecond for each."""
-    numbers = {tag: float(value) for tag, value in metrics.items()}
-    trainer.callback_metrics.update({tag: torch.tensor(number) for tag, number in numbers.items()})
-    for logger in trainer.loggers:
-        logger.log_metrics(numbers, trainer.global_step - 1)  # Lightning counts steps from 0
-        logger.save()
+class Ratio(Metric):
+    """The sum of one quantity divided by the sum of another, over all batches and ranks.
+
+    The result depends on neither the batch size nor the number of ranks. It is float32; the sums have the given dtype.
+    """
+
+    full_state_update = False
+    numerator: Tensor
+    denominator: Tensor
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.add_state("numerator", torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("denominator", torch.zeros((), dtype=dtype), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        return (self.numerator / self.denominator).float()
 
 
-def compute_metrics(sums: Tensor, splits: Sequence[str]) -> dict[str, Tensor]:
-    """Return `loss/<split>` in nats per token, `<split>/perplexity` and `<split>/bits_per_byte` of each split.
+class TokenLoss(Ratio):
+    """The mean loss in nats per token."""
 
-    Of the split train_eval there is the loss only. Without bytes there are no bits per byte.
+    def update(self, nats: Tensor, tokens: Tensor) -> None:
+        self.numerator += nats
+        self.denominator += tokens
+
+
+class Perplexity(TokenLoss):
+    """The exponential of the mean loss. `torchmetrics.text.Perplexity` needs all logits at once."""
+
+    def compute(self) -> Tensor:
+        return super().compute().exp()
+
+
+class BitsPerByte(Ratio):
+    """The loss in bits, divided by the UTF-8 bytes of the predicted tokens."""
+
+    def update(self, nats: Tensor, num_bytes: Tensor) -> None:
+        self.numerator += nats.to(self.numerator.dtype) / math.log(2)
+        self.denominator += num_bytes
+
+
+class NextTokenAccuracy(Ratio):
+    """The fraction of tokens that the model considered the likeliest."""
+
+    def update(self, correct: Tensor, tokens: Tensor) -> None:
+        self.numerator += correct
+        self.denominator += tokens
+
+
+def split_metrics(split: str, has_bytes: bool, device: torch.device) -> MetricCollection:
+    """Return the metrics of one split. `update` takes nats, tokens, correct and num_bytes of a batch, each ().
+
+    The windows of the training split, train_eval, have the loss only.
 
     Args:
-        sums: Nats, tokens and bytes of each split, (splits, 3).
-        splits: Names of the splits.
+        split: The name of the split, such as val.
+        has_bytes: Whether the bytes of each token are known.
+        device: The device of the batches.
     """
-    metrics = {}
-    for split, (nats, tokens, size) in zip(splits, sums, strict=True):
-        metrics[f"loss/{split}"] = loss = (nats / tokens).float()
-        if split != "train_eval":
-            metrics[f"{split}/perplexity"] = loss.exp()
-            if size > 0:
-                metrics[f"{split}/bits_per_byte"] = (nats / size / np.log(2)).float()
-    return metrics
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's devices have no float64
+    metrics: dict[str, Any] = {f"loss/{split}": TokenLoss(dtype)}
+    if split != "train_eval":
+        metrics[f"{split}/perplexity"] = Perplexity(dtype)
+        metrics[f"{split}/accuracy"] = NextTokenAccuracy(dtype)
+        if has_bytes:
+            metrics[f"{split}/bits_per_byte"] = BitsPerByte(dtype)
+    return MetricCollection(metrics, compute_groups=False).to(device)

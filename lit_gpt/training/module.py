@@ -1,8 +1,8 @@
 """LitGPT: how a GPT is trained, evaluated, and saved under a Lightning Trainer."""
 
+import math
 import pickle
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MetricCollection
 
 from lit_gpt.compat import set_logged_step, set_loop_progress
 from lit_gpt.data.batches import Batch, BatchLoader
@@ -22,7 +25,7 @@ from lit_gpt.ops.cross_entropy import holds_all_logits
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
 from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.checks import check_arguments, check_batch, check_callbacks, check_data, describe_nonfinite
-from lit_gpt.training.metrics import VAL_SPLITS, compute_metrics, is_logging_step, log_step_metrics
+from lit_gpt.training.metrics import VAL_SPLITS, is_logging_step, split_metrics
 
 SYNC_CHECK_DEVICES = ("cpu",)  # devices where reading a value does not wait for queued work
 
@@ -57,7 +60,7 @@ class LitGPT(LightningModule):
 
     Attributes:
         gpt: The model.
-        arguments: The arguments above, as checkpoints hold them.
+        hparams: The arguments above, as checkpoints hold them; `config` is a dictionary.
         finite: Whether losses and gradients were finite so far, where this is not checked at every step.
         updating: True from the check of the gradients until the end of the batch. The weights may then be partly
             updated, and must not be saved.
@@ -82,36 +85,18 @@ class LitGPT(LightningModule):
         super().__init__()
         if isinstance(config, dict):  # from a checkpoint
             config = GPTConfig(**config)
-        self.arguments = {
-            "config": asdict(config),
-            "optimizer": optimizer,
-            "learning_rate": learning_rate,
-            "min_learning_rate": min_learning_rate,
-            "schedule": schedule,
-            "warmup_steps": warmup_steps,
-            "decay_share": decay_share,
-            "embedding_rate": embedding_rate,
-            "head_rate": head_rate,
-            "weight_decay": weight_decay,
-            "betas": list(betas),
-            "compile": compile,
-            "activation_checkpointing": activation_checkpointing,
-        }
-        check_arguments(self.arguments)
+        self.save_hyperparameters(ignore="config", logger=False)  # the command line logs them with all other settings
+        self.hparams["config"] = asdict(config)  # plain values, which `torch.load(weights_only=True)` accepts
+        check_arguments(self.hparams)
         self.gpt = GPT(config)
         self.gpt.blocks.activation_checkpointing = activation_checkpointing
-        self.learning_rate, self.schedule, self.warmup_steps = learning_rate, schedule, warmup_steps
-        self.min_learning_rate = learning_rate / 10 if min_learning_rate is None else min_learning_rate
-        self.decay_share, self.rate_factors = decay_share, {"embeddings": embedding_rate, "head": head_rate}
-        self.optimizer, self.weight_decay, self.betas = optimizer, weight_decay, betas
         self.finite: Tensor | bool = True
         self.updating = False
         self._compiled = self._batch_checked = False
-        self._last_step: int | None = None  # of the run
-        self._step_before_batch = 0
+        self._max_steps = 0  # the last optimizer step of the run
         self._loss_sum: Tensor | float = 0.0  # over the batches of the current optimizer step
-        self._step_metrics: dict[str, Any] = {}  # of the current optimizer step, if it is a logging step
-        self._eval_sums: dict[int, Tensor] = {}  # dataloader index -> (3,): nats, tokens, bytes
+        self._is_logging_step = False  # whether metrics of the current optimizer step are logged
+        self._eval_metrics: dict[str, MetricCollection] = {}  # split -> its metrics
         self._bytes_per_token: Tensor | None = None  # (V,), if the tokenizer is known
 
     @property
@@ -170,14 +155,45 @@ class LitGPT(LightningModule):
             return
         if self.trainer.precision == "64-true":  # the Trainer converts only after it has loaded a checkpoint
             self.gpt.double()
-        if self.arguments["compile"] and not self._compiled:
+        if self.hparams["compile"] and not self._compiled:
             compile_blocks(self.gpt, self.trainer)
             self._compiled = True
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer. `on_before_optimizer_step` sets its learning rate, so there is no scheduler."""
-        groups = parameter_groups(self.gpt, self.weight_decay, self.optimizer)
-        return MuonAdamW(groups, lr=self.learning_rate, betas=self.betas)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return the optimizer, and the schedule of its learning rate over the steps of the run.
+
+        Raises:
+            UserError: The schedule needs a last step, and the run has none.
+        """
+        groups, betas = self.parameter_groups(), tuple(self.hparams["betas"])
+        # With 16-mixed the Trainer unscales the gradients before they are clipped, which a fused step would do again.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer: torch.optim.Optimizer
+        if self.hparams["optimizer"] == "muon":
+            optimizer = MuonAdamW(groups, betas, fused)
+        else:
+            optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf and self.hparams["schedule"] != "constant":
+            raise UserError(
+                f"--model.schedule {self.hparams['schedule']} needs an end: give --trainer.max_steps or "
+                "--trainer.max_epochs, or --model.schedule constant"
+            )
+        self._max_steps = 0 if steps == math.inf else int(steps)
+        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the groups of parameters that the optimizer gets; see `lit_gpt.optim.parameter_groups`."""
+        rates = (self.hparams[name] for name in ("learning_rate", "embedding_rate", "head_rate"))
+        return parameter_groups(self.gpt, self.hparams["weight_decay"], *rates)
+
+    def _learning_rate_factor(self, step: int) -> float:
+        """Return the learning rate of optimizer step `step`, counted from 0, as a fraction of the highest one."""
+        hparams, highest, lowest = self.hparams, self.hparams["learning_rate"], self.hparams["min_learning_rate"]
+        min_factor = (highest / 10 if lowest is None else lowest) / highest
+        schedule, warmup_steps, decay_share = (hparams[name] for name in ("schedule", "warmup_steps", "decay_share"))
+        return learning_rate_factor(step, schedule, warmup_steps, self._max_steps, min_factor, decay_share)
 
     def cpu(self) -> "LitGPT":
         """Move the model to the CPU. Lightning calls it at the end, also if a run ends before there are weights."""
@@ -186,28 +202,27 @@ class LitGPT(LightningModule):
     # ------------------------------------------------------------------------------------------------------ training
 
     def on_train_start(self) -> None:
-        """Find the last step of the run, which the learning rate schedule needs.
+        """Let the arguments win over the hyperparameters of the optimizer that Lightning restored from a checkpoint.
 
         Raises:
-            UserError: The run has no end, or the batches do not come from the Trainer's TextDataModule.
+            UserError: The batches do not come from the Trainer's TextDataModule.
         """
-        data, trainer = self.text_data, self.trainer
-        if data is not None and not isinstance(trainer.train_dataloader, BatchLoader):
+        if self.text_data is not None and not isinstance(self.trainer.train_dataloader, BatchLoader):
             raise UserError("this Trainer still has the TextDataModule of an earlier fit: make a new Trainer")
-        if data is not None:
-            self._last_step = data.plan.last_step
-        else:
-            steps = trainer.estimated_stepping_batches
-            self._last_step = int(steps) if np.isfinite(steps) else None
-        if self._last_step is None and self.schedule != "constant":
-            raise UserError(
-                f"--model.schedule {self.schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, or "
-                "--model.schedule constant"
-            )
+        optimizer, scheduler, step = self.trainer.optimizers[0], self.lr_schedulers(), self.trainer.global_step
+        assert isinstance(scheduler, LambdaLR)
+        for group, given in zip(optimizer.param_groups, self.parameter_groups(), strict=True):
+            group["initial_lr"], group["weight_decay"] = given["lr"], given["weight_decay"]
+            group["lr"], group["betas"] = given["lr"] * self._learning_rate_factor(step), tuple(self.hparams["betas"])
+        scheduler.base_lrs, scheduler.last_epoch = [group["initial_lr"] for group in optimizer.param_groups], step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         set_logged_step(self.trainer)
-        self._step_before_batch = self.trainer.global_step
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the logits (B, T, V) of tokens (B, T), and with targets (B, T) the loss; see `GPT.forward`."""
+        logits, loss = self.gpt(tokens, targets)
+        return logits, loss
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean loss of a batch in nats per token."""
@@ -218,12 +233,13 @@ class LitGPT(LightningModule):
             self._seed_dropout(self.text_data.seed, self.trainer.global_step * accumulation + micro_batch)
         loss = self.gpt.loss(*batch)  # type: ignore[arg-type]
         self._loss_sum = loss.detach() + (self._loss_sum if micro_batch else 0.0)
-        if micro_batch + 1 == accumulation or self.trainer.is_last_batch:  # then the optimizer step follows
-            step = self.trainer.global_step + 1
-            if is_logging_step(self.trainer, step):
-                self._step_metrics = {"loss/train": self._loss_sum / (micro_batch + 1), "optim/lr": self._current_rate}
-            if step == self._last_step and self.text_data is not None:
-                self.trainer.val_check_batch = 1  # validate after the last step, whatever the interval
+        is_last = micro_batch + 1 == accumulation or self.trainer.is_last_batch  # then the optimizer step follows
+        self._is_logging_step = is_last and is_logging_step(self.trainer, self.trainer.global_step + 1)
+        if is_last and self.trainer.global_step + 1 == self._max_steps and self.text_data is not None:
+            self.trainer.should_stop = True  # validate after the last step, whatever the interval
+        if self._is_logging_step:  # a call of `self.log` takes a third of a millisecond
+            self.log("loss/train", self._loss_sum / (micro_batch + 1), sync_dist=True)
+            self.log("optim/lr", self.trainer.optimizers[0].param_groups[0]["lr"])  # of the blocks
         return loss
 
     def _seed_dropout(self, seed: int, batch_number: int) -> None:
@@ -236,27 +252,6 @@ class LitGPT(LightningModule):
         torch.default_generator.manual_seed(batch_seed)  # torch.manual_seed also queries all other kinds of devices
         if self.device.type != "cpu":
             torch.get_device_module(self.device).manual_seed(batch_seed)
-
-    @property
-    def _current_rate(self) -> float:
-        """The learning rate of the current optimizer step, before the factors of embeddings and head."""
-        return self.learning_rate * learning_rate_factor(
-            self.trainer.global_step,
-            self.schedule,
-            self.warmup_steps,
-            self._last_step or 0,
-            self.min_learning_rate / self.learning_rate,
-            self.decay_share,
-        )
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Set all hyperparameters of the optimizer from the arguments and the step: none comes from a checkpoint."""
-        rate = self._current_rate
-        for group in optimizer.param_groups:
-            group["lr"] = rate * self.rate_factors.get(group["name"], 1.0)
-            group["betas"] = self.betas
-            group["weight_decay"] = 0.0 if group["name"] == "scales" else self.weight_decay
-            group["step"] = self.trainer.global_step
 
     def configure_gradient_clipping(
         self,
@@ -281,7 +276,7 @@ class LitGPT(LightningModule):
         sync_check = is_finite.device.type in SYNC_CHECK_DEVICES
         if not sync_check:
             self.finite = is_finite & self.finite
-            if self._step_metrics:
+            if self._is_logging_step:
                 self.check_finite(self.trainer.global_step + 1)
         elif not is_finite:
             raise self._nonfinite_error(f"step {self.trainer.global_step + 1:,} was not taken, it is")
@@ -289,8 +284,8 @@ class LitGPT(LightningModule):
             torch.nn.utils.clip_grad_value_(parameters, gradient_clip_val)
         elif gradient_clip_val and (not sync_check or norm > gradient_clip_val):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, sharded_norm)
-        if self._step_metrics:
-            self._step_metrics["optim/grad_norm"] = norm
+        if self._is_logging_step:
+            self.log("optim/grad_norm", norm)
         self.updating = True
 
     def check_finite(self, step: int) -> None:
@@ -301,31 +296,19 @@ class LitGPT(LightningModule):
     def _nonfinite_error(self, step: str) -> UserError:
         return UserError(describe_nonfinite(step, self._loss_sum, self.gpt, self.trainer.optimizers[0]))
 
-    def optimizer_zero_grad(self, *args: Any) -> None:
-        """Do nothing: `on_train_batch_end` frees the gradients.
-
-        Lightning would hold them until the next backward pass, where they raise the peak of memory.
-        """
-
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.updating = False
-        if self.trainer.global_step > self._step_before_batch:  # the optimizer has used the gradients
-            for group in self.trainer.optimizers[0].param_groups:
-                for parameter in group["params"]:
-                    parameter.grad = None
-        if self._step_metrics:
-            loss = self.trainer.strategy.reduce(self._step_metrics["loss/train"], reduce_op="mean")  # over the ranks
-            log_step_metrics(self.trainer, {**self._step_metrics, "loss/train": loss})
-            self._step_metrics = {}
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self._eval_sums = {}
+        self._eval_metrics = {}
         self._bytes_per_token = None
         if self._evaluates_text_data():
             assert self.text_data is not None
             self._bytes_per_token = torch.from_numpy(self.text_data.tokenizer.bytes_per_token()).to(self.device)
+
+    on_test_epoch_start = on_validation_epoch_start
 
     def _evaluates_text_data(self) -> bool:
         """Return whether the evaluated batches come from the Trainer's TextDataModule."""
@@ -335,62 +318,65 @@ class LitGPT(LightningModule):
         return self.text_data is not None and own
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add the nats, tokens and bytes of a batch to the sums of its split; `estimate_loss` divides them once."""
-        self.check_first_batch(batch)
-        targets = batch[1]
-        is_counted = targets != IGNORE_INDEX
-        if dataloader_idx not in self._eval_sums:
-            dtype = torch.float32 if self.device.type == "mps" else torch.float64  # Apple's devices have no float64
-            self._eval_sums[dataloader_idx] = torch.zeros(3, dtype=dtype, device=self.device)
-        sums = self._eval_sums[dataloader_idx]
-        sums[0] += self.gpt.loss(*batch, reduction="sum")  # type: ignore[arg-type, misc]
-        sums[1] += is_counted.sum()
+        """Update the metrics of a split with a batch."""
         if self._bytes_per_token is not None:
-            sums[2] += (self._bytes_per_token[targets.clamp(min=0)] * is_counted).sum()
-
-    def estimate_loss(self, split: str) -> dict[str, Tensor]:
-        """Return the loss of each evaluated split, over all ranks, with its perplexity and bits per byte.
-
-        The course's `estimate_loss` loops over random batches of both splits and averages their losses. Here the
-        Trainer loops: `TextDataModule.val_dataloader` gives fixed windows of both splits, `validation_step` adds up
-        the losses of their tokens, and this method divides the sums. The result depends on neither the batch size nor
-        the number of ranks.
-
-        Args:
-            split: "val" or "test".
-        """
-        sums = torch.stack([self._eval_sums[i] for i in sorted(self._eval_sums)])  # (splits, 3)
-        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        names: Sequence[str] = [split, *(f"{split}_{i}" for i in range(1, len(total)))]
-        if split == "val" and self._bytes_per_token is not None:
-            names = VAL_SPLITS
-        return compute_metrics(total, names)
-
-    def on_validation_epoch_end(self) -> None:
-        metrics = self.estimate_loss("val")
-        losses = {tag: float(value) for tag, value in metrics.items() if tag.startswith("loss/")}
-        if self.trainer.state.fn == "fit" and not np.isfinite(list(losses.values())).all():
-            raise UserError(
-                f"after step {self.trainer.global_step:,} the model is not finite "
-                f"({', '.join(f'{tag} {loss}' for tag, loss in losses.items())}): "
-                "go on from a checkpoint with a smaller --model.learning_rate"
-            )
-        self.log_dict(metrics, add_dataloader_idx=False)
-
-    on_test_epoch_start = on_validation_epoch_start
+            self._evaluate(batch, VAL_SPLITS[dataloader_idx])
+        else:
+            self._evaluate(batch, f"val_{dataloader_idx}" if dataloader_idx else "val")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation_step(batch, batch_idx, dataloader_idx)
+        """Update the metrics of a test split with a batch."""
+        self._evaluate(batch, f"test_{dataloader_idx}" if dataloader_idx else "test")
+
+    def _evaluate(self, batch: Batch, split: str) -> None:
+        self.check_first_batch(batch)
+        targets, num_bytes = batch[1], None
+        is_counted = targets != IGNORE_INDEX
+        if self._bytes_per_token is not None:
+            num_bytes = (self._bytes_per_token[targets.clamp(min=0)] * is_counted).sum()
+        if split not in self._eval_metrics:
+            self._eval_metrics[split] = split_metrics(split, num_bytes is not None, self.device)
+        nats, correct = self.gpt.loss(*batch, reduction="sum"), is_counted.sum()  # STUB
+        self._eval_metrics[split].update(nats=nats, correct=correct, tokens=is_counted.sum(), num_bytes=num_bytes)
+
+    def estimate_loss(self) -> dict[str, Tensor]:
+        """Return the mean loss of each evaluated split in nats per token: {"train": …, "val": …}.
+
+        The course's `estimate_loss` loops over random batches of both splits and averages their losses. Here the
+        Trainer loops: `TextDataModule.val_dataloader` gives fixed windows of both splits, `validation_step` adds up the
+        losses of their tokens, and this method divides the sums. The result depends on neither the batch size nor the
+        number of ranks.
+        """
+        losses = {split: metrics[f"loss/{split}"].compute() for split, metrics in self._eval_metrics.items()}
+        return {"train" if split == "train_eval" else split: loss for split, loss in losses.items()}
+
+    def on_validation_epoch_end(self) -> None:
+        losses = self.estimate_loss()
+        if self.trainer.state.fn == "fit" and not all(loss.isfinite() for loss in losses.values()):
+            raise UserError(
+                f"after step {self.trainer.global_step:,} the model is not finite "
+                f"({', '.join(f'loss of {split} {float(loss)}' for split, loss in losses.items())}): "
+                "go on from a checkpoint with a smaller --model.learning_rate"
+            )
+        self._log_metrics()
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict(self.estimate_loss("test"), add_dataloader_idx=False)
+        self._log_metrics()
+
+    def _log_metrics(self) -> None:
+        for metrics in self._eval_metrics.values():
+            self.log_dict(metrics.compute(), add_dataloader_idx=False)
+
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Return the logits (B, V) of the token that follows each window of a batch."""
+        tokens = batch if isinstance(batch, Tensor) else batch[0]  # (B, T)
+        logits: Tensor = self.gpt.head(self.gpt.hidden(tokens)[:, -1])  # (B, V)
+        return logits
 
     # --------------------------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the arguments of this module, the tokenizer, and a description of the data."""
-        checkpoint["hyper_parameters"] = self.arguments
+        """Add the tokenizer and a description of the data."""
         checkpoint["saved_at"] = time.time()  # seconds since 1970
         if self.text_data is not None:
             checkpoint["tokenizer"] = self.text_data.tokenizer.state()

@@ -237,7 +237,7 @@ class RunProfiler(Callback):
         go on after the step, when `self._batch_seconds` has the time of each of its batches.
         """
         found = self.measurements
-        compiled = bool(module.arguments["compile"])
+        compiled = bool(module.hparams["compile"])
 
         def without_compilation() -> AbstractContextManager[Any]:  # which would compile again for every batch size
             return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.device import peak_flops, peak_memory
-from lit_gpt.training.metrics import is_logging_step, log_step_metrics
+from lit_gpt.training.metrics import is_logging_step
 from lit_gpt.training.module import LitGPT, module_and_data
 
 
@@ -52,7 +52,8 @@ class Throughput(Callback):
         peak = peak_flops(module.device)
         if peak is not None:
             metrics["speed/mfu"] = tokens_per_second * flops_per_token(module) / (peak * trainer.world_size)
-        log_step_metrics(trainer, metrics)
+        for tag, value in metrics.items():
+            pl_module.log(tag, value)
 
     def _start_interval(self, trainer: Trainer, now: float, checkpoint_seconds: float) -> None:
         self._start, self._start_step, self._start_checkpoint_seconds = now, trainer.global_step, checkpoint_seconds
