@@ -180,7 +180,7 @@ def test_fit_on_another_dataloader(folder: Path) -> None:
     assert trainer.global_step == 30
     assert "loss/val" in trainer.callback_metrics
     assert not {"loss/train_eval", "val/bits_per_byte"} & set(trainer.callback_metrics)
-    assert model._last_step == 30
+    assert float(trainer.callback_metrics["optim/lr"]) < 2e-3 / 9  # the schedule ends with the run
     loaded = LitGPT.load_from_checkpoint("checkpoints/last.ckpt")
     (validated,) = make_trainer().validate(loaded, make_loader(examples=8), verbose=False)
     tokens, targets = next(iter(make_loader(examples=8, batch_size=8)))
@@ -195,9 +195,7 @@ def test_incomplete_last_step_of_an_epoch_uses_its_own_gradients_only(folder: Pa
     """An epoch of 10 batches, 4 to a step, ends with a step of 2 batches."""
     model = make_model(50, schedule="constant", warmup_steps=0)
     expected = make_model(50, schedule="constant", warmup_steps=0)
-    optimizer = expected.configure_optimizers()
-    for group in optimizer.param_groups:
-        group["weight_decay"] = 0.0 if group["name"] == "scales" else 0.1
+    optimizer = torch.optim.AdamW(expected.parameter_groups(), betas=(0.9, 0.95))
     batches = list(make_loader())
     losses = []
     for _ in range(2):
@@ -219,7 +217,9 @@ def test_validate_on_other_dataloaders_after_a_fit_with_text_data(folder: Path) 
     trainer, model = make_trainer(enable_checkpointing=False), make_model()
     trainer.fit(model, datamodule=make_data())
     first, second = trainer.validate(model, [make_loader(), make_loader(60)], verbose=False)
-    assert {*first, *second} == {"loss/val", "val/perplexity", "loss/val_1", "val_1/perplexity"}
+    assert {*first, *second} == {f"loss/{split}" for split in ("val", "val_1")} | {
+        f"{split}/{metric}" for split in ("val", "val_1") for metric in ("perplexity", "accuracy")
+    }
     trainer.fit_loop.epoch_loop.max_steps = 9
     with pytest.raises(UserError, match="still has the TextDataModule of an earlier fit: make a new Trainer"):
         trainer.fit(model, make_loader())

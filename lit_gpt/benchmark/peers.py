@@ -173,9 +173,9 @@ class NanoGPT(Peer):
         return model.to(self.device)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        module, model = self.task.module, self.model
+        hparams, model = self.task.module.hparams, self.model
         optimizer: torch.optim.Optimizer = model.configure_optimizers(  # type: ignore[operator]
-            module.weight_decay, module.learning_rate, module.betas, self.device.type
+            hparams["weight_decay"], hparams["learning_rate"], hparams["betas"], self.device.type
         )
         return optimizer
 

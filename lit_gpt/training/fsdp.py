@@ -103,7 +103,10 @@ class FSDP2(ModelParallelStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             for index, saved_state in contents["optimizer_states"][0]["state"].items():
                 p = parameters[index]
-                state = {name: torch.zeros_like(p) for name, value in saved_state.items() if value.shape == p.shape}
+                state = {  # moments are sharded as their parameter is, step counters are not
+                    name: torch.zeros_like(p) if value.ndim else torch.zeros((), dtype=value.dtype, device=p.device)
+                    for name, value in saved_state.items()
+                }
                 optimizer.state[p] = state
                 targets |= {f"optimizer/{index}/{name}": value for name, value in state.items()}
         return targets
