@@ -127,15 +127,17 @@ def test_test_command_prints_metrics_of_the_test_split(fit: Fit) -> None:
     rows = Path("rows.txt").read_text(encoding="utf-8").splitlines()[-24:]
     ids = torch.tensor([i for row in rows for i in (*row.encode(), tokenizer.end_of_text)])
     assert f"{len(ids):,} to test" in trained.out
-    nats = 0.0
+    nats, correct = 0.0, 0
     for start in range(0, len(ids) - 1, 16):
         window = ids[start : start + 17]
         logits, _ = model(window[None, :-1])
+        correct += int((logits[0].argmax(dim=-1) == window[1:]).sum())
         nats += F.cross_entropy(logits[0], window[1:], reduction="sum").item()
     loss, size = nats / (len(ids) - 1), sum(len(row.encode()) for row in rows) - 1
     got = {tag: float(value) for tag, value in (row.split() for row in result.out.splitlines())}
     expected = {"loss/test": loss, "test/bits_per_byte": nats / size / math.log(2), "test/perplexity": math.exp(loss)}
-    assert got == pytest.approx(expected, rel=1e-5)
+    expected["test/accuracy"] = correct / (len(ids) - 1)
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-4)
 
 
 def test_test_command_refuses_missing_split_and_warns_of_seen_text(fit: Fit) -> None:

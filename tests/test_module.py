@@ -80,6 +80,7 @@ def test_intervals_count_optimizer_steps_under_accumulation(fit: Fit) -> None:
     assert [step for step, _ in logged["optim/grad_norm"]] == [2, 4, 6]
     assert set(logged) == {
         *("loss/train", "loss/train_eval", "loss/val", "best/loss_val", "val/perplexity", "val/bits_per_byte"),
+        "val/accuracy",
         *("optim/lr", "optim/grad_norm", "speed/tokens_per_second", "memory/peak_gb"),
     }
 
@@ -105,13 +106,16 @@ def test_estimated_loss_is_the_mean_over_all_tokens_of_the_split(fit: Fit, batch
     model, tokenizer, _ = load_model(RUN / "last.ckpt")
     corpus = open_corpus([Source("rows.txt")], CorpusConfig(ReadOptions(), tokenizer="byte"), Path("data/cache"))
     ids = torch.from_numpy(np.asarray(corpus.split("val"), dtype=np.int64))
-    nats = 0.0
+    nats, correct = 0.0, 0
     for start in range(0, len(ids) - 1, TRAINED):
         x, y = ids[start : start + TRAINED], ids[start + 1 : start + TRAINED + 1]
-        nats += F.cross_entropy(model(x[None, : len(y)])[0][0], y, reduction="sum").item()
+        logits = model(x[None, : len(y)])[0][0]
+        nats += F.cross_entropy(logits, y, reduction="sum").item()
+        correct += int((logits.argmax(dim=-1) == y).sum())
     loss = nats / (len(ids) - 1)
     assert logged["loss/val"][-1][1] == pytest.approx(loss, rel=1e-5)
     assert logged["val/perplexity"][-1][1] == pytest.approx(math.exp(loss), rel=1e-4)
+    assert logged["val/accuracy"][-1][1] == pytest.approx(correct / (len(ids) - 1))
     size = len(tokenizer.decode(ids[1:].tolist()).encode("utf-8"))
     assert logged["val/bits_per_byte"][-1][1] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
 

@@ -135,9 +135,11 @@ def test_same_trainer_can_fit_further(folder: Path) -> None:
 def test_validate_and_test_log_the_metrics_of_their_split(folder: Path) -> None:
     data = make_data(test_fraction=0.2)
     validated = make_trainer().validate(make_model(), datamodule=data, verbose=False)
-    assert validated[0].keys() == {"loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte"}
+    assert validated[0].keys() == {
+        *("loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte", "val/accuracy")
+    }
     (tested,) = make_trainer().test(make_model(), datamodule=data, verbose=False)
-    assert tested.keys() == {"loss/test", "test/perplexity", "test/bits_per_byte"}
+    assert tested.keys() == {"loss/test", "test/perplexity", "test/bits_per_byte", "test/accuracy"}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_two_ranks_with_default_settings_train_as_one(folder: Path) -> None:
 def test_fit_on_another_dataloader(folder: Path) -> None:
     checkpoint = ModelCheckpoint(monitor="loss/val", dirpath="checkpoints", save_last=True)
     trainer = make_trainer(max_steps=-1, max_epochs=3, logger=CSVLogger("logs", version=0), callbacks=[checkpoint])
-    model, loader = make_model(50, dropout=0.1), make_loader()
+    model, loader = make_model(50, dropout=0.1, warmup_steps=1), make_loader()
     trainer.fit(model, loader, make_loader(examples=8))
     assert trainer.global_step == 30
     assert "loss/val" in trainer.callback_metrics
@@ -188,6 +190,7 @@ def test_fit_on_another_dataloader(folder: Path) -> None:
     assert validated == {
         "loss/val": pytest.approx(expected, rel=1e-5),
         "val/perplexity": pytest.approx(torch.tensor(expected).exp().item(), rel=1e-4),
+        "val/accuracy": (loaded.gpt(tokens)[0].argmax(dim=-1) == targets).float().mean().item(),
     }
 
 

@@ -173,13 +173,18 @@ class LitGPT(LightningModule):
             optimizer = MuonAdamW(groups, betas, fused)
         else:
             optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
-        steps = self.trainer.estimated_stepping_batches
-        if steps == math.inf and self.hparams["schedule"] != "constant":
+        if self.text_data is not None:
+            # `estimated_stepping_batches` would create the iterator of the batches before the step to resume is known.
+            steps = self.text_data.plan.last_step
+        else:
+            estimate = self.trainer.estimated_stepping_batches
+            steps = None if estimate == math.inf else int(estimate)
+        if steps is None and self.hparams["schedule"] != "constant":
             raise UserError(
                 f"--model.schedule {self.hparams['schedule']} needs an end: give --trainer.max_steps or "
                 "--trainer.max_epochs, or --model.schedule constant"
             )
-        self._max_steps = 0 if steps == math.inf else int(steps)
+        self._max_steps = steps or 0
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -236,7 +241,7 @@ class LitGPT(LightningModule):
         is_last = micro_batch + 1 == accumulation or self.trainer.is_last_batch  # then the optimizer step follows
         self._is_logging_step = is_last and is_logging_step(self.trainer, self.trainer.global_step + 1)
         if is_last and self.trainer.global_step + 1 == self._max_steps and self.text_data is not None:
-            self.trainer.should_stop = True  # validate after the last step, whatever the interval
+            self.trainer.val_check_batch = 1  # validate after the last step, whatever the interval
         if self._is_logging_step:  # a call of `self.log` takes a third of a millisecond
             self.log("loss/train", self._loss_sum / (micro_batch + 1), sync_dist=True)
             self.log("optim/lr", self.trainer.optimizers[0].param_groups[0]["lr"])  # of the blocks
@@ -336,7 +341,7 @@ class LitGPT(LightningModule):
             num_bytes = (self._bytes_per_token[targets.clamp(min=0)] * is_counted).sum()
         if split not in self._eval_metrics:
             self._eval_metrics[split] = split_metrics(split, num_bytes is not None, self.device)
-        nats, correct = self.gpt.loss(*batch, reduction="sum"), is_counted.sum()  # STUB
+        nats, correct = self.gpt.evaluate(*batch)
         self._eval_metrics[split].update(nats=nats, correct=correct, tokens=is_counted.sum(), num_bytes=num_bytes)
 
     def estimate_loss(self) -> dict[str, Tensor]:
