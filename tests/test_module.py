@@ -239,18 +239,6 @@ def test_weights_that_do_not_fit_into_memory_are_a_user_error(fit: Fit, monkeypa
     assert not Path("logs").exists()
 
 
-def test_gradients_are_freed_after_the_optimizer_step(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    gradients, original = [], LitGPT.on_train_batch_start
-
-    def count_gradients(module: LitGPT, batch: Batch, batch_idx: int) -> None:
-        gradients.append(sum(p.grad is not None for p in module.gpt.parameters()))
-        original(module, batch, batch_idx)
-
-    monkeypatch.setattr(LitGPT, "on_train_batch_start", count_gradients)
-    assert fit("--data.global_batch_size", 8, "--trainer.max_steps", 2).status == 0
-    assert [count > 0 for count in gradients] == [False, True, False, True]  # of two batches to a step
-
-
 @pytest.mark.parametrize(
     ("native", "pays", "precision"), [(True, 0, "bf16-mixed"), (True, 1e9, "32-true"), (False, 0, "32-true")]
 )
