@@ -21,7 +21,8 @@ from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sources import Source
 from lit_gpt.data.windows import random_starts
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.training.module import LitGPT, compile_blocks
+from lit_gpt.training.compile import compile_blocks
+from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
 TRAINED = 16  # context_length of small.yaml

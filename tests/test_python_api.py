@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_gpt import GPTConfig, LitGPT, TextDataModule, UserError
+from lit_gpt.optim import learning_rate_factor
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -169,6 +170,58 @@ def test_two_ranks_with_default_settings_train_as_one(folder: Path) -> None:
         weights.append([p.detach() for p in model.parameters()])
     for one, other in zip(*weights, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_adamw_of_torch_and_a_lambda_lr_of_every_step_train_the_model(folder: Path) -> None:
+    trainer, model = (
+        make_trainer(max_steps=20, enable_checkpointing=False),
+        make_model(learning_rate=0.1, warmup_steps=2),
+    )
+    trainer.fit(model, datamodule=make_data())
+    (optimizer,), (config,) = trainer.optimizers, trainer.lr_scheduler_configs
+    assert type(optimizer) is torch.optim.AdamW
+    assert optimizer.defaults["fused"] is True
+    assert (type(config.scheduler), config.interval) == (torch.optim.lr_scheduler.LambdaLR, "step")
+    assert config.scheduler.last_epoch == 20
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * learning_rate_factor(20, "cosine", 2, 20, 0.1))
+
+
+def test_estimate_loss_returns_the_losses_of_both_splits(folder: Path) -> None:
+    trainer, model = make_trainer(enable_checkpointing=False), make_model()
+    (logged,) = trainer.validate(model, datamodule=make_data(), verbose=False)[:1]
+    losses = model.estimate_loss()
+    assert {split: loss.item() for split, loss in losses.items()} == {
+        "train": logged["loss/train_eval"],
+        "val": logged["loss/val"],
+    }
+
+
+def test_forward_returns_logits_and_loss_as_the_gpt_does(folder: Path) -> None:
+    model = make_model(50).eval()
+    tokens, targets = next(iter(make_loader()))
+    logits, loss = model(tokens, targets)
+    assert torch.equal(logits, model.gpt(tokens)[0])
+    assert loss.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item())
+    assert model(tokens)[1] is None
+
+
+def test_predict_returns_the_logits_of_the_token_after_each_window(folder: Path) -> None:
+    model, loader = make_model(50), make_loader(examples=8, batch_size=4)
+    predicted = make_trainer(enable_checkpointing=False).predict(model, loader)
+    assert predicted is not None
+    for logits, (tokens, _) in zip(predicted, loader, strict=True):
+        torch.testing.assert_close(logits, model.eval().gpt(tokens)[0][:, -1])
+
+
+def test_hyperparameters_are_saved_as_plain_values(folder: Path) -> None:
+    trainer = make_trainer(enable_checkpointing=False)
+    trainer.fit(make_model(learning_rate=0.01), datamodule=make_data())
+    trainer.save_checkpoint("run.ckpt")
+    hparams = torch.load("run.ckpt", weights_only=True)["hyper_parameters"]
+    assert hparams["learning_rate"] == 0.01
+    assert hparams["config"]["vocab_size"] == 257
+    loaded = LitGPT.load_from_checkpoint("run.ckpt")
+    assert loaded.hparams == trainer.lightning_module.hparams
 
 
 # ---------------------------------------------------------------------------------------------- other dataloaders

@@ -19,12 +19,12 @@ from lit_gpt.compat import set_logged_step, set_loop_progress
 from lit_gpt.data.batches import Batch, BatchLoader
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT, BlockInputs, GPTConfig
-from lit_gpt.ops import IGNORE_INDEX, Reduction
-from lit_gpt.ops.cross_entropy import holds_all_logits
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.ops import IGNORE_INDEX
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
 from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.checks import check_arguments, check_batch, check_callbacks, check_data, describe_nonfinite
+from lit_gpt.training.compile import compile_blocks
 from lit_gpt.training.metrics import VAL_SPLITS, is_logging_step, split_metrics
 
 SYNC_CHECK_DEVICES = ("cpu",)  # devices where reading a value does not wait for queued work
@@ -421,29 +421,6 @@ class LitGPT(LightningModule):
             raise UserError(
                 f"{checkpoint_path} holds code, or is damaged: give a .ckpt file this project wrote"
             ) from None
-
-
-def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
-    """Compile the blocks in place, so that the names in checkpoints do not change.
-
-    With one CPU process, all blocks and the loss are compiled as one graph; `cpp_wrapper` lowers the overhead of calls.
-    On a GPU or with several ranks, each block is compiled: they share the compiled code, and DDP or FSDP can reduce the
-    gradients of one block while the backward pass of the previous block runs.
-    """
-    if trainer.strategy.root_device.type != "cpu" or trainer.world_size > 1:
-        for block in gpt.blocks:
-            block.compile()
-        return
-    options: dict[str, Any] = {"cpp_wrapper": not gpt.blocks.activation_checkpointing}  # torch 2.13 fails with both
-    gpt.blocks.compile(options=options)
-    eager, compiled = gpt.blocks_loss, torch.compile(gpt.blocks_loss, options=options)
-
-    def blocks_loss(x: Tensor, inputs: BlockInputs, targets: Tensor, reduction: Reduction) -> Tensor:
-        # The chunks of a large loss take their gradients by hand, which a compiler cannot follow.
-        function = compiled if holds_all_logits(targets, gpt.head.weight) else eager
-        return function(x, inputs, targets, reduction)
-
-    gpt.blocks_loss = blocks_loss  # type: ignore[method-assign]
 
 
 def module_and_data(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
