@@ -113,15 +113,6 @@ def set_mesh_sizes(strategy: "ModelParallelStrategy", data_parallel: int, tensor
     strategy._data_parallel_size, strategy._tensor_parallel_size = data_parallel, tensor_parallel
 
 
-def disable_distributed_sampler(trainer: "Trainer") -> None:
-    """Keep Lightning from replacing the samplers of dataloaders on several devices.
-
-    TextDataModule gives each rank its own windows. `Trainer(use_distributed_sampler=True)`, the default, would split
-    these between the ranks again. The setting has no public setter.
-    """
-    trainer._accelerator_connector.use_distributed_sampler = False
-
-
 # ------------------------------------------------------------------------------------------------------------- torch
 
 

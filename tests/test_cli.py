@@ -179,6 +179,8 @@ def test_preflight_describes_data_model_and_steps(fit: Fit) -> None:
         ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false"],
         ["--trainer.enable_progress_bar", "false"],
         ["--trainer.overfit_batches", "2"],
+        ["--trainer.use_distributed_sampler", "false"],
+        ["--trainer.reload_dataloaders_every_n_epochs", "1"],
         ["--trainer.log_every_n_steps", "0"],
         ["--trainer.max_epochs", "1"],
         ["--trainer.max_time", "00:00:10:00"],

@@ -17,9 +17,8 @@ from lightning.fabric.strategies.launchers.subprocess_script import _ChildProces
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from lightning.pytorch.trainer.states import RunningStage
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import scalar
 
@@ -90,17 +89,6 @@ def test_set_loop_progress_sets_step_epoch_and_batch() -> None:
     trainer.fit_loop.load_state_dict(loops)
     assert (trainer.global_step, trainer.current_epoch) == (6, 1)
     assert (trainer.fit_loop.total_batch_idx, trainer.fit_loop.batch_idx) == (11, 3)  # the last batch of step 6
-
-
-@pytest.mark.parametrize("disabled", [False, True])
-def test_disable_distributed_sampler_keeps_the_sampler(disabled: bool) -> None:
-    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False)
-    loader = DataLoader(torch.ones(4, 1))
-    if disabled:
-        compat.disable_distributed_sampler(trainer)
-    prepared = trainer._data_connector._prepare_dataloader(loader, shuffle=False, mode=RunningStage.TRAINING)
-    assert isinstance(prepared, DataLoader)
-    assert isinstance(prepared.sampler, DistributedSampler) is not disabled
 
 
 def test_event_file_writer_writes_one_event_and_opens_a_new_file_after_close(tmp_path: Path) -> None:

@@ -24,8 +24,16 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "rows.txt"
 
 
-def make_data(files: str, rank: int = 0, world_size: int = 1, step: int = 0, **changes: object) -> TextDataModule:
-    """Return a data module attached to a stand-in for the Trainer."""
+def make_data(
+    files: str,
+    rank: int = 0,
+    world_size: int = 1,
+    step: int = 0,
+    limit_train_batches: int | float = 1.0,
+    overfit_batches: int | float = 0.0,
+    **changes: object,
+) -> TextDataModule:
+    """Return a data module attached to a stand-in for a Trainer, which accumulates as the data module says."""
     settings: dict[str, object] = {"tokenizer": "byte", "context_length": 16, "batch_size": 4, **changes}
     data = TextDataModule(files, **settings)  # type: ignore[arg-type]
     data.trainer = SimpleNamespace(  # type: ignore[assignment]
@@ -33,14 +41,16 @@ def make_data(files: str, rank: int = 0, world_size: int = 1, step: int = 0, **c
         world_size=world_size,
         global_step=step,
         accumulate_grad_batches=1,
-        overfit_batches=0,
-        limit_train_batches=1.0,
+        overfit_batches=overfit_batches,
+        limit_train_batches=overfit_batches or limit_train_batches,
+        limit_val_batches=1.0,
         fast_dev_run=False,
         val_check_interval=1.0,
         check_val_every_n_epoch=None,
         max_steps=-1,
         max_epochs=-1,
     )
+    data.trainer.accumulate_grad_batches = data.batches_per_step  # type: ignore[union-attr]
     return data
 
 
@@ -113,6 +123,44 @@ def test_train_dataloader_continues_at_the_global_step(rows: str) -> None:
     assert not torch.equal(next_epoch[0][0], all_batches[0][0])
 
 
+@pytest.mark.parametrize("limit", [6, 0.18])
+def test_limited_epochs_follow_each_other(rows: str, limit: int | float) -> None:
+    all_batches = make_data(rows, global_batch_size=8).train_batches()
+    for step, expected in ((0, range(6)), (2, range(4, 6)), (3, range(6, 12)), (7, range(14, 18))):
+        data = make_data(rows, step=step, limit_train_batches=limit, global_batch_size=8)
+        loader = data.train_dataloader()
+        assert (len(loader), data.plan.steps_per_epoch) == (34, 3)  # Lightning limits the length of the loader
+        for (x, _), index in zip(loader, expected, strict=True):
+            assert torch.equal(x, all_batches[index][0])
+
+
+@pytest.mark.parametrize("overfit_batches", [6, 0.18])
+def test_overfitted_epochs_have_the_same_batches(rows: str, overfit_batches: int | float) -> None:
+    for step, expected in ((0, range(6)), (3, range(6)), (7, range(2, 6))):
+        data = make_data(rows, step=step, overfit_batches=overfit_batches, global_batch_size=8)
+        assert list(data.train_dataloader().sampler) == list(expected)
+
+
+def test_get_batch_draws_what_training_draws(rows: str) -> None:
+    data = TextDataModule(rows, tokenizer="byte", context_length=16, batch_size=4, global_batch_size=8)
+    trained = list(data.train_dataloader())
+    for step in range(5):
+        for tensor, expected in zip(data.get_batch("train", step), trained[2 * step], strict=True):
+            assert torch.equal(tensor, expected)
+    with pytest.raises(UserError, match="get_batch has no split 'test': give train or val"):
+        data.get_batch("test")  # type: ignore[arg-type]
+
+
+def test_get_batch_draws_windows_of_the_validation_split(rows: str) -> None:
+    data = TextDataModule(rows, tokenizer="byte", context_length=16, batch_size=64)
+    x, y = data.get_batch("val", 3)
+    assert x.shape == y.shape == (64, 16)
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(data.val_ids), 17)
+    found = {tuple(window) for window in windows.tolist()}
+    assert all((*tokens, targets[-1]) in found for tokens, targets in zip(x.tolist(), y.tolist()))
+    assert not torch.equal(x, data.get_batch("val", 4)[0])
+
+
 def test_batches_do_not_use_the_global_random_state(rows: str) -> None:
     before = torch.get_rng_state()
     data = make_data(rows)
@@ -160,6 +208,12 @@ def test_positions_after_the_end_of_the_split_have_no_target() -> None:
         ({"batch_size": 0}, "--data.batch_size is 0: give 1 or more"),
         ({"val_fraction": 1.0}, "--data.val_fraction is 1.0: give a fraction between 0 and 1"),
         ({"global_batch_size": 6}, "--data.global_batch_size 6 is not a multiple of 4"),
+        ({"limit_train_batches": 3, "global_batch_size": 8}, "limit_train_batches 3 is an epoch of 3 batches, not a"),
+        (
+            {"overfit_batches": 3, "global_batch_size": 8},
+            "overfit_batches 3 is an epoch of 3 batches, not a multiple of 2",
+        ),
+        ({"limit_train_batches": 0.001}, "limit_train_batches 0.001 of 34 batches is none: give more"),
         ({"context_length": 1000}, "the validation split has [0-9]+ tokens, fewer than one window of 1001"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -167,7 +221,7 @@ def test_positions_after_the_end_of_the_split_have_no_target() -> None:
 def test_impossible_settings_are_user_errors(rows: str, settings: dict[str, object], message: str) -> None:
     def use() -> int:
         data = make_data(rows, **settings)
-        data.plan  # noqa: B018
+        data.check_trainer(data.trainer)  # type: ignore[arg-type]
         return data.model_vocab_size
 
     with pytest.raises(UserError, match=message):

@@ -248,9 +248,6 @@ CHECKPOINTS: dict[str, Case] = {
         "no checkpoint can be used: logs/small/version_0/best.ckpt, logs/small/version_0/last.ckpt",
         lambda: [path.write_bytes(b"") for path in RUN.glob("*.ckpt")],
     ),
-    "resume with overfit_batches": Case(
-        ["--ckpt_path", LAST, "--trainer.overfit_batches", "2"], "cannot resume from a checkpoint"
-    ),
 }
 
 

@@ -1,11 +1,13 @@
 """The Python API works without the command line, as docs and docstrings show it."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from conftest import Fit, points, weights
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
@@ -47,6 +49,12 @@ def make_loader(vocab_size: int = 50, examples: int = 40, batch_size: int = 4) -
     ids = torch.randint(vocab_size, (examples, 17), generator=torch.Generator().manual_seed(2))
     ids[0, 0] = vocab_size - 1
     return DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=batch_size)
+
+
+def csv_column(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """Return the (step, value) of a metric in CSVLogger's file."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [(int(row["step"]), float(row[tag])) for row in csv.DictReader(file) if row[tag]]
 
 
 def logged_losses(folder: Path) -> dict[str, str]:
@@ -95,29 +103,86 @@ def test_fit_with_stock_callbacks_and_loggers(folder: Path) -> None:
     assert validated["loss/val"] == pytest.approx(float(trainer.callback_metrics["loss/val"]))
 
 
-def test_default_trainer_validates_once_an_epoch(folder: Path) -> None:
-    data, trainer = make_data(batch_size=16), make_trainer(max_steps=-1, max_epochs=2, enable_checkpointing=False)
-    validated: list[int] = []
-    model = make_model()
+@pytest.mark.parametrize(
+    ("settings", "validated"),
+    [
+        ({}, [10, 20]),
+        ({"accumulate_grad_batches": 2}, [5, 10]),
+        ({"check_val_every_n_epoch": 2}, [20]),
+        ({"val_check_interval": 0.5}, [5, 10, 15, 20]),
+        ({"val_check_interval": 5}, [5, 10, 15, 20]),
+        ({"val_check_interval": 4, "check_val_every_n_epoch": None, "accumulate_grad_batches": 2}, [2, 4, 6, 8, 10]),
+        ({"limit_val_batches": 1}, [10, 20]),
+        ({"limit_val_batches": 0}, []),
+        ({"overfit_batches": 4}, [4, 8]),
+    ],
+    ids=str,
+)
+def test_default_trainer_validates_and_ends_as_its_settings_say(
+    folder: Path, settings: dict[str, Any], validated: list[int]
+) -> None:
+    few = {"max_epochs": 2, "limit_train_batches": 10, "max_steps": -1, "enable_checkpointing": False}
+    data, trainer, model = make_data(), make_trainer(**{**few, **settings}), make_model(min_learning_rate=0.0)
+    found: list[int] = []
     original = model.on_validation_epoch_end
 
     def on_validation_epoch_end() -> None:
         original()
         if not trainer.sanity_checking:
-            validated.append(trainer.global_step)
+            found.append(trainer.global_step)
 
     model.on_validation_epoch_end = on_validation_epoch_end  # type: ignore[method-assign]
+    before = dict(vars(trainer))
     trainer.fit(model, datamodule=data)
-    steps = data.plan.steps_per_epoch
-    assert validated == [steps, 2 * steps]
+    assert found == validated
+    assert trainer.global_step == data.plan.last_step == trainer.estimated_stepping_batches
+    kept = ("accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch", "limit_train_batches")
+    assert [getattr(trainer, name) for name in kept] == [before[name] for name in kept]
+
+
+def test_trainer_must_accumulate_the_global_batch(folder: Path) -> None:
+    message = r"global_batch_size 8 is 2 batches of 4 windows .*: give Trainer\(accumulate_grad_batches=2\)"
+    with pytest.raises(UserError, match=message):
+        make_trainer(enable_checkpointing=False).fit(make_model(), datamodule=make_data(global_batch_size=8))
+
+
+def test_stock_parts_reach_the_losses_of_fit_py(fit: Fit) -> None:
+    """Only parts of Lightning besides LitGPT and TextDataModule: the same losses at every step, bit for bit."""
+    assert fit("--model.config.dropout", 0.2, "--data.global_batch_size", 8).status == 0
+    expected = points(Path("logs/small/version_0"))
+
+    seed_everything(1337)
+    model = LitGPT(GPTConfig(vocab_size=VOCAB_SIZE, dropout=0.2, **SHAPE), learning_rate=1e-3, warmup_steps=2)
+    data = TextDataModule("rows.txt", tokenizer="byte", context_length=16, batch_size=4, eval_windows=8)
+    checkpoint = ModelCheckpoint(monitor="loss/val", dirpath="stock/checkpoints")
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=6,
+        accumulate_grad_batches=2,
+        gradient_clip_val=1.0,
+        val_check_interval=6,  # batches, which is 3 optimizer steps
+        log_every_n_steps=1,
+        logger=CSVLogger("stock", name="", version=0),
+        callbacks=[checkpoint],
+        enable_progress_bar=False,
+    )
+    trainer.fit(model, data)
+    for tag in ("loss/train", "loss/val", "loss/train_eval"):
+        logged = [(step + 1, value) for step, value in csv_column(Path("stock/version_0"), tag)]
+        assert logged == [(step, value) for step, value in expected[tag] if step > 0], tag
+    best = LitGPT.load_from_checkpoint(checkpoint.best_model_path)
+    for name, value in weights(Path("logs/small/version_0/best.ckpt")).items():
+        assert torch.equal(value, best.state_dict()[name])
 
 
 def test_run_resumed_from_a_stock_checkpoint_equals_one_that_was_not_stopped(folder: Path) -> None:
     weights = []
     for max_steps, ckpt_path in ((9, None), (5, None), (9, "resumed.ckpt")):
         model = make_model(dropout=0.1, schedule="constant")
-        trainer = make_trainer(max_steps=max_steps, enable_checkpointing=False, val_check_interval=4)
-        trainer.fit(model, datamodule=make_data(global_batch_size=8), ckpt_path=ckpt_path)
+        trainer = make_trainer(
+            max_steps=max_steps, val_check_interval=4, accumulate_grad_batches=2, enable_checkpointing=False
+        )
+        trainer.fit(model, datamodule=make_data(), ckpt_path=ckpt_path)
         trainer.save_checkpoint("resumed.ckpt")
         weights.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(weights[0], weights[2]))
@@ -146,10 +211,11 @@ def test_validate_and_test_log_the_metrics_of_their_split(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"check_val_every_n_epoch": 3}, "check_val_every_n_epoch 3: give val_check_interval instead"),
-        ({"limit_train_batches": 5}, "limit_train_batches 5 would cut optimizer steps apart"),
-        ({"val_check_interval": "00:00:10:00"}, "val_check_interval: give optimizer steps"),
-        ({"overfit_batches": 0.5}, "overfit_batches 0.5: give a number of batches"),
+        (
+            {"accumulate_grad_batches": 4, "limit_train_batches": 5},
+            "limit_train_batches 5 is an epoch of 5 batches",
+        ),
+        ({"limit_train_batches": 0}, "limit_train_batches 0 of 35 batches is none: give more"),
         ({"max_steps": -1, "max_epochs": -1}, "schedule cosine needs an end: give --trainer.max_steps"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -165,7 +231,8 @@ def test_two_ranks_with_default_settings_train_as_one(folder: Path) -> None:
     """On two ranks Lightning's distributed sampler is the default; each rank must still get its own windows."""
     weights = []
     for devices, strategy in ((1, "auto"), (2, "ddp_fork")):
-        model, trainer = make_model(), make_trainer(devices=devices, strategy=strategy, enable_checkpointing=False)
+        quiet = {"enable_checkpointing": False, "accumulate_grad_batches": 2 // devices}
+        model, trainer = make_model(), make_trainer(devices=devices, strategy=strategy, **quiet)
         trainer.fit(model, datamodule=make_data(global_batch_size=8))
         weights.append([p.detach() for p in model.parameters()])
     for one, other in zip(*weights, strict=True):

@@ -5,64 +5,64 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_gpt.data.step_plan import StepPlan, plan_steps
-from lit_gpt.errors import UserError
 
 sizes = st.integers(1, 64)
 numbers_of_windows = st.integers(0, 10**6)
 
 
 def test_plan_steps_of_an_ordinary_run() -> None:
-    plan = plan_steps(1000, batch_size=4, global_batch_size=24, world_size=2, val_check_interval=250, max_steps=2000)
+    plan = plan_steps(1000, batch_size=4, world_size=2, accumulate_grad_batches=3, val_check_interval=30, max_steps=99)
     assert plan == StepPlan(
-        accumulate_grad_batches=3, windows_per_step=24, steps_per_epoch=41, validation_interval=250, last_step=2000
+        accumulate_grad_batches=3,
+        windows_per_step=24,
+        num_batches=123,
+        steps_per_epoch=41,
+        validation_interval=10,
+        last_step=99,
     )
 
 
 @given(numbers_of_windows, sizes, sizes, sizes)
-def test_global_batch_size_decides_the_accumulation(windows: int, batch_size: int, world_size: int, times: int) -> None:
-    global_batch_size = batch_size * world_size * times
-    plan = plan_steps(windows, batch_size, global_batch_size, world_size)
-    assert plan == plan_steps(windows, batch_size, None, world_size, accumulate_grad_batches=times)
-    assert plan.accumulate_grad_batches == times
-    assert plan.windows_per_step == global_batch_size
-
-
-@given(sizes, sizes, st.integers(1, 10_000))
-def test_global_batch_size_must_divide(batch_size: int, world_size: int, global_batch_size: int) -> None:
-    if global_batch_size % (batch_size * world_size):
-        with pytest.raises(UserError, match=f"--data.global_batch_size {global_batch_size} is not a multiple of"):
-            plan_steps(1000, batch_size, global_batch_size, world_size)
-    else:
-        assert plan_steps(1000, batch_size, global_batch_size, world_size).windows_per_step == global_batch_size
-
-
-@given(numbers_of_windows, sizes, sizes, sizes)
-def test_epoch_is_the_largest_number_of_whole_steps(windows: int, batch_size: int, world_size: int, times: int) -> None:
-    plan = plan_steps(windows, batch_size, None, world_size, times)
+def test_pass_is_the_largest_number_of_whole_steps(windows: int, batch_size: int, world_size: int, times: int) -> None:
+    plan = plan_steps(windows, batch_size, world_size, times)
+    assert plan.windows_per_step == batch_size * world_size * times
+    assert plan.num_batches == plan.steps_per_epoch * times
     assert plan.steps_per_epoch >= 1
     assert plan.steps_per_epoch * plan.windows_per_step <= max(windows, plan.windows_per_step)
     assert (plan.steps_per_epoch + 1) * plan.windows_per_step > windows
 
 
-@given(numbers_of_windows, sizes, sizes, st.integers(1, 100))
-def test_overfit_batches_shorten_the_epoch(windows: int, batch_size: int, times: int, overfit_batches: int) -> None:
-    if overfit_batches % times:
-        with pytest.raises(UserError, match=f"--trainer.overfit_batches {overfit_batches} is not a multiple of"):
-            plan_steps(windows, batch_size, accumulate_grad_batches=times, overfit_batches=overfit_batches)
-        return
-    plan = plan_steps(windows, batch_size, accumulate_grad_batches=times, overfit_batches=overfit_batches)
+@given(numbers_of_windows, sizes, sizes, st.integers(1, 100) | st.floats(0.01, 1.0))
+def test_limit_train_batches_shortens_the_epoch(windows: int, batch_size: int, times: int, limit: int | float) -> None:
+    plan = plan_steps(windows, batch_size, accumulate_grad_batches=times, limit_train_batches=limit)
     whole = plan_steps(windows, batch_size, accumulate_grad_batches=times)
-    assert plan.steps_per_epoch == min(whole.steps_per_epoch, overfit_batches // times)
+    assert plan.num_batches == whole.num_batches
+    batches = min(limit, whole.num_batches) if isinstance(limit, int) else int(limit * whole.num_batches)
+    full_steps, rest = divmod(batches, times)
+    assert plan.steps_per_epoch == max(1, full_steps + (rest > 0))
 
 
-@given(numbers_of_windows, sizes, st.integers(1, 10**6), st.floats(0.001, 1.0))
-def test_validation_interval_is_steps_or_a_part_of_an_epoch(
-    windows: int, batch_size: int, steps: int, part: float
+@pytest.mark.parametrize(
+    ("interval", "epochs", "expected"),
+    [
+        (20, None, 10),
+        (21, None, 10),
+        (10_000, None, 5_000),
+        (20, 1, 10),
+        (60, 1, 50),  # once in an epoch, after 60 of its 100 batches
+        (20, 3, 30),  # 5 times in every third epoch
+        (1.0, 1, 50),
+        (1.0, 2, 100),
+        (0.5, 1, 25),
+        (0.001, 1, 1),  # after every batch: more often than after every step
+        (None, 1, None),
+    ],
+)
+def test_validation_interval_in_optimizer_steps(
+    interval: int | float | None, epochs: int | None, expected: int | None
 ) -> None:
-    assert plan_steps(windows, batch_size, val_check_interval=steps).validation_interval == steps
-    plan = plan_steps(windows, batch_size, val_check_interval=part)
-    assert 1 <= plan.validation_interval <= plan.steps_per_epoch
-    assert plan_steps(windows, batch_size, val_check_interval=1.0).validation_interval == plan.steps_per_epoch
+    plan = plan_steps(400, 4, 1, 2, val_check_interval=interval, check_val_every_n_epoch=epochs)  # 100 batches
+    assert plan.validation_interval == expected
 
 
 @given(numbers_of_windows, sizes, st.integers(-1, 1000), st.integers(-1, 1000) | st.none())
@@ -78,8 +78,3 @@ def test_run_ends_at_the_earlier_of_max_steps_and_max_epochs(
     else:
         by_epochs = max_epochs * plan.steps_per_epoch  # type: ignore[operator]
         assert plan.last_step == (by_epochs if max_steps == -1 else min(max_steps, by_epochs))
-
-
-def test_run_validates_after_every_interval_and_after_the_last_step() -> None:
-    plan = plan_steps(1000, batch_size=4, val_check_interval=3, max_steps=8)
-    assert [step for step in range(1, 9) if plan.validates_after(step)] == [3, 6, 8]

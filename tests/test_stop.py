@@ -15,7 +15,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 import lit_gpt.data.datamodule
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.data.corpus import Corpus
-from lit_gpt.data.datamodule import EpochSampler
+from lit_gpt.data.samplers import EpochSampler
 from lit_gpt.errors import UserError
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.run_folder import RunFolder
@@ -181,7 +181,7 @@ def test_signal_while_the_data_loader_starts_ends_the_command(folder: Path) -> N
     """Lightning's teardown fails there, because it asks for the length of a loader that does not exist yet."""
 
     def prepare() -> None:
-        EpochSampler.__iter__ = lambda sampler: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
+        EpochSampler.__len__ = lambda sampler: os.kill(os.getpid(), signal.SIGTERM)  # type: ignore[assignment]
 
     ended = forked(folder, "--config", "small.yaml", prepare=prepare)
     assert (ended.status, ended.err) == (143, "stopped by SIGTERM\n")

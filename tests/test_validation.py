@@ -24,9 +24,6 @@ SETTINGS: dict[str, Case] = {
     "val_fraction above 1": Case(
         ["--data.val_fraction", "1.5"], "--data.val_fraction is 1.5: give a fraction between 0 and 1"
     ),
-    "Lightning's distributed sampler": Case(
-        ["--trainer.use_distributed_sampler", "true"], "every device draws its own windows"
-    ),
     "validation interval in time": Case(
         ["--trainer.val_check_interval", "00:00:01:00"], "00:00:01:00: give optimizer steps"
     ),
@@ -47,13 +44,24 @@ SETTINGS: dict[str, Case] = {
         ["--trainer.num_nodes", "2"], "--trainer.num_nodes 2: start the command on each node, with torchrun or srun"
     ),
     "ddp_spawn": Case(["--trainer.strategy", "ddp_spawn"], "--trainer.strategy ddp_spawn is for notebooks: give ddp"),
-    "limit_train_batches": Case(["--trainer.limit_train_batches", "3"], "give --trainer.max_steps"),
-    "overfit_batches as a fraction": Case(["--trainer.overfit_batches", "0.5"], "give a number of batches, as 2"),
+    "limit_train_batches 0": Case(
+        ["--trainer.limit_train_batches", "0"], "--trainer.limit_train_batches 0 of 35 batches is none: give more"
+    ),
+    "limit_train_batches not a multiple": Case(
+        ["--trainer.limit_train_batches", "0.5", "--trainer.accumulate_grad_batches", "2"],
+        "limit_train_batches 0.5 is an epoch of 17 batches, not a multiple of 2, the batches of an optimizer step",
+    ),
     "overfit_batches not a multiple": Case(
         ["--trainer.overfit_batches", "3", "--data.global_batch_size", "8"],
-        "--trainer.overfit_batches 3 is not a multiple of 2, the batches of an optimizer step",
+        "--trainer.overfit_batches 3 is an epoch of 3 batches, not a multiple of 2, the batches of an optimizer step",
     ),
-    "limit_val_batches": Case(["--trainer.limit_val_batches", "0.001"], "limit_val_batches"),
+    "limit_val_batches below one batch": Case(
+        ["--trainer.limit_val_batches", "0.5"],
+        "--trainer.limit_val_batches 0.5 of 1 validation batches is none: give more, or more --data.eval_windows",
+    ),
+    "overfit_batches below one validation batch": Case(
+        ["--trainer.overfit_batches", "0.5"], "--trainer.overfit_batches 0.5 of 1 validation batches is none: give more"
+    ),
     "beta above 1": Case(["--model.betas", "[1.5, 0.9]"], "--model.betas is [1.5, 0.9]: give two numbers"),
     "negative weight decay": Case(["--model.weight_decay", "-1"], "--model.weight_decay is -1.0: give 0 or more"),
     "final learning rate above peak": Case(
@@ -127,7 +135,28 @@ SETTINGS: dict[str, Case] = {
         ["--trainer.callbacks+", "GradientAccumulationScheduler", "--trainer.callbacks.scheduling", "{0: 2}"],
         "GradientAccumulationScheduler is not supported: give --data.global_batch_size",
     ),
-    "check_val_every_n_epoch": Case(["--trainer.check_val_every_n_epoch", "2"], "give val_check_interval instead"),
+    "epochs and steps between validations": Case(
+        ["--trainer.check_val_every_n_epoch", "2"],
+        "--trainer.check_val_every_n_epoch 2 counts epochs, and --trainer.val_check_interval 3 optimizer steps",
+    ),
+    "part of two epochs between validations": Case(
+        ["--trainer.check_val_every_n_epoch", "2", "--trainer.val_check_interval", "0.5"],
+        "--trainer.val_check_interval 0.5 optimizer steps or a part of an epoch: give one of them, and null for",
+    ),
+    "0 epochs between validations": Case(
+        ["--trainer.check_val_every_n_epoch", "0"], "--trainer.check_val_every_n_epoch is 0: give 1 or more"
+    ),
+    "FSDP1": Case(
+        ["--trainer.strategy", "fsdp"],
+        "fsdp is FSDP1, which cannot clip gradients by their norm: give --config configs/fsdp.yaml, which is FSDP2",
+    ),
+    "FSDP1 by its class": Case(
+        ["--trainer.strategy", "lightning.pytorch.strategies.FSDPStrategy"], "FSDPStrategy is FSDP1, which cannot clip"
+    ),
+    "pruning": Case(
+        ["--trainer.callbacks+", "ModelPruning", "--trainer.callbacks.pruning_fn", "l1_unstructured"],
+        "ModelPruning is not supported: ",
+    ),
     "patience without validation": Case(
         ["--early_stopping.patience", "2", "--trainer.limit_val_batches", "0"],
         "--early_stopping.patience counts validations, but",

@@ -24,6 +24,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lit_gpt import compat
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import LOGS, CommandLine
+from lit_gpt.cli.intervals import apply_step_plan, resolve_validation_interval
 from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
 from lit_gpt.cli.validation import as_list, is_externally_launched
@@ -101,6 +102,8 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
         experiment.config_text = save_config.text
         options["callbacks"] += [save_config]
     experiment.trainer = stop.trainer = build_trainer(options, settings.timeout)
+    if command == "fit":
+        apply_step_plan(experiment.trainer, experiment.datamodule, settings.trainer)
     return experiment
 
 
@@ -188,9 +191,12 @@ def trainer_options(experiment: Experiment, options: dict[str, Any]) -> dict[str
     """Return the arguments of the Trainer for any command.
 
     Args:
-        experiment: The chosen precision is written to its settings, because another processor would choose another one.
+        experiment: The chosen precision is written to its settings, because another processor would choose another
+            one. So is the chosen validation interval.
         options: The settings under `trainer`, with classes instantiated.
     """
+    resolve_validation_interval(experiment.settings.trainer)
+    options["val_check_interval"] = options["check_val_every_n_epoch"] = None  # `apply_step_plan` sets them
     if options["precision"] is None and not as_list(options["plugins"]):
         precision = fastest_precision(options["accelerator"], experiment.model, experiment.datamodule)
         options["precision"] = experiment.settings.trainer.precision = precision
@@ -217,8 +223,6 @@ def configure_training(
         stop: It learns of the time limit and of the command that resumes the run.
     """
     settings = experiment.settings
-    if isinstance(options["val_check_interval"], float):
-        options["check_val_every_n_epoch"] = 1  # the Trainer demands it; the data module converts epochs to steps
     if (limit := options.pop("max_time")) is not None:
         stop.timer = build_timer(limit)
     logs, version = locate_run(settings, arguments)

@@ -42,7 +42,6 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
         check_same_optimizer(checkpoint, experiment.model)
         if not experiment.settings.allow_data_change:
             check_same_data(checkpoint, experiment.datamodule)
-    experiment.datamodule.trainer = experiment.trainer
     check_schedule(experiment)
     check_prompts(experiment)
     if experiment.trainer.is_global_zero:

@@ -1,5 +1,6 @@
 """Parse and check the settings of a command: flags, configs and defaults."""
 
+import inspect
 import re
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import LINKED_SETTINGS, CommandLine
+from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.validation import COMMANDS, TRAINER_DEFAULTS, check_not_null, check_run_name, validate_args
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError, did_you_mean
@@ -77,7 +79,12 @@ def build_parser(command: str, name: str) -> StrictParser:
     parser.add_argument(
         "--seed_everything", type=int, default=1337, help="Seed of everything random: weights, dropout, windows, texts."
     )
-    parser.add_lightning_class_args(Trainer, "trainer")
+    skip = {*TRAINER_ARGUMENTS, "limit_predict_batches"}  # no command predicts
+    parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip)
+    assert parser.groups is not None
+    for key, (annotation, description) in TRAINER_ARGUMENTS.items():
+        default = inspect.signature(Trainer).parameters[key].default
+        parser.groups["trainer"].add_argument(f"--trainer.{key}", type=annotation, default=default, help=description)
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
     parser.add_lightning_class_args(build_on_meta, "model")
     parser.add_lightning_class_args(TextDataModule, "data")

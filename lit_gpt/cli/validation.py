@@ -29,12 +29,11 @@ COMMANDS = ("fit", "validate", "test")
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,  # max_steps ends a run
     "max_steps": 1000,
-    "val_check_interval": 200,  # optimizer steps, also across epochs because of the next line
+    "val_check_interval": None,  # optimizer steps: see `resolve_validation_interval`
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 10,
     "gradient_clip_val": 1.0,
     "num_sanity_val_steps": 0,
-    "use_distributed_sampler": False,
     "enable_model_summary": False,  # the text before a run contains the summary
 }
 
@@ -45,6 +44,7 @@ UNSUPPORTED_CALLBACKS = {
     "BatchSizeFinder": "give --data.batch_size",
     "LearningRateFinder": "give --model.learning_rate",
     "StochasticWeightAveraging": "the averaged weights are in no checkpoint",
+    "ModelPruning": "checkpoints do not say which weights were pruned",
     "BackboneFinetuning": "the model has no backbone",
     "OnExceptionCheckpoint": "last.ckpt is written on an exception already",
     "Timer": "give --trainer.max_time",
@@ -131,16 +131,12 @@ def _command_errors(settings: Namespace, command: str) -> Iterator[str]:
         yield f"--preflight measures a training run: leave out --preflight or {command}"
     if settings.preflight and trainer.fast_dev_run:
         yield "--preflight and --trainer.fast_dev_run do not go together: leave one out"
-    if settings.ckpt_path and trainer.overfit_batches:
-        yield "--trainer.overfit_batches cannot resume from a checkpoint: leave out --ckpt_path"
 
 
 def _batch_errors(settings: Namespace) -> Iterator[str]:
     """Yield errors in the number of batches and in how they make up an optimizer step."""
     trainer, data = settings.trainer, settings.data
     accumulation = trainer.accumulate_grad_batches
-    if isinstance(trainer.overfit_batches, float) and trainer.overfit_batches:
-        yield f"--trainer.overfit_batches {trainer.overfit_batches}: give a number of batches, as 2"
     if accumulation < 1:
         yield f"--trainer.accumulate_grad_batches is {accumulation}: give 1 or more"
     if data.global_batch_size is not None and accumulation != 1:
@@ -148,24 +144,24 @@ def _batch_errors(settings: Namespace) -> Iterator[str]:
             f"--trainer.accumulate_grad_batches {accumulation} follows from --data.global_batch_size "
             f"{data.global_batch_size}: give only one of them"
         )
-    if trainer.use_distributed_sampler:
-        yield "--trainer.use_distributed_sampler true: leave it out, every device draws its own windows already"
-    if trainer.limit_train_batches not in (None, 1.0):
-        yield (
-            f"--trainer.limit_train_batches {trainer.limit_train_batches} could end an epoch within an optimizer step: "
-            "give --trainer.max_steps"
-        )
-    if trainer.limit_val_batches not in (None, 0, 1.0):
-        yield f"--trainer.limit_val_batches {trainer.limit_val_batches}: give --data.eval_windows instead"
 
 
 def _interval_errors(settings: Namespace) -> Iterator[str]:
     """Yield errors in when a run validates, logs and ends."""
     trainer, interval = settings.trainer, settings.trainer.val_check_interval
-    if not isinstance(interval, int | float) or interval <= 0 or (isinstance(interval, float) and interval > 1):
-        yield f"--trainer.val_check_interval {interval}: give optimizer steps, as 250, or a part of an epoch, as 0.5"
-    if trainer.check_val_every_n_epoch not in (None, 1):
-        yield f"--trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: give val_check_interval instead"
+    epochs = trainer.check_val_every_n_epoch
+    is_number = interval is None or isinstance(interval, int | float)
+    if not is_number or (interval is not None and interval <= 0) or (isinstance(interval, float) and interval > 1):
+        yield (  # after a time, a resumed run would validate at other steps
+            f"--trainer.val_check_interval {interval}: give optimizer steps, as 250, or a part of an epoch, as 0.5"
+        )
+    if epochs is not None and epochs < 1:
+        yield f"--trainer.check_val_every_n_epoch is {epochs}: give 1 or more"
+    if epochs is not None and interval is not None and not (isinstance(interval, float) and 1 in (epochs, interval)):
+        yield (
+            f"--trainer.check_val_every_n_epoch {epochs} counts epochs, and --trainer.val_check_interval {interval} "
+            "optimizer steps or a part of an epoch: give one of them, and null for the other"
+        )
     if trainer.limit_val_batches == 0 and settings.early_stopping.patience is not None:
         yield "--early_stopping.patience counts validations, but --trainer.limit_val_batches 0 turns them off"
     if trainer.log_every_n_steps is not None and trainer.log_every_n_steps < 0:
@@ -190,6 +186,12 @@ def _device_errors(settings: Namespace) -> Iterator[str]:
     trainer, workers, cores = settings.trainer, settings.data.num_workers, os.cpu_count() or 1
     if re.search("spawn|fork|notebook", str(trainer.strategy)):
         yield f"--trainer.strategy {trainer.strategy} is for notebooks: give ddp"
+    strategy = trainer.strategy.get("class_path", "") if isinstance(trainer.strategy, Namespace) else trainer.strategy
+    if re.search("^fsdp|FSDPStrategy$", str(strategy)):
+        yield (
+            f"--trainer.strategy {strategy} is FSDP1, which cannot clip gradients by their norm: give "
+            "--config configs/fsdp.yaml, which is FSDP2"
+        )
     if not 1 <= settings.timeout <= 86_400:
         yield f"--timeout {settings.timeout}: give seconds, from 1 to 86400"
     if trainer.num_nodes > 1 and not is_externally_launched():

@@ -146,8 +146,19 @@ class BatchLoader(DataLoader):
     """
 
     def __iter__(self) -> Any:
+        """Yield the batches. The sampler decides where to start when the first batch is asked for, and not before.
+
+        The Trainer may create the iterator before it has read the step from a checkpoint: a learning rate schedule
+        that asks for `trainer.estimated_stepping_batches` needs the loader.
+        """
         if self.num_workers == 0 and not self.pin_memory:
-            return (self.dataset[index] for index in self.sampler)  # 0.1 ms a batch faster than DataLoader's iterator
+            for index in self.sampler:  # 0.1 ms a batch faster than DataLoader's iterator
+                yield self.dataset[index]
+        else:
+            yield from self._start_iterator()
+
+    def _start_iterator(self) -> Any:
+        """Return the iterator of a DataLoader, whose workers do not receive SIGINT and SIGTERM."""
         if self.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
             return super().__iter__()
         resource_tracker.ensure_running()  # its start unblocks both signals, so it must not happen below

@@ -1,23 +1,21 @@
 """TextDataModule: from files of text to the batches of a Lightning run."""
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from torch.utils.data import SequentialSampler
 
-from lit_gpt.compat import disable_distributed_sampler
-from lit_gpt.data.batches import BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
+from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
 from lit_gpt.data.config import CorpusConfig, SplitOptions
 from lit_gpt.data.corpus import Corpus, open_corpus
 from lit_gpt.data.read_options import Mode, ReadOptions
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, is_sample, write_sample
+from lit_gpt.data.samplers import EpochSampler, RankSampler
 from lit_gpt.data.shards import ShardedArray
 from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
-from lit_gpt.data.step_plan import StepPlan, plan_steps
+from lit_gpt.data.step_plan import StepPlan, limit_batches, plan_steps
 from lit_gpt.data.windows import count_windows, evaluation_starts
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer_name
@@ -139,9 +137,6 @@ class TextDataModule(LightningDataModule):
         self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
         self.sampling, self.seed, self.document_mask = sampling, seed, document_mask
         self.eval_windows, self.num_workers = eval_windows, num_workers
-        self._plan: StepPlan | None = None
-        self._planned_trainer: Trainer | None = None  # whose settings `_plan` follows from
-        self._trainer_settings: dict[str, Any] = {}  # of it, as given: `setup` overwrites them
 
     def sources(self) -> list[Source]:
         """Return the input files: training, then validation, then test. Write the built-in table if it is missing."""
@@ -211,32 +206,42 @@ class TextDataModule(LightningDataModule):
     # ---------------------------------------------------------------------------------------------------- step plan
 
     @property
-    def plan(self) -> StepPlan:
-        """The optimizer steps that follow from these settings and from those of the attached Trainer, if any.
+    def batches_per_step(self) -> int:
+        """The batches of each rank in an optimizer step, from `global_batch_size` if given, or else from the Trainer.
 
         Raises:
-            UserError: The settings contradict each other.
+            UserError: The global batch is not a whole number of batches.
         """
-        if self._plan is None or self._planned_trainer is not self.trainer:
-            self._plan = self._make_plan()
-        return self._plan
+        if self.global_batch_size is None:
+            return self.trainer.accumulate_grad_batches if self.trainer else 1
+        windows_per_batch = self.batch_size * self.world_size
+        if self.global_batch_size % windows_per_batch:
+            raise UserError(
+                f"--data.global_batch_size {self.global_batch_size} is not a multiple of {windows_per_batch}, "
+                f"--data.batch_size {self.batch_size} on {self.world_size} device(s): change one of them"
+            )
+        return self.global_batch_size // windows_per_batch
 
-    def _make_plan(self) -> StepPlan:
-        num_windows = count_windows(len(self.train_ids), self.context_length)
-        if self.trainer is None:
-            self._planned_trainer = None
-            return plan_steps(num_windows, self.batch_size, self.global_batch_size)
-        if self._planned_trainer is not self.trainer:
-            self._trainer_settings = read_trainer_settings(self.trainer)
-            self._planned_trainer = self.trainer
+    @property
+    def plan(self) -> StepPlan:
+        """The optimizer steps that follow from the data and from the settings of the attached Trainer, as they are now.
+
+        Without a Trainer, `global_batch_size` decides how many batches are accumulated.
+        """
+        num_windows, trainer = count_windows(len(self.train_ids), self.context_length), self.trainer
+        if trainer is None:
+            return plan_steps(num_windows, self.batch_size, accumulate_grad_batches=self.batches_per_step)
         return plan_steps(
             num_windows,
             self.batch_size,
-            self.global_batch_size,
             self.world_size,
-            max_steps=self.trainer.max_steps,
-            max_epochs=self.trainer.max_epochs,
-            **self._trainer_settings,
+            trainer.accumulate_grad_batches,
+            trainer.limit_train_batches,
+            # the Trainer has no such attribute where the interval is a time
+            getattr(trainer, "val_check_interval", None) if trainer.limit_val_batches else None,
+            trainer.check_val_every_n_epoch,
+            trainer.max_steps,
+            trainer.max_epochs,
         )
 
     def prepare_data(self) -> None:
@@ -244,26 +249,70 @@ class TextDataModule(LightningDataModule):
         self.corpus  # noqa: B018
 
     def setup(self, stage: str) -> None:
-        """Apply the step plan to the Trainer, if there is one.
+        """Open the tokenized files; before training, check the settings of the Trainer, if there is one.
 
-        No other place changes these settings, except for the trial run of `fit.py --preflight`. LitGPT adds the
-        validation after the last step, which no setting of the Trainer can express.
+        Raises:
+            UserError: They do not fit the data.
         """
-        if self.trainer is None:
-            return
-        disable_distributed_sampler(self.trainer)
-        if stage == "fit":
-            self._plan = plan = self._make_plan()
-            self.trainer.accumulate_grad_batches = plan.accumulate_grad_batches
-            self.trainer.val_check_interval = plan.validation_interval * plan.accumulate_grad_batches  # in batches
-            self.trainer.check_val_every_n_epoch = None  # count these batches over all epochs
+        self.corpus  # noqa: B018
+        if self.trainer is not None and stage == "fit":
+            self.check_trainer(self.trainer)
+
+    def check_trainer(self, trainer: Trainer) -> None:
+        """Check that the settings of the attached Trainer fit the data and the settings of this data module.
+
+        Raises:
+            UserError: They do not.
+        """
+        accumulation, expected = trainer.accumulate_grad_batches, self.batches_per_step
+        if accumulation != expected:
+            raise UserError(
+                f"global_batch_size {self.global_batch_size} is {expected} batches of {self.batch_size} windows on "
+                f"{self.world_size} device(s), and the Trainer accumulates {accumulation}: give "
+                f"Trainer(accumulate_grad_batches={expected}), or leave out global_batch_size"
+            )
+        overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]  # it sets the limits of both splits
+        limit, name = trainer.limit_train_batches, "overfit_batches" if overfits else "limit_train_batches"
+        num_batches = self.plan.num_batches
+        limited = limit_batches(num_batches, limit)
+        if limited == 0:
+            raise UserError(f"--trainer.{name} {limit:g} of {num_batches:,} batches is none: give more")
+        if limited % accumulation and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise UserError(
+                f"--trainer.{name} {limit:g} is an epoch of {limited:,} batches, not a multiple of {accumulation}, the "
+                "batches of an optimizer step: change one of them"
+            )
+        limit, name = trainer.limit_val_batches, "overfit_batches" if overfits else "limit_val_batches"
+        num_batches = min(len(loader) for loader in self.val_dataloader())
+        if limit and limit_batches(num_batches, limit) == 0:
+            raise UserError(
+                f"--trainer.{name} {limit:g} of {num_batches} validation batches is none: give more, or more "
+                "--data.eval_windows"
+            )
 
     # -------------------------------------------------------------------------------------------------- dataloaders
 
-    def train_batches(self) -> TrainBatches:
-        """Return the training batches of this rank, numbered from the start of the run."""
+    def get_batch(self, split: Literal["train", "val"], step: int = 0) -> Batch:
+        """Return a batch of random windows of a split: the `get_batch` of the course.
+
+        It is a pure function of the seed and the step. For "train" it is the batch on which this rank trains in that
+        step, or the first of them if batches are accumulated.
+
+        Args:
+            split: "train" or "val".
+            step: Optimizer step, from 0.
+
+        Returns:
+            `(tokens, targets)`, or `(tokens, targets, documents)` with `document_mask`, each (B, T) int64.
+        """
+        if split not in ("train", "val"):
+            raise UserError(f"get_batch has no split {split!r}: give train or val")
+        return self.train_batches(split).get_batch(step)
+
+    def train_batches(self, split: Literal["train", "val"] = "train") -> TrainBatches:
+        """Return the training batches of this rank, numbered from the start of the run, or such batches of "val"."""
         return TrainBatches(
-            self.train_ids,
+            self.corpus.split(split),
             self.context_length,
             self.sampling,
             self.seed,
@@ -287,7 +336,7 @@ class TextDataModule(LightningDataModule):
         return self.tokenizer.end_of_text if self.document_mask else None
 
     def train_dataloader(self) -> BatchLoader:
-        return _make_loader(self.train_batches(), EpochSampler(self), self.num_workers)
+        return _make_loader(self.train_batches(), EpochSampler(self.plan, self.trainer), self.num_workers)
 
     def val_dataloader(self) -> list[BatchLoader]:
         """Return fixed windows of the training split and of the validation split, in this order.
@@ -300,44 +349,19 @@ class TextDataModule(LightningDataModule):
             num_val_windows = len(evaluation_starts(len(self.val_ids), self.context_length, None))
             num_windows = min(num_val_windows, MAX_TRAIN_EVAL_WINDOWS)
         train_batches = self.evaluation_batches(self.train_ids, num_windows)
-        return [_make_loader(train_batches), _make_loader(val_batches)]
+        return [_make_loader(batches, RankSampler(batches)) for batches in (train_batches, val_batches)]
 
     def test_dataloader(self) -> BatchLoader:
-        return _make_loader(self.evaluation_batches(self.test_ids, self.eval_windows))
+        batches = self.evaluation_batches(self.test_ids, self.eval_windows)
+        return _make_loader(batches, RankSampler(batches))
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Return the fixed windows of the validation split."""
+        batches = self.evaluation_batches(self.val_ids, self.eval_windows)
+        return _make_loader(batches, RankSampler(batches))
 
 
-def read_trainer_settings(trainer: Trainer) -> dict[str, Any]:
-    """Return those settings of a Trainer that decide the step plan, except for the end of the run.
-
-    Raises:
-        UserError: TextDataModule cannot count with one of them.
-    """
-    interval = getattr(trainer, "val_check_interval", None)  # absent if it is a time
-    if interval is None or interval <= 0:
-        raise UserError("--trainer.val_check_interval: give optimizer steps, as 250, or a share of an epoch, as 0.5")
-    if trainer.check_val_every_n_epoch not in (None, 1):
-        raise UserError(
-            f"--trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}: give val_check_interval instead"
-        )
-    overfit_batches: int | float = trainer.overfit_batches  # type: ignore[attr-defined]
-    if int(overfit_batches) != overfit_batches:
-        raise UserError(f"--trainer.overfit_batches {overfit_batches}: give a number of batches, as 2")
-    limited = trainer.limit_train_batches not in (None, 1.0)
-    if limited and not overfit_batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-        raise UserError(
-            f"--trainer.limit_train_batches {trainer.limit_train_batches} would cut optimizer steps apart: "
-            "give --trainer.max_steps"
-        )
-    return {
-        "accumulate_grad_batches": trainer.accumulate_grad_batches,
-        "overfit_batches": int(overfit_batches),
-        "val_check_interval": interval,
-    }
-
-
-def _make_loader(
-    batches: TrainBatches | EvaluationBatches, sampler: SequentialSampler | None = None, num_workers: int = 0
-) -> BatchLoader:
+def _make_loader(batches: TrainBatches | EvaluationBatches, sampler: RankSampler, num_workers: int = 0) -> BatchLoader:
     return BatchLoader(
         batches,
         batch_size=None,  # an item of the dataset is a batch
@@ -349,28 +373,6 @@ def _make_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # without one, every pass draws a number from the global random state
     )
-
-
-class EpochSampler(SequentialSampler):
-    """Yield the indices of those training batches of the current epoch that follow the Trainer's `global_step`.
-
-    This makes resuming exact: no state has to be restored. With `overfit_batches`, every epoch has the same indices.
-    Lightning accepts only a SequentialSampler there.
-    """
-
-    def __init__(self, data: TextDataModule) -> None:
-        self.data = data
-
-    def __len__(self) -> int:
-        return self.data.plan.steps_per_epoch * self.data.plan.accumulate_grad_batches
-
-    def __iter__(self) -> Iterator[int]:
-        trainer = self.data.trainer
-        start = 0
-        if trainer is not None and not trainer.overfit_batches:  # type: ignore[attr-defined]
-            start = trainer.global_step * self.data.plan.accumulate_grad_batches
-        epoch = start // len(self)
-        return iter(range(start, (epoch + 1) * len(self)))
 
 
 def fingerprint(data: TextDataModule) -> dict[str, Any]:

@@ -184,7 +184,7 @@ class RunProfiler(Callback):
         found = self.measurements
         found.batch_size, found.max_steps = data.batch_size, data.plan.last_step
         found.tokens_per_step = data.plan.windows_per_step * data.context_length
-        found.validation_interval = data.plan.validation_interval if trainer.limit_val_batches else None
+        found.validation_interval = data.plan.validation_interval
         found.activation_bytes_per_window = data.context_length * activation_bytes_per_token(
             module.gpt, str(trainer.precision), module.device.type
         )

@@ -120,7 +120,7 @@ class StepProgress(ProgressBar):
         if last_step is None or (last_step - step) * step_seconds < self.LEAST_REMAINING_SECONDS:
             return
         validations, validation_seconds = 0, 0.0
-        if trainer.enable_validation:
+        if trainer.enable_validation and data.plan.validation_interval is not None:
             validations = remaining_validations(step, last_step, data.plan.validation_interval)
             windows = sum(len(loader.dataset.starts) for loader in trainer.val_dataloaders or [])
             validation_seconds = windows / (data.batch_size * data.plan.accumulate_grad_batches) * step_seconds / 3
