@@ -236,7 +236,7 @@ class TextDataModule(LightningDataModule):
             self.batch_size,
             self.world_size,
             trainer.accumulate_grad_batches,
-            trainer.limit_train_batches,
+            1.0 if trainer.fast_dev_run else trainer.limit_train_batches,  # type: ignore[attr-defined]
             # the Trainer has no such attribute where the interval is a time
             getattr(trainer, "val_check_interval", None) if trainer.limit_val_batches else None,
             trainer.check_val_every_n_epoch,
