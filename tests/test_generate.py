@@ -164,6 +164,12 @@ def test_sample_token_with_temperature_zero_returns_argmax() -> None:
     assert torch.equal(sample_token(logits, temperature=1e-300), logits.argmax(-1))
 
 
+def test_sample_token_draws_at_a_small_temperature() -> None:
+    logits = torch.tensor([[0.0, 1e-4]]).expand(5000, 2)
+    drawn = sample_token(logits, temperature=1e-4, generator=seeded(0)).double()
+    assert drawn.mean().item() == pytest.approx(1 / (1 + torch.e**-1), abs=0.03)
+
+
 def test_sample_token_draws_from_top_k_and_top_p_with_the_right_frequencies() -> None:
     probabilities = torch.tensor([0.05, 0.4, 0.1, 0.3, 0.15])
     logits = probabilities.log().expand(5000, 5)
