@@ -62,23 +62,23 @@ def parameter_groups(
     learning_rate: float,
     embedding_rate: float = 1.0,
     head_rate: float = 1.0,
+    decay_norms_and_biases: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the trained parameters in groups for an optimizer: blocks, embeddings, head, scales.
 
-    Matrices have weight decay. The group "scales", the scales of norms and the biases, has none.
-
     Args:
         model: A GPT.
-        weight_decay: Weight decay of matrices.
+        weight_decay: Weight decay of all groups but "scales", which are the scales of norms and the biases.
         learning_rate: Learning rate of all groups, where no factor changes it.
         embedding_rate: Factor on the learning rate of the embeddings.
         head_rate: Factor on the learning rate of an output head that is not tied to the embeddings.
+        decay_norms_and_biases: Whether "scales" has the weight decay, too.
     """
     groups: dict[str, dict[str, Any]] = {
         "blocks": {"lr": learning_rate, "weight_decay": weight_decay},
         "embeddings": {"lr": learning_rate * embedding_rate, "weight_decay": weight_decay},
         "head": {"lr": learning_rate * head_rate, "weight_decay": weight_decay},
-        "scales": {"lr": learning_rate, "weight_decay": 0.0},
+        "scales": {"lr": learning_rate, "weight_decay": weight_decay if decay_norms_and_biases else 0.0},
     }
     for name, parameter in model.named_parameters():
         module = name.partition(".")[0]

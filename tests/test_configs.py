@@ -1,5 +1,6 @@
 """Tests of the configs in configs/, and of the defaults of a run without a config."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ import pytest
 import torch
 import yaml
 from conftest import DEFAULT, ROOT, Fit, points, weights
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_gpt.cli.arguments import SECTIONS
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.data.sample import SAMPLE_FILE
 from lit_gpt.model import GPTConfig
+from lit_gpt.training.module import LitGPT
 
 OVERLAYS = [ROOT / "configs" / name for name in ("ddp.yaml", "fsdp.yaml")]  # test_cli and test_sharding train with them
 EXPERIMENTS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*OVERLAYS})
@@ -64,6 +68,31 @@ def test_gpt2_config_requires_data_files(fit: Fit) -> None:
     result = fit(config=str(ROOT / "configs" / "gpt2.yaml"))
     assert (result.status, result.out, result.err) == (2, "", "error: no file to read: give --data.files PATH\n")
     assert not Path("logs").exists()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:The number of training batches",
+    "ignore:You defined a `validation_step` but have no `val_dataloader`",
+)
+def test_course_takes_the_steps_of_adamw_over_all_parameters() -> None:
+    settings = yaml.safe_load((ROOT / "configs" / "course.yaml").read_text(encoding="utf-8"))
+    shape = {**settings["model"].pop("config"), "dropout": 0.0}
+    module = LitGPT(GPTConfig(vocab_size=50, **shape), **settings["model"])
+    theirs = copy.deepcopy(module.gpt)
+    ids = torch.randint(50, (12, 17), generator=torch.Generator().manual_seed(2))
+    loader = DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=settings["data"]["batch_size"])
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    clip = settings["trainer"]["gradient_clip_val"]
+    trainer = Trainer(accelerator="cpu", max_steps=3, gradient_clip_val=clip, enable_model_summary=False, **quiet)
+    trainer.fit(module, loader)
+    optimizer = torch.optim.AdamW(theirs.parameters(), lr=1e-3)
+    for tokens, targets in loader:
+        optimizer.zero_grad()
+        theirs.loss(tokens, targets).backward()
+        optimizer.step()
+    for (name, one), other in zip(module.gpt.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6, msg=name)
 
 
 # ------------------------------------------------------------------------------------------ defaults in one place

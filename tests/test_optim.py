@@ -40,13 +40,15 @@ def test_learning_rate_falls_in_the_last_part_of_the_run() -> None:
     assert rates == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
 
 
-def test_weight_decay_applies_to_matrices_only() -> None:
+def test_weight_decay_applies_to_matrices_and_on_request_to_all() -> None:
     model = GPT(GPTConfig(vocab_size=10, d_model=16, num_heads=2, num_blocks=1, bias=True, norm="layernorm"))
     groups = parameter_groups(model, 0.1, 0.01)
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)]
     decayed = [id(p) for group in groups for p in group["params"] if group["weight_decay"] == 0.1]
     assert set(decayed) == {id(p) for p in matrices}
     assert [group["weight_decay"] for group in groups if group["name"] == "scales"] == [0.0]
+    groups = parameter_groups(model, 0.1, 0.01, decay_norms_and_biases=True)
+    assert {group["weight_decay"] for group in groups} == {0.1}
     everything = [id(p) for group in groups for p in group["params"]]
     assert sorted(everything) == sorted(id(p) for p in model.parameters())
 

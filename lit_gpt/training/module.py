@@ -52,7 +52,8 @@ class LitGPT(LightningModule):
         decay_share: Fraction of all optimizer steps, at the end, in which the learning rate falls.
         embedding_rate: Factor on the learning rate of the embeddings.
         head_rate: Factor on the learning rate of an output head that is not tied to the embeddings.
-        weight_decay: Weight decay of matrices. Other parameters have none.
+        weight_decay: Weight decay of matrices.
+        decay_norms_and_biases: Give the scales of norms and the biases this weight decay, too.
         betas: Decay rates of AdamW's moments.
         compile: Compile the blocks with torch.compile. Starts slowly; pays on a GPU and in long runs.
         activation_checkpointing: Recompute the activations of a block in the backward pass (Chen et al. 2016). Needs
@@ -78,6 +79,7 @@ class LitGPT(LightningModule):
         embedding_rate: float = 1.0,
         head_rate: float = 1.0,
         weight_decay: float = 0.1,
+        decay_norms_and_biases: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
         compile: bool = False,
         activation_checkpointing: bool = False,
@@ -190,8 +192,8 @@ class LitGPT(LightningModule):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the groups of parameters that the optimizer gets; see `lit_gpt.optim.parameter_groups`."""
-        rates = (self.hparams[name] for name in ("learning_rate", "embedding_rate", "head_rate"))
-        return parameter_groups(self.gpt, self.hparams["weight_decay"], *rates)
+        names = ("weight_decay", "learning_rate", "embedding_rate", "head_rate", "decay_norms_and_biases")
+        return parameter_groups(self.gpt, **{name: self.hparams[name] for name in names})
 
     def _learning_rate_factor(self, step: int) -> float:
         """Return the learning rate of optimizer step `step`, counted from 0, as a fraction of the highest one."""
