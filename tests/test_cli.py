@@ -187,6 +187,7 @@ def test_preflight_describes_data_model_and_steps(fit: Fit) -> None:
         ["--trainer.profiler", "simple"],
         ["--trainer.detect_anomaly", "true"],
         ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "loss/val"],
+        ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "loss/train"],
     ],
     ids=lambda flags: flags[0],
 )

@@ -21,7 +21,6 @@ from lit_gpt.optim import learning_rate_factor
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
     "ignore:The number of training batches",
-    "ignore:You're resuming from a checkpoint that ended before the epoch ended",  # EpochSampler continues exactly
     "ignore:It is recommended to use `self.log",  # the metrics are equal on all ranks already
     "ignore:You defined a `validation_step` but have no `val_dataloader`",
     "ignore:.*`isinstance.treespec, LeafSpec.` is deprecated",
@@ -189,6 +188,22 @@ def test_run_resumed_from_a_stock_checkpoint_equals_one_that_was_not_stopped(fol
     assert not all(torch.equal(one, other) for one, other in zip(weights[1], weights[2]))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_run_of_epochs_resumes_exactly(folder: Path, num_workers: int) -> None:
+    """The learning rate schedule asks for the loader before the Trainer knows the step of the checkpoint."""
+    weights = []
+    for limit, ckpt_path in ((3, None), (2, None), (3, "resumed.ckpt")):
+        model, data = make_model(dropout=0.1, schedule="constant"), make_data(num_workers=num_workers)
+        settings = {"limit_train_batches": 4, "accumulate_grad_batches": 2, "enable_checkpointing": False}
+        steps = 3 if limit == 2 else -1  # stops in the second epoch
+        trainer = make_trainer(max_epochs=limit, max_steps=steps, **settings)
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+        trainer.save_checkpoint("resumed.ckpt")
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(weights[0], weights[2]))
+    assert not all(torch.equal(one, other) for one, other in zip(weights[1], weights[2]))
+
+
 def test_same_trainer_can_fit_further(folder: Path) -> None:
     trainer, data = make_trainer(max_steps=3, enable_checkpointing=False, val_check_interval=2), make_data()
     model = make_model(schedule="constant")
@@ -278,6 +293,14 @@ def test_predict_returns_the_logits_of_the_token_after_each_window(folder: Path)
     assert predicted is not None
     for logits, (tokens, _) in zip(predicted, loader, strict=True):
         torch.testing.assert_close(logits, model.eval().gpt(tokens)[0][:, -1])
+
+
+def test_predict_uses_the_windows_of_the_validation_split(folder: Path) -> None:
+    model, data = make_model(), make_data(eval_windows=6)
+    (predicted,) = make_trainer(enable_checkpointing=False).predict(model, data) or []
+    ((tokens, _),) = data.val_dataloader()[1]
+    assert len(tokens) == 6
+    torch.testing.assert_close(predicted, model.eval().gpt(tokens)[0][:, -1])
 
 
 def test_hyperparameters_are_saved_as_plain_values(folder: Path) -> None:

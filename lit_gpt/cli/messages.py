@@ -38,7 +38,6 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler continues from the step
         "The number of training batches",  # is smaller than the logging interval, which counts across epochs
         "Be aware that when using `ckpt_path`",  # a validation does not need the state of training callbacks
         "The '.*_dataloader' does not have many workers",  # one process prepares a batch in a third of a millisecond

@@ -157,6 +157,13 @@ class BatchLoader(DataLoader):
         else:
             yield from self._start_iterator()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing. By these two methods the Trainer knows that the loader can continue within an epoch."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing: the sampler continues at the step of the Trainer."""
+
     def _start_iterator(self) -> Any:
         """Return the iterator of a DataLoader, whose workers do not receive SIGINT and SIGTERM."""
         if self.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):

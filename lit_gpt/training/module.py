@@ -175,18 +175,13 @@ class LitGPT(LightningModule):
             optimizer = MuonAdamW(groups, betas, fused)
         else:
             optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
-        if self.text_data is not None:
-            # `estimated_stepping_batches` would create the iterator of the batches before the step to resume is known.
-            steps = self.text_data.plan.last_step
-        else:
-            estimate = self.trainer.estimated_stepping_batches
-            steps = None if estimate == math.inf else int(estimate)
-        if steps is None and self.hparams["schedule"] != "constant":
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf and self.hparams["schedule"] != "constant":
             raise UserError(
                 f"--model.schedule {self.hparams['schedule']} needs an end: give --trainer.max_steps or "
                 "--trainer.max_epochs, or --model.schedule constant"
             )
-        self._max_steps = steps or 0
+        self._max_steps = 0 if steps == math.inf else int(steps)
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
