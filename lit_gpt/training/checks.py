@@ -39,7 +39,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             f"--model.decay_share is {arguments['decay_share']}: give a share of the steps above 0, up to 1"
         )
     if not all(0 <= beta < 1 for beta in arguments["betas"]):
-        raise UserError(f"--model.betas is {arguments['betas']}: give two numbers from 0 up to, not including, 1")
+        raise UserError(f"--model.betas is {list(arguments['betas'])}: give two numbers from 0 up to, not including, 1")
     if arguments["schedule"] == "constant" and (min_learning_rate is not None or arguments["decay_share"] != 1):
         raise UserError(
             "--model.schedule constant never lowers the learning rate, but --model.min_learning_rate is "
