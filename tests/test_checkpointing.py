@@ -1,14 +1,23 @@
 """StepCheckpoint: which checkpoints a run writes, and when. StopEarly: when a run stops."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import torch
+import yaml
 from conftest import Fit, points
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 
+from lit_gpt import GPTConfig, LitGPT, TextDataModule
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.validation import StartEndValidation
 
 RUN = Path("logs/small/version_0")
 
@@ -42,17 +51,18 @@ def test_next_run_removes_unfinished_files_of_a_killed_process(fit: Fit) -> None
 
 def test_only_rank_zero_stores_event_file_sizes() -> None:
     checkpoint: dict[str, Any] = {}
-    trainer: Any = SimpleNamespace(is_global_zero=False, logger=StepLogger("logs", "small"))
+    trainer: Any = SimpleNamespace(is_global_zero=False, loggers=[StepLogger("logs", "small")], callback_metrics={})
     StepCheckpoint().on_save_checkpoint(trainer, None, checkpoint)  # type: ignore[arg-type]
-    assert checkpoint == {}
+    assert "events" not in checkpoint
 
 
 def test_best_checkpoint_is_the_step_of_the_lowest_validation_loss(fit: Fit) -> None:
     flags = ["--model.learning_rate", 20.0, "--model.schedule", "constant", "--trainer.val_check_interval", 1]
     result = fit(*flags, "--trainer.max_steps", 20)
     logged = points(RUN)
-    losses = dict(logged["loss/val"])
+    losses = dict(logged["loss/val"][1:])
     best = min(losses, key=losses.__getitem__)
+    assert losses[best] > logged["loss/val"][0][1]  # the untrained model is better, and no candidate
     assert best < 20  # with this learning rate the loss rises in the end
     assert Checkpoint.open(RUN / "best.ckpt").step == best
     assert logged["best/loss_val"][-1] == (best, losses[best])
@@ -63,9 +73,125 @@ def test_validation_step_is_saved_after_its_validation(fit: Fit) -> None:
     flags = ["--model.schedule", "constant", "--checkpoint.every_n_steps", 3, "--trainer.max_steps"]
     assert fit(*flags, 3).status == 0
     saved = Checkpoint.open(RUN / "step_00000003.ckpt").callbacks["StepCheckpoint"]
-    assert (saved["best_step"], saved["best_loss"]) == points(RUN)["loss/val"][0]
+    assert (saved["best_step"], saved["best_loss"]) == points(RUN)["loss/val"][1]
     assert fit(*flags, 6, "--ckpt_path", RUN / "step_00000003.ckpt").status == 0
-    assert [step for step, _ in points(RUN)["loss/val"]] == [3, 6]  # neither repeated nor skipped
+    assert [step for step, _ in points(RUN)["loss/val"]] == [0, 3, 6]  # neither repeated nor skipped
+
+
+# --------------------------------------------------------------------------------------- as Lightning's ModelCheckpoint
+
+
+BARE_TRAINER_WARNINGS = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers",
+    "ignore:You're resuming from a checkpoint that ended before the epoch ended",
+    "ignore:It is recommended to use `self.log",
+)
+
+
+def make_run(folder: Path, max_steps: int, *callbacks: Callback) -> tuple[Trainer, TextDataModule]:
+    """Return a Trainer that validates every three steps, with our checkpoint callback and others, and its data."""
+    checkpoint = StepCheckpoint(every_n_steps=2)
+    checkpoint.dirpath = str(folder / "run")
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    intervals = {"max_epochs": -1, "max_steps": max_steps, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    trainer = Trainer(
+        accelerator="cpu",
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        callbacks=[StartEndValidation(), checkpoint, *callbacks],
+        **{**quiet, **intervals},
+    )
+    return trainer, TextDataModule("rows.txt", tokenizer="byte", context_length=16, batch_size=4)
+
+
+def make_model() -> LitGPT:
+    torch.manual_seed(1)
+    config = GPTConfig(vocab_size=257, context_length=16, d_model=16, num_blocks=1, num_heads=2)
+    return LitGPT(config, schedule="constant", warmup_steps=0, learning_rate=0.1)
+
+
+@BARE_TRAINER_WARNINGS
+def test_trainer_finds_best_and_last_checkpoint(folder: Path) -> None:
+    trainer, data = make_run(folder, 7)
+    model = make_model()
+    trainer.fit(model, datamodule=data)
+    run = folder / "run"
+    checkpoint: Any = trainer.checkpoint_callback
+    assert isinstance(checkpoint, ModelCheckpoint)
+    assert checkpoint.dirpath == str(run)
+    assert checkpoint.best_model_path == str(run / "best.ckpt")
+    assert checkpoint.last_model_path == str(run / "last.ckpt")
+    best = Checkpoint.open(run / "best.ckpt")
+    assert best.callbacks["StepCheckpoint"]["best_loss"] == float(checkpoint.best_model_score)
+    (scored,) = (metrics for metrics in trainer.validate(model, data, ckpt_path="best", verbose=False)[:1])
+    assert scored["loss/val"] == float(checkpoint.best_model_score)
+    assert trainer.ckpt_path == str(run / "best.ckpt")
+
+    resumed, data = make_run(folder, 9)
+    resumed.fit(make_model(), datamodule=data, ckpt_path="last")
+    assert (resumed.ckpt_path, resumed.global_step) == (str(run / "last.ckpt"), 9)
+    checkpoint = resumed.checkpoint_callback
+    resumed.validate(make_model(), data, ckpt_path="best", verbose=False)
+    assert resumed.ckpt_path == checkpoint.best_model_path == str(run / "best.ckpt")
+    assert float(resumed.callback_metrics["loss/val"]) == float(checkpoint.best_model_score)
+
+
+@BARE_TRAINER_WARNINGS
+def test_best_checkpoint_is_known_right_after_a_resume(folder: Path) -> None:
+    class Record(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            checkpoint: Any = trainer.checkpoint_callback
+            found.append((checkpoint.best_model_path, checkpoint.last_model_path, checkpoint.best_model_score))
+            trainer.should_stop = True
+
+    found: list[Any] = []
+    first, data = make_run(folder, 4)
+    first.fit(make_model(), datamodule=data)
+    score = first.checkpoint_callback.best_model_score  # type: ignore[union-attr]
+    shutil.copytree(folder / "run", folder / "old")
+    shutil.rmtree(folder / "run")
+    resumed, data = make_run(folder, 9, Record())  # in another folder than the checkpoint's
+    resumed.fit(make_model(), datamodule=data, ckpt_path=folder / "old" / "last.ckpt")
+    assert found[0] == (str(folder / "old" / "best.ckpt"), str(folder / "old" / "last.ckpt"), score)
+
+
+def test_loggers_are_told_of_each_save(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uploader(DummyLogger):
+        def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+            paths = (checkpoint_callback.best_model_path, checkpoint_callback.last_model_path)
+            saved.append(tuple(Path(path).name for path in paths))
+
+    saved: list[tuple[str, ...]] = []
+    trainer: Any = SimpleNamespace(
+        global_step=2,
+        is_global_zero=True,
+        loggers=[Uploader()],
+        strategy=SimpleNamespace(broadcast=lambda value: value),
+    )
+    checkpoint = StepCheckpoint()
+    checkpoint.dirpath = str(folder)
+    module = SimpleNamespace(gpt=torch.nn.Linear(1, 1), check_finite=lambda step: None)
+    monkeypatch.setattr("lit_gpt.training.checkpointing.module_and_data", lambda trainer: (module, None))
+    monkeypatch.setattr(StepCheckpoint, "_write", lambda self, trainer, path: path.touch())
+    checkpoint.save_last_step(trainer)
+    trainer.global_step, checkpoint.best_step, checkpoint.best_model_score = 3, 3, torch.tensor(1.0)
+    checkpoint.save_last_step(trainer)
+    assert saved == [("", "last.ckpt"), ("best.ckpt", "last.ckpt")]
+
+
+def test_own_model_checkpoint_works_beside_ours(fit: Fit) -> None:
+    class_path = "lightning.pytorch.callbacks.ModelCheckpoint"
+    arguments = {"dirpath": "mine", "monitor": "loss/train", "save_top_k": 1, "every_n_train_steps": 2}
+    callbacks = [{"class_path": class_path, "init_args": {**arguments, "filename": "best_train"}}]
+    Path("mine.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}), encoding="utf-8")
+    assert fit("--config", "mine.yaml", "--name", "straight").status == 0
+    assert [path.name for path in Path("mine").iterdir()] == ["best_train.ckpt"]
+    assert Path("logs/straight/version_0/best.ckpt").exists()
+    for steps in (4, 6):
+        resumed = ["--trainer.max_steps", steps, "--model.schedule", "constant", "--ckpt_path", "last"]
+        assert fit("--config", "mine.yaml", *resumed).status == 0
+    assert [step for step, _ in points(RUN)["loss/train"]] == [1, 2, 3, 4, 5, 6]
+    assert fit("validate", "--ckpt_path", "mine/best_train.ckpt", config=None).status == 0
 
 
 # ------------------------------------------------------------------------------------------------------ early stopping
@@ -77,7 +203,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_checkpoint(fit: Fit) -> 
     flags = [*UNSTABLE, "--early_stopping.patience", 3]
     result = fit(*flags, "--trainer.max_steps", 60)
     losses = dict(points(RUN)["loss/val"])
-    best = min(losses, key=losses.__getitem__)
+    best = min(losses.keys() - {0}, key=losses.__getitem__)  # patience counts from the first trained model
     assert max(losses) == best + 3 < 60
     assert f"stopped     at step {best + 3}, loss/val has not fallen for 3 validations" in result.out
     assert Checkpoint.open(RUN / "best.ckpt").step == best
@@ -96,3 +222,19 @@ def test_early_stopping_counts_validations_across_a_resume(fit: Fit) -> None:
     for steps in (len(straight) - 2, 60):
         assert fit(*flags, steps, "--ckpt_path", "last").status == 0
     assert points(RUN)["loss/val"] == straight
+
+
+def test_early_stopping_on_training_loss_counts_across_a_resume(fit: Fit) -> None:
+    """It reads `loss/train` at a validation, where the last logged value may be older than the checkpoint."""
+    arguments = {"monitor": "loss/train", "patience": 2}
+    callbacks = [{"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": arguments}]
+    Path("stop.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}), encoding="utf-8")
+    flags = ["--config", "stop.yaml", *UNSTABLE, "--trainer.log_every_n_steps", 5, "--trainer.val_check_interval", 6]
+    flags += ["--checkpoint.every_n_steps", 1, "--checkpoint.keep", 99, "--trainer.max_steps"]
+    assert fit(*flags, 80, "--name", "straight").status == 0
+    straight = points(Path("logs/straight/version_0"))
+    last = straight["loss/val"][-1][0]
+    assert last < 80
+    assert last % 5 != 0  # so it reads a value that was logged before the checkpoint
+    assert fit(*flags, 80, "--ckpt_path", f"logs/straight/version_0/step_{last - 1:08d}.ckpt").status == 0
+    assert points(RUN)["loss/val"] == straight["loss/val"][-1:]

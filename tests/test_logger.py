@@ -1,7 +1,11 @@
 """StepLogger: events that TensorBoard can read, files that can be truncated."""
 
+import csv
 from pathlib import Path
+from typing import Any
 
+import pytest
+import yaml
 from conftest import Fit, points
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -49,3 +53,79 @@ def test_event_files_of_another_run_are_not_truncated(tmp_path: Path) -> None:
     first.finalize("success")
     StepLogger(tmp_path, "run", version=0).truncate_event_files({"events.of.another.run": 0})
     assert points(tmp_path / "run" / "version_0") == {"loss": [(1, 3.0)]}
+
+
+# ------------------------------------------------------------------------------------------------- --trainer.logger
+
+STEP_LOGGER = {"class_path": "lit_gpt.training.logger.StepLogger"}
+CSV_LOGGER = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "csv", "name": "run"}}
+
+
+def write_config(**trainer: Any) -> list[str]:
+    """Write an overlay with these settings of the Trainer; return its flags."""
+    Path("overlay.yaml").write_text(yaml.safe_dump({"trainer": trainer}), encoding="utf-8")
+    return ["--config", "overlay.yaml"]
+
+
+def csv_points(tag: str, version: int = 0) -> list[tuple[int, float]]:
+    """Return the values that CSVLogger wrote, by step, which Lightning counts from 0."""
+    with open(f"csv/run/version_{version}/metrics.csv", newline="", encoding="utf-8") as file:
+        return [(int(row["step"]), float(row[tag])) for row in csv.DictReader(file) if row.get(tag)]
+
+
+def test_logger_in_a_config_replaces_ours(fit: Fit) -> None:
+    flags = [*write_config(logger=CSV_LOGGER), "--model.schedule", "constant"]
+    result = fit(*flags, "--trainer.max_steps", 3)
+    assert result.status == 0, result.err
+    assert "curves" not in result.out
+    files = {path.name for path in RUN.iterdir()}
+    assert files == {"best.ckpt", "config.yaml", "last.ckpt"}
+    assert [step for step, _ in csv_points("loss/train")] == [0, 1, 2]
+    assert [step for step, _ in csv_points("loss/val")] == [0, 2]  # of the untrained model, and after the third step
+    settings = yaml.safe_load(Path("csv/run/version_0/hparams.yaml").read_text(encoding="utf-8"))
+    assert (settings["model.config.num_blocks"], settings["data.files"]) == (2, "rows.txt")
+    assert fit(*flags, "--ckpt_path", "last").status == 0
+    assert [step for step, _ in csv_points("loss/train", version=1)] == [3, 4, 5]
+    assert fit("--model.schedule", "constant", "--name", "straight").status == 0
+    straight = points(Path("logs/straight/version_0"))["loss/train"]
+    assert csv_points("loss/train") + csv_points("loss/train", 1) == [
+        (step - 1, pytest.approx(loss)) for step, loss in straight
+    ]
+
+
+def test_step_logger_in_a_list_is_ours(fit: Fit) -> None:
+    both = write_config(logger=[CSV_LOGGER, STEP_LOGGER])
+    result = fit(*both)
+    assert result.status == 0, result.err
+    assert "curves      tensorboard --logdir logs" in result.out
+    for tag in ("loss/train", "optim/lr"):
+        assert csv_points(tag) == [(step - 1, pytest.approx(value)) for step, value in points(RUN)[tag]]
+    assert sorted(path.name for path in Path("logs").iterdir()) == ["small"]
+    assert (
+        fit(*write_config(logger=[CSV_LOGGER, STEP_LOGGER]), "--ckpt_path", "last", "--trainer.max_steps", 9).status
+        == 0
+    )
+    assert [step for step, _ in points(RUN)["loss/train"]] == list(range(1, 10))
+
+
+def test_step_logger_with_a_folder_of_its_own_is_refused(fit: Fit) -> None:
+    result = fit(*write_config(logger={**STEP_LOGGER, "init_args": {"name": "mine"}}))
+    assert (result.status, result.out) == (2, "")
+    follows = "name mine follows from --name and --trainer.default_root_dir"
+    assert result.err == f"error: --trainer.logger StepLogger: {follows}: leave it out\n"
+
+
+def test_no_logger_still_writes_checkpoints(fit: Fit) -> None:
+    assert fit("--trainer.logger", "false").status == 0
+    assert {path.name for path in RUN.iterdir()} == {"best.ckpt", "config.yaml", "last.ckpt"}
+
+
+# ------------------------------------------------------------------------------------------- callbacks in a config
+
+
+def test_progress_bar_in_a_config_replaces_ours(fit: Fit) -> None:
+    for callback in ("TQDMProgressBar", "ModelSummary"):
+        given = {"class_path": f"lightning.pytorch.callbacks.{callback}"}
+        result = fit(*write_config(callbacks=[given]))
+        assert result.status == 0, result.err
+        assert ("loss/train_eval" in result.out) == (callback == "ModelSummary")

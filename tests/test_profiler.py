@@ -10,7 +10,8 @@ from conftest import Fit, console_line, parse_bytes
 import lit_gpt.cli.fit
 import lit_gpt.cli.preflight
 import lit_gpt.training.profiler
-from lit_gpt.training.profiler import RunProfiler, trimmed_mean
+from lit_gpt.training.profiler import Measurements, RunProfiler, trimmed_mean
+from lit_gpt.training.progress import format_eta
 
 
 @pytest.fixture
@@ -33,7 +34,21 @@ def test_preflight_measures_and_writes_no_files(fit: Fit, quick: None, flag: lis
     assert needed
     assert parse_bytes(needed[1]) < parse_bytes(needed[2])
     time = console_line(result.out, "time")
-    assert re.fullmatch(r"about \S+ \w+: 6 steps of \S+ ms, 2 validations of \S+ ms; [\d,]+ tokens/s", time)
+    assert re.fullmatch(r"about \S+ \w+: 6 steps of \S+ ms, 3 validations of \S+ ms; [\d,]+ tokens/s", time)
+
+
+@pytest.mark.parametrize(
+    ("interval", "at_start", "completed", "validations", "texts"),
+    [(3, True, 0, 3, 3), (3, False, 0, 2, 3), (3, True, 3, 1, 1), (None, True, 0, 0, 1)],
+)
+def test_time_report_counts_validations_and_texts(
+    interval: int | None, at_start: bool, completed: int, validations: int, texts: int
+) -> None:
+    found = Measurements(
+        max_steps=6, step_seconds=1.0, validation_interval=interval, validates_at_start=at_start, text_seconds=100.0
+    )
+    expected = format_eta(6 - completed, 1.0, validations, 0.0, 100.0 * texts)
+    assert found._time_report(completed) == f"{expected}; 0 tokens/s"
 
 
 def test_preflight_of_a_resumed_run_counts_the_remaining_steps(fit: Fit, quick: None) -> None:

@@ -53,6 +53,7 @@ def test_run_can_be_resumed_with_another_number_of_ranks(folder: Path, optimizer
         ended = forked(folder, *flags, *last, *devices)
         assert ended.status == 0, ended.err
     straight, moved = (points(folder / f"logs/{name}/version_0")["loss/train"] for name in ("straight", "moved"))
+    moved = [point for point in moved if point[0] not in (7, 16)]  # the last step of a command is logged too
     torch.testing.assert_close(moved, straight, rtol=0, atol=tolerance)
 
 
@@ -150,7 +151,7 @@ def test_resumed_run_writes_each_point_once(fit: Fit) -> None:
     assert fit("--ckpt_path", RUN / "best.ckpt", "--trainer.max_steps", 9).status == 0
     logged = points(RUN)
     assert [step for step, _ in logged["loss/train"]] == list(range(1, 10))
-    assert [step for step, _ in logged["loss/val"]] == [3, 6, 9]
+    assert [step for step, _ in logged["loss/val"]] == [0, 3, 6, 9]
     read = EventAccumulator(str(RUN), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     assert [event.step for event in read.Scalars("loss/train")] == list(range(1, 10))  # as TensorBoard reads it
     assert sorted(texts(RUN)) == [0, 3, 6, 9]

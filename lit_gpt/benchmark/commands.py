@@ -46,7 +46,8 @@ def benchmark_time_to_loss(options: argparse.Namespace, args: list[str], default
     """
     run = build_run(args, default_config)
     tokens_per_step = run.datamodule.plan.windows_per_step * run.model.gpt.config.context_length
-    fit = [sys.executable, str(default_config.parents[1] / "scripts" / "fit.py"), *args, "--data.eval_windows=null"]
+    script = str(default_config.parents[1] / "scripts" / "fit.py")
+    fit = [sys.executable, script, "--validate_at_start=false", *args, "--data.eval_windows=null"]
     for seed in range(options.first_seed, options.first_seed + options.turns):
         with tempfile.TemporaryDirectory() as folder:
             command = [*fit, f"--trainer.default_root_dir={folder}", f"--seed_everything={seed}"]

@@ -6,7 +6,6 @@
 import os
 import shlex
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +16,9 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.loggers import Logger
 
 from lit_gpt import compat
 from lit_gpt.checkpoint.store import Checkpoint
@@ -39,7 +38,8 @@ from lit_gpt.training.profiler import RunProfiler
 from lit_gpt.training.progress import StepProgress
 from lit_gpt.training.samples import GenerateText
 from lit_gpt.training.stop import GracefulStop
-from lit_gpt.training.throughput import Throughput, flops_per_token
+from lit_gpt.training.throughput import StepThroughput, flops_per_token
+from lit_gpt.training.validation import StartEndValidation
 
 # Operations of a forward and a backward pass. Below this, the casts to bfloat16 cost a CPU more than they save.
 BF16_MIN_FLOPS = 5e8
@@ -170,13 +170,6 @@ class SaveConfig(SaveConfigCallback):
 # ------------------------------------------------------------------------------------------------------- the Trainer
 
 
-class NoProfiler(PassThroughProfiler):
-    """A profiler that does nothing. Lightning's own creates about fifty generators in each step."""
-
-    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        return nullcontext()
-
-
 def fastest_precision(accelerator: str, model: LitGPT, data: TextDataModule) -> str:
     """Return the default of `--trainer.precision`: bfloat16 where the processor computes in it and it is faster."""
     device = "cpu" if accelerator == "cpu" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -200,8 +193,6 @@ def trainer_options(experiment: Experiment, options: dict[str, Any]) -> dict[str
     if options["precision"] is None and not as_list(options["plugins"]):
         precision = fastest_precision(options["accelerator"], experiment.model, experiment.datamodule)
         options["precision"] = experiment.settings.trainer.precision = precision
-    if options["profiler"] is None and not options["barebones"]:
-        options["profiler"] = NoProfiler()
     options["plugins"] = [*as_list(options["plugins"]), AtomicCheckpointIO(experiment.checkpoint)]
     if not TorchElasticEnvironment.detect() and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():
         # Lightning would save and requeue inside a signal handler; scripts/slurm.sh requeues instead
@@ -231,36 +222,57 @@ def configure_training(
     logger = StepLogger(logs, name=settings.name, version=version)
     leaves_nothing = options["barebones"] or options["fast_dev_run"]
     if not leaves_nothing:
-        experiment.folder = parts.checkpoint.folder = Path(logger.log_dir)
+        experiment.folder = Path(logger.log_dir)
+        parts.checkpoint.dirpath = str(experiment.folder)
         if options["enable_checkpointing"] is not False:
             experiment.checkpointing = parts.checkpoint
     if options["barebones"]:
         options["log_every_n_steps"] = 0
     if settings.preflight:
         stop.timer = None
-        experiment.profiler = RunProfiler(experiment.generate)
+        experiment.profiler = RunProfiler(experiment.generate, settings.validate_at_start)
         options.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
         options["callbacks"] = [experiment.profiler]
-    elif leaves_nothing:
+    elif options["barebones"]:
         options["logger"] = False
     else:
-        other_loggers = [] if options["logger"] is True else as_list(options["logger"])
-        options["logger"] = False if options["logger"] is False else [logger, *other_loggers]
-        options["callbacks"] += training_callbacks(experiment, parts, options["enable_progress_bar"] is not False)
+        options["logger"] = training_loggers(options["logger"], logger)  # the Trainer replaces them in a fast_dev_run
+    if not leaves_nothing and not settings.preflight:
+        options["callbacks"] = training_callbacks(experiment, parts, options)
         stop.checkpointing = experiment.checkpointing
 
 
-def training_callbacks(experiment: Experiment, parts: Namespace, shows_progress: bool) -> list[Callback]:
-    """Return the callbacks of a run that trains, in the order in which Lightning calls them."""
+def training_loggers(given: Any, logger: StepLogger) -> list[Logger]:
+    """Return the loggers of a run that trains.
+
+    Args:
+        given: `trainer.logger`: None or True for our logger, False for none, or loggers from a config, which replace
+            ours. A StepLogger among them stands for ours.
+        logger: Our logger, which writes to the run's folder.
+    """
+    if given is None or given is True:
+        return [logger]
+    loggers: list[Logger] = [] if given is False else as_list(given)
+    return [logger if isinstance(other, StepLogger) else other for other in loggers]
+
+
+def training_callbacks(experiment: Experiment, parts: Namespace, options: dict[str, Any]) -> list[Callback]:
+    """Return the callbacks of a run that trains, in the order in which Lightning calls them.
+
+    Lightning moves checkpoint callbacks to the end. `trainer.checkpoint_callback` is the first of them, which is ours.
+    """
     checkpointing: StepCheckpoint = parts.checkpoint
-    callbacks: list[Callback] = [Throughput(lambda: checkpointing.save_seconds)]
-    if shows_progress:
+    given: list[Callback] = options["callbacks"]
+    callbacks: list[Callback] = [StartEndValidation(experiment.settings.validate_at_start)]
+    if experiment.checkpointing is not None:
+        callbacks.append(experiment.checkpointing)
+    callbacks += [*given, StepThroughput(lambda: checkpointing.save_seconds)]
+    has_progress_bar = any(isinstance(callback, ProgressBar) for callback in given)
+    if options["enable_progress_bar"] is not False and not has_progress_bar:
         callbacks.append(StepProgress())
     callbacks.append(experiment.generate)
     if experiment.settings.early_stopping.patience is not None:
         callbacks.append(parts.early_stopping)
-    if experiment.checkpointing is not None:
-        callbacks.append(experiment.checkpointing)
     return callbacks
 
 

@@ -18,7 +18,7 @@ from lit_gpt.device import free_memory, is_out_of_memory
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.training.checkpointing import StopEarly
-from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.logger import step_logger
 from lit_gpt.training.memory import estimate_memory
 from lit_gpt.training.stop import GracefulStop
 
@@ -154,11 +154,13 @@ def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
 
 
 def log_settings(experiment: Experiment) -> None:
-    """Log the settings of a new run to TensorBoard."""
-    logger = experiment.trainer.logger
-    if isinstance(logger, StepLogger) and not experiment.resumes_in_place:
-        settings = experiment.settings.as_dict()
-        logger.log_settings(flatten({key: settings[key] for key in ("seed_everything", "data", "model", "trainer")}))
+    """Log the settings of a new run with every logger."""
+    if experiment.resumes_in_place:
+        return
+    settings = experiment.settings.as_dict()
+    params = flatten({key: settings[key] for key in ("seed_everything", "data", "model", "trainer")})
+    for logger in experiment.trainer.loggers:
+        logger.log_hyperparams(params)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -250,7 +252,7 @@ def print_end(experiment: Experiment) -> None:
         if last.exists():
             command = f"{program_name('python')} scripts/generate.py --ckpt_path"
             lines += [f"last        {last}", f"more text   {command} {best if best.exists() else last}"]
-        if isinstance(trainer.logger, StepLogger):
+        if step_logger(trainer) is not None:
             lines.append(f"curves      {program_name('tensorboard')} --logdir {experiment.folder.parents[1]}")
     print("\n".join(lines))
 

@@ -105,6 +105,9 @@ def build_parser(command: str, name: str) -> StrictParser:
         default=DEFAULT_TIMEOUT,
         help="Seconds a process waits for the others of its run; longer than a checkpoint takes to be written.",
     )
+    parser.add_argument(
+        "--validate_at_start", type=bool, default=True, help="Validate the untrained model before the first step."
+    )
     parser.add_lightning_class_args(StopEarly, "early_stopping")
     parser.add_lightning_class_args(GenerateText, "generate")
     parser.add_lightning_class_args(StepCheckpoint, "checkpoint")

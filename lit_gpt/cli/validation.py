@@ -19,6 +19,7 @@ from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.model import GPTConfig
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
+from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.metrics import METRICS
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
@@ -118,6 +119,8 @@ def validate_args(settings: Namespace, command: str) -> Iterator[str]:
         yield "--trainer.profiler xla needs a TPU: give simple, advanced or pytorch"
     for callback in as_list(settings.trainer.callbacks):
         yield from _callback_errors(callback)
+    for logger in as_list(settings.trainer.logger):
+        yield from _logger_errors(logger)
 
 
 def _command_errors(settings: Namespace, command: str) -> Iterator[str]:
@@ -232,3 +235,16 @@ def _callback_errors(callback: Any) -> Iterator[str]:
     if monitor is not None and monitor not in METRICS:
         hint = did_you_mean(monitor, METRICS)
         yield f"--trainer.callbacks: no metric is called {monitor!r}{hint}: give one of {', '.join(METRICS)}"
+
+
+def _logger_errors(logger: Any) -> Iterator[str]:
+    """Yield an error if a StepLogger in a config has arguments, which the run's folder decides."""
+    if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith(".StepLogger"):
+        return
+    defaults = inspect.signature(StepLogger).parameters
+    for name, value in (logger.get("init_args") or Namespace()).items():
+        if value != defaults[name].default:
+            yield (
+                f"--trainer.logger StepLogger: {name} {value} follows from --name and --trainer.default_root_dir: "
+                "leave it out"
+            )

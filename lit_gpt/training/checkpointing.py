@@ -5,18 +5,19 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from weakref import proxy
 
+import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_gpt import compat
 from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint, remove_unfinished, save_checkpoint
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.files import temporary_path
 from lit_gpt.sharding import full_tensor, is_sharded
-from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import LitGPT, module_and_data
 
 
@@ -48,16 +49,27 @@ def has_finite_weights(module: LitGPT) -> bool:
     return all(bool(full_tensor(p.isfinite().all())) for p in module.gpt.parameters())
 
 
-class StepCheckpoint(CheckpointCallback):
+class StepCheckpoint(ModelCheckpoint):
     """Write best.ckpt (lowest `loss/val`), step_<n>.ckpt and last.ckpt into the run's folder, at whole optimizer steps.
 
-    Each optimizer step is updated, then completed, then saved::
+    To Lightning this is a ModelCheckpoint: `best_model_path`, `ckpt_path="best"` and `ckpt_path="last"` work. When and
+    how it saves is decided here, because runs that resume from a ModelCheckpoint do not equal runs that never stopped:
+
+    - It saves in `on_train_batch_end`, before Lightning has written the points of the step, and before the validation
+      of the step, which the resumed run then skips.
+    - It forgets the step of the checkpoint it resumed from, and saves again within the next step, with gradient
+      accumulation after a part of its batches.
+    - If best and last checkpoints are written by two of them, last.ckpt may hold a stale best score, so that the
+      resumed run overwrites best.ckpt with a worse model.
+
+    Here each optimizer step is updated, then completed, then saved::
 
         updated     the optimizer has moved the weights, and `trainer.global_step` counts the step
-        completed   its points are logged, and its validation and its samples are done if it has any
+        completed   its points are logged, and its validation and its samples are done if it has any; this is known at
+                    the end of its validation, when the next step begins, or at the end of the run
         saved       it is in the files; this happens when the next step begins, or at the end of the run
 
-    A checkpoint of a step that is not completed would lose the step's validation and samples in the resumed run.
+    The first save is that of step 0, so that a folder that cannot be written to is reported before the first step.
 
     Args:
         every_n_steps: Optimizer steps between two periodic checkpoints, step_<n>.ckpt. last.ckpt is written then, and
@@ -65,10 +77,12 @@ class StepCheckpoint(CheckpointCallback):
         keep: How many periodic checkpoints to keep.
 
     Attributes:
-        folder: The run's folder; the command line sets it.
-        best_loss: The lowest `loss/val` so far, in nats per token.
+        dirpath: The run's folder; the command line sets it.
+        best_model_score: The lowest `loss/val` so far, in nats per token; None before the first validation. The
+            untrained model is no candidate.
         best_step: The optimizer step that reached it, -1 before the first validation.
-        last_path: The newest complete checkpoint of this run: the last one written, or the one resumed from.
+        best_model_path: The checkpoint of that step; empty before the first.
+        last_model_path: The newest complete checkpoint of this run: the last one written, or the one resumed from.
         save_seconds: Time spent saving in this command.
     """
 
@@ -77,63 +91,83 @@ class StepCheckpoint(CheckpointCallback):
             raise UserError(
                 f"--checkpoint.every_n_steps is {every_n_steps} and --checkpoint.keep {keep}: give 1 or more, 0 or more"
             )
+        super().__init__(monitor="loss/val", mode="min", save_last=True)
         self.every_n_steps, self.keep = every_n_steps, keep
-        self.folder = Path()
-        self.best_loss, self.best_step = float("inf"), -1
-        self.last_path: Path | None = None
+        self.best_step = -1
         self.save_seconds = 0.0
         self._completed_step = self._validated_step = self._saved_step = -1  # the last one of each
         self._last_save_failed = False  # then an exception does not try to save again
         self._event_file_sizes: dict[str, int] = {}  # bytes, when the checkpoint resumed from was written
+        self._resumed_metrics: dict[str, float] = {}  # of the Trainer at that time
 
     # ------------------------------------------------------------------------------------------ state in a checkpoint
 
+    @property
+    def state_key(self) -> str:
+        return "StepCheckpoint"
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best_loss": self.best_loss, "best_step": self.best_step}
+        # numbers, because the tensors of a checkpoint are not read where only its metadata are needed
+        loss = float("inf") if self.best_model_score is None else float(self.best_model_score)
+        return {"best_loss": loss, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+        self.best_step = state_dict["best_step"]
+        has_best = self.best_step >= 0
+        self.best_model_score = torch.tensor(state_dict["best_loss"], dtype=torch.float64) if has_best else None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if trainer.is_global_zero and isinstance(trainer.logger, StepLogger):
+        logger = step_logger(trainer)
+        if trainer.is_global_zero and logger is not None:
             # The event files are truncated at the first save of a resumed run, not at its start. If the process is
             # killed before, the newer checkpoints that are still in the folder need these events.
-            trainer.logger.truncate_event_files(self._event_file_sizes)
-            checkpoint["events"] = trainer.logger.event_file_sizes()
+            logger.truncate_event_files(self._event_file_sizes)
+            checkpoint["events"] = logger.event_file_sizes()
+        # EarlyStopping may monitor a metric that was logged before the checkpoint
+        checkpoint["callback_metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._event_file_sizes = checkpoint.get("events", {})
+        self._resumed_metrics = checkpoint.get("callback_metrics", {})
 
     # -------------------------------------------------------------------------------------------- hooks of the Trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = trainer.strategy.broadcast(self.folder)
+        if self.dirpath is None:
+            super().setup(trainer, pl_module, stage)  # chooses a folder below that of the logger
+        self.dirpath = str(trainer.strategy.broadcast(self.dirpath))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._completed_step = trainer.global_step
         if trainer.ckpt_path is None:
-            self._save(trainer)  # a folder that cannot be written to is reported now, not after hours of training
-        else:
-            self._saved_step, self.last_path = trainer.global_step, Path(trainer.ckpt_path)
+            return
+        self._completed_step = self._saved_step = trainer.global_step
+        self.last_model_path = str(trainer.ckpt_path)
+        if self.best_step >= 0:
+            self.best_model_path = str(Path(trainer.ckpt_path).with_name("best.ckpt"))
+        metrics = {name: torch.tensor(value) for name, value in self._resumed_metrics.items()}
+        trainer.callback_metrics.update(metrics)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         self._completed_step = trainer.global_step  # training has gone on to the next step
         if self._saved_step != trainer.global_step:
             self._save_if_due(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not self._is_validation_due(trainer):
-            self._completed_step = trainer.global_step
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Save nothing: the points of the step are not written yet, and its validation follows."""
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        """Save nothing: epochs do not matter here."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
+        """Compare the loss with the lowest one so far; the next step, or the end of the run, saves."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self._completed_step = self._validated_step = trainer.global_step
-        loss = float(trainer.callback_metrics["loss/val"])
-        if loss < self.best_loss:
-            self.best_loss, self.best_step = loss, trainer.global_step
-            if isinstance(trainer.logger, StepLogger):
-                trainer.logger.log_metrics({"best/loss_val": loss}, trainer.global_step - 1)
+        self._completed_step = self._validated_step = step = trainer.global_step
+        self.current_score = loss = trainer.callback_metrics["loss/val"].cpu()
+        if step > 0 and (self.best_model_score is None or loss < self.best_model_score):
+            self.best_model_score, self.best_step = loss, step
+            if (logger := step_logger(trainer)) is not None:
+                logger.log_metrics({"best/loss_val": float(loss)}, step - 1)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save_last_step(trainer)
@@ -143,23 +177,29 @@ class StepCheckpoint(CheckpointCallback):
         if isinstance(exception, Stopped) or self._completed_step < 0 or not trainer.is_global_zero:
             return
         if self._can_save_after_exception(trainer):
-            path = self.folder / "last.ckpt"
+            path = self._folder / "last.ckpt"
             try:
                 # trainer.save_checkpoint would then wait for the other ranks, which may never come
                 trainer.strategy.save_checkpoint(compat.dump_checkpoint(trainer), path)
-                self.last_path = path
+                self.last_model_path = str(path)
             except Exception as error:
                 exception.add_note(f"step {trainer.global_step:,} could not be saved: {error}")
-        for description, existing in (("last good", self.last_path), ("best", self.folder / "best.ckpt")):
-            if existing is not None:
+        for description, existing in (("last good", self.last_model_path), ("best", self._folder / "best.ckpt")):
+            if existing:
                 with contextlib.suppress(UserError):  # there may be none
                     saved_step = Checkpoint.open(existing, verify=False).step
                     exception.add_note(f"the {description} checkpoint is {existing}, step {saved_step:,}")
 
     # ---------------------------------------------------------------------------------------------------------- saving
 
+    @property
+    def _folder(self) -> Path:
+        assert self.dirpath is not None
+        return Path(self.dirpath)
+
     def save_last_step(self, trainer: Trainer) -> None:
         """Save the current step as the last one of this command."""
+        self._completed_step = trainer.global_step
         self._save_if_due(trainer)
         self._save(trainer)
 
@@ -185,11 +225,6 @@ class StepCheckpoint(CheckpointCallback):
             if not is_current:
                 copy_checkpoint(checkpoint.path, copy)
 
-    def _is_validation_due(self, trainer: Trainer) -> bool:
-        """Return whether the Trainer validates before it goes on to the next step."""
-        _, data = module_and_data(trainer)
-        return trainer.enable_validation and (trainer.should_stop or data.plan.validates_after(trainer.global_step))
-
     def _can_save_after_exception(self, trainer: Trainer) -> bool:
         """Return whether the state is that of a completed step, is not yet saved, and one rank alone can save it."""
         module, _ = module_and_data(trainer)
@@ -207,7 +242,8 @@ class StepCheckpoint(CheckpointCallback):
 
     def _save_if_due(self, trainer: Trainer) -> None:
         names = self._due_names(trainer.global_step)
-        if names or trainer.global_step == self._validated_step:
+        is_first_save = self._saved_step < 0
+        if names or is_first_save or trainer.global_step == self._validated_step:
             self._save(trainer, *names)
 
     def _save(self, trainer: Trainer, *names: str) -> None:
@@ -228,11 +264,11 @@ class StepCheckpoint(CheckpointCallback):
                 f"after step {step:,} the weights are not finite, and not saved: "
                 "resume from a checkpoint with a smaller --model.learning_rate"
             )
-        first, *copies = [self.folder / name for name in (*names, "last.ckpt")]
+        first, *copies = [self._folder / name for name in (*names, "last.ckpt")]
         failure: UserError | None = None
         try:
             self._write(trainer, first)
-            self.last_path = first
+            self.last_model_path = str(first)
             if trainer.is_global_zero:
                 for copy in copies:
                     copy_checkpoint(first, copy)
@@ -243,7 +279,13 @@ class StepCheckpoint(CheckpointCallback):
         self._last_save_failed = failure is not None
         if failure is not None:
             raise failure
-        self._saved_step, self.last_path = step, self.folder / "last.ckpt"
+        self._saved_step, self.last_model_path = step, str(self._folder / "last.ckpt")
+        if "best.ckpt" in names:
+            assert self.best_model_score is not None
+            self.best_model_path = str(first)
+            self.best_k_models = {self.best_model_path: self.best_model_score}
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            logger.after_save_checkpoint(proxy(self))  # some loggers upload it
         self.save_seconds += time.perf_counter() - start
 
     def _write(self, trainer: Trainer, path: Path) -> None:
@@ -258,11 +300,11 @@ class StepCheckpoint(CheckpointCallback):
         """Remove the oldest periodic checkpoints up to `step`, so that `keep` of them remain."""
         # Where a run was resumed at an earlier step, the later checkpoints belong to the first attempt: they stay.
         newest_name = f"step_{step:08d}.ckpt"
-        periodic = sorted(path for path in self.folder.glob("step_*.ckpt") if path.name <= newest_name)
+        periodic = sorted(path for path in self._folder.glob("step_*.ckpt") if path.name <= newest_name)
         for path in periodic[: max(0, len(periodic) - self.keep)]:
             with contextlib.suppress(OSError):  # an extra checkpoint is no reason to end a run
                 path.rename(temporary_path(path))  # so that a folder removed in part is not taken for a checkpoint
-        remove_unfinished(self.folder)
+        remove_unfinished(self._folder)
 
 
 class StopEarly(EarlyStopping):

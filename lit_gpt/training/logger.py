@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -29,12 +30,20 @@ class StepLogger(TensorBoardLogger):
     sizes (`truncate_event_files`), so every point of every curve is there exactly once.
 
     Args:
-        *args: those of `TensorBoardLogger`.
-        **kwargs: those of `TensorBoardLogger`.
+        save_dir: Folder of all runs.
+        name: Name of the run, a folder in `save_dir`.
+        version: Number or name of the folder in it; None: a new one.
+
+    Attributes:
+        step_offset: Is added to the steps that Lightning gives to `log_metrics`. Lightning counts them from 0, so it is
+            1; it is 0 while the untrained model is validated, whose values belong to step 0.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, save_dir: str | Path = "logs", name: str = "lightning_logs", version: int | str | None = None
+    ) -> None:
+        super().__init__(save_dir, name=name, version=version)
+        self.step_offset = 1
         # files of the previous processes of a resumed run; this process writes a new file
         self._previous_files = {path.name for path in Path(self.log_dir).glob("events.*")}
         self._last_flush = 0.0  # time.perf_counter()
@@ -45,21 +54,30 @@ class StepLogger(TensorBoardLogger):
 
         Args:
             metrics: tag -> value.
-            step: the optimizer step as Lightning counts it, from 0. The event has `step + 1`.
+            step: the optimizer step as Lightning counts it. The event has `step + step_offset`.
         """
         summary = Summary()
         for tag, value in metrics.items():
             if tag != "epoch":
                 summary.MergeFrom(scalar(tag, float(value)))
         with self._write_errors_as_user_errors():
-            event_file_writer(self.experiment).add_summary(summary, None if step is None else step + 1)
+            event_file_writer(self.experiment).add_summary(summary, None if step is None else step + self.step_offset)
 
     @rank_zero_only
-    def log_settings(self, settings: dict[str, Any]) -> None:
-        """Write the settings for TensorBoard's HParams page, with `best/loss_val` as their metric, and `LOSS_CHART`."""
+    def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write the settings of the run for TensorBoard's HParams page, and `LOSS_CHART`.
+
+        The page shows the last value of `best/loss_val` beside them. Lightning's method shows `hp_metric`, of which it
+        writes a point -1 at step 0.
+
+        Args:
+            params: Setting -> value, without nested dictionaries.
+            *args: Not used.
+            **kwargs: Not used.
+        """
         with self._write_errors_as_user_errors():
             self.experiment.add_custom_scalars(LOSS_CHART)
-            for summary in hparams(settings, {"best/loss_val": 0.0}):
+            for summary in hparams(params, {"best/loss_val": 0.0}):
                 event_file_writer(self.experiment).add_summary(summary)
 
     @rank_zero_only
@@ -126,3 +144,8 @@ class StepLogger(TensorBoardLogger):
             raise UserError(
                 f"{self.log_dir}: the curves cannot be written ({error.strerror}): free some disk space"
             ) from error
+
+
+def step_logger(trainer: Trainer) -> StepLogger | None:
+    """Return the first StepLogger of a Trainer, or None."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, StepLogger)), None)

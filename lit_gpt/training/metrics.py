@@ -14,9 +14,9 @@ METRICS = ("loss/train", "optim/grad_norm", *VAL_METRICS)  # what a callback can
 
 
 def is_logging_step(trainer: Trainer, step: int) -> bool:
-    """Return whether metrics are logged after optimizer step `step`, counted from 1."""
+    """Return whether Lightning logs the metrics of optimizer step `step`, counted from 1."""
     interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return interval > 0 and step % interval == 0
+    return interval > 0 and (step % interval == 0 or trainer.should_stop)
 
 
 class Ratio(Metric):

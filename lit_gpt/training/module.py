@@ -237,8 +237,6 @@ class LitGPT(LightningModule):
         self._loss_sum = loss.detach() + (self._loss_sum if micro_batch else 0.0)
         is_last = micro_batch + 1 == accumulation or self.trainer.is_last_batch  # then the optimizer step follows
         self._is_logging_step = is_last and is_logging_step(self.trainer, self.trainer.global_step + 1)
-        if is_last and self.trainer.global_step + 1 == self._max_steps and self.text_data is not None:
-            self.trainer.val_check_batch = 1  # validate after the last step, whatever the interval
         if self._is_logging_step:  # a call of `self.log` takes a third of a millisecond
             self.log("loss/train", self._loss_sum / (micro_batch + 1), sync_dist=True)
             self.log("optim/lr", self.trainer.optimizers[0].param_groups[0]["lr"])  # of the blocks

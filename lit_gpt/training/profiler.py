@@ -53,6 +53,7 @@ class Measurements:
         tokens_per_step: tokens in an optimizer step, over all ranks.
         max_steps: the last optimizer step of the run; None: the run has no end.
         validation_interval: optimizer steps between validations; None: the run does not validate.
+        validates_at_start: whether the untrained model is validated.
         activation_bytes_per_window: estimated bytes of activations of one more window in a forward pass.
         memory_limit: most bytes the process can use; None: unknown.
         peaks: windows in a forward pass -> peak memory of steps with this batch size.
@@ -68,6 +69,7 @@ class Measurements:
     tokens_per_step: int = 0
     max_steps: int | None = None
     validation_interval: int | None = None
+    validates_at_start: bool = False
     activation_bytes_per_window: int = 0
     memory_limit: int | None = None
     peaks: dict[int, int] = field(default_factory=dict)
@@ -139,7 +141,11 @@ class Measurements:
         steps, validations = max(0, self.max_steps - completed_steps), 0
         if self.validation_interval is not None:
             validations = remaining_validations(completed_steps, self.max_steps, self.validation_interval)
-        other_seconds = self.compile_seconds + self.text_seconds * (1 + validations)  # texts at the start, too
+        texts = validations
+        if completed_steps == 0:  # the untrained model
+            texts += 1
+            validations += self.validation_interval is not None and self.validates_at_start
+        other_seconds = self.compile_seconds + self.text_seconds * texts
         eta = format_eta(steps, self.step_seconds, validations, self.validation_seconds, other_seconds)
         return f"{eta}; {speed}"
 
@@ -154,16 +160,17 @@ class RunProfiler(Callback):
 
     Args:
         generate: the callback that generates text in the run.
+        validate_at_start: whether the run validates the untrained model.
 
     Attributes:
         completed_steps: optimizer steps before the run is resumed.
         measurements: what was found so far.
     """
 
-    def __init__(self, generate: GenerateText) -> None:
+    def __init__(self, generate: GenerateText, validate_at_start: bool = True) -> None:
         self.generate = generate
         self.completed_steps = 0
-        self.measurements = Measurements()
+        self.measurements = Measurements(validates_at_start=validate_at_start)
         self._windows = 1  # in each forward pass of the current optimizer step
         self._batch_seconds: list[float] = []  # of each batch of the current optimizer step
         self._batch_start = 0.0  # time.perf_counter()

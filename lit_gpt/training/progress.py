@@ -5,11 +5,11 @@ import time
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from tqdm import tqdm
 
 from lit_gpt.device import synchronize
-from lit_gpt.training.metrics import is_logging_step
 from lit_gpt.training.module import module_and_data
 
 
@@ -49,52 +49,60 @@ def format_eta(
     return eta
 
 
-class StepProgress(ProgressBar):
-    """Progress bar over the optimizer steps of the whole run, with a line for each validation.
+class StepProgress(TQDMProgressBar):
+    """Lightning's progress bar, over the optimizer steps of the whole run, with a line for each validation.
+
+    Lightning's own bar counts the batches of an epoch. Where the output is no terminal, there are lines only.
 
     Once some steps have been timed, it prints one estimate of the remaining time. The estimate takes a validation for a
     third of the training time on the same number of tokens, because a forward pass is a third of the operations of a
     forward and a backward pass (Kaplan et al. 2020).
 
     Attributes:
-        WARM_UP_STEPS: steps before the first timed step.
-        TIMED_SECONDS: least total time of the timed steps.
-        LEAST_REMAINING_SECONDS: if less time remains, no estimate is printed.
+        WARM_UP_STEPS: Steps before the first timed step.
+        TIMED_SECONDS: Least total time of the timed steps.
+        LEAST_REMAINING_SECONDS: If less time remains, no estimate is printed.
     """
 
     WARM_UP_STEPS, TIMED_SECONDS, LEAST_REMAINING_SECONDS = 5, 2.0, 20.0
 
     def __init__(self) -> None:
-        super().__init__()
-        self.bar: tqdm | None = None
-        self.enabled = True
+        super().__init__(refresh_rate=10 if sys.stdout.isatty() else 0)  # validation batches between two refreshes
         self._timing_start_step: int | None = None  # None: the estimate has been made
         self._timing_start = 0.0  # time.perf_counter() at the end of that step
 
-    def disable(self) -> None:
-        self.enabled = False
-
-    def enable(self) -> None:
-        self.enabled = True
-
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a line above the bar."""
-        if self.enabled:
+        """Print a line above the bar, also where there is no bar."""
+        if self.trainer.is_global_zero:
             tqdm.write(" ".join(map(str, args)), file=sys.stdout)
             sys.stdout.flush()
 
+    def init_train_tqdm(self) -> Tqdm:
+        bar = super().init_train_tqdm()
+        bar.set_description("Step", refresh=False)
+        bar.unit, bar.total = "step", self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        bar.n = bar.initial = self.trainer.global_step
+        return bar
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = trainer.max_steps if trainer.max_steps > 0 else None
-        hidden = not self.enabled or not sys.stderr.isatty()
-        self.bar = tqdm(initial=trainer.global_step, total=total, unit="step", disable=hidden, dynamic_ncols=True)
-        self.print(f"step {trainer.global_step:>6,}   {'untrained' if trainer.global_step == 0 else 'resumed'}")
+        super().on_train_start(trainer, pl_module)
+        if trainer.ckpt_path is not None:
+            self.print(f"step {trainer.global_step:>6,}   resumed")
         self._timing_start_step = trainer.global_step + self.WARM_UP_STEPS
+
+    def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Go on with the same bar, which counts the steps of all epochs."""
+        is_new_run = trainer.global_step == 0 and trainer.ckpt_path is None
+        if is_new_run and "loss/val" not in trainer.callback_metrics:  # otherwise there is a line with the losses
+            self.print(f"step {trainer.global_step:>6,}   untrained")
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        """Go on with the same bar."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.bar is not None and is_logging_step(trainer, trainer.global_step):
-            self.bar.update(trainer.global_step - self.bar.n)
+        self.train_progress_bar.update(trainer.global_step - self.train_progress_bar.n)  # draws at most every 0.1 s
         if self._timing_start_step is not None and (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._time_steps(trainer, trainer.global_step - self._timing_start_step)
 
@@ -127,10 +135,11 @@ class StepProgress(ProgressBar):
         self.print(f"time        {format_eta(last_step - step, step_seconds, validations, validation_seconds)}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.bar is None or trainer.sanity_checking:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self._timing_start_step is not None:  # restart the clock, so that it does not count this validation
-            self._timing_start_step = trainer.global_step + 1
+            self._timing_start_step = max(self._timing_start_step, trainer.global_step + 1)
         metrics = trainer.callback_metrics
         line = f"step {trainer.global_step:>6,}"
         line += f"   loss/train_eval {metrics['loss/train_eval']:.4f}   loss/val {metrics['loss/val']:.4f}"
@@ -138,11 +147,6 @@ class StepProgress(ProgressBar):
             line += f"   {metrics['speed/tokens_per_second']:,.0f} tokens/s"
         self.print(line)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.bar is not None:
-            self.bar.update(trainer.global_step - self.bar.n)
-            self.bar.close()
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.bar is not None:
-            self.bar.close()
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import check_sampling, encode_prompt, generate, strip_control_characters
 from lit_gpt.training.checkpointing import has_finite_weights
-from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import module_and_data
 
 
@@ -53,8 +53,9 @@ class GenerateText(Callback):
         }
         self._last_step = -1  # the step of the last generated text
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_new_run = trainer.global_step == 0 and trainer.ckpt_path is None
+        if is_new_run and self._last_step < 0:  # the untrained model has not been validated
             self._generate_and_log(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,9 +81,9 @@ class GenerateText(Callback):
             progress_bar = trainer.progress_bar_callback
             print_text = print if progress_bar is None else progress_bar.print
             print_text(separator.join(textwrap.indent(text, "  | ", bool) for text in texts))
-            if isinstance(trainer.logger, StepLogger):
+            if (logger := step_logger(trainer)) is not None:
                 markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
-                trainer.logger.experiment.add_text(f"samples/prompt_{number}", markdown, step)
+                logger.experiment.add_text(f"samples/prompt_{number}", markdown, step)
 
     def generate_texts(self, trainer: Trainer, prompt: str) -> list[str]:
         """Return `num_samples` texts, each with its prompt. They depend only on the weights, the seed and the step."""

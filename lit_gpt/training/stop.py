@@ -168,5 +168,5 @@ class GracefulStop(Callback):
         if self.checkpointing is None:
             raise Stopped(status, f"{message}; nothing is saved, because the flags say so")
         self.checkpointing.save_last_step(trainer)
-        saved = self.checkpointing.last_path
+        saved = self.checkpointing.last_model_path
         raise Stopped(status, f"{message}; the run is saved in {saved}; resume it with: {self.resume_command}")

@@ -1,0 +1,61 @@
+"""Validate before the first step of a run and after its last one."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
+
+from lit_gpt.compat import set_logged_step
+from lit_gpt.training.logger import StepLogger
+
+
+class StartEndValidation(Callback):
+    """Validate the untrained model, as the course does, and the model after the last step, whatever the interval.
+
+    Lightning itself validates at its interval only. This callback has to be the first of the Trainer's callbacks, so
+    that all others see at the start of a batch whether its step is the last one.
+
+    The last step is also a logging step, because Lightning logs when a run is about to stop.
+
+    Args:
+        at_start: Whether to validate the untrained model. A resumed run does not do it again.
+    """
+
+    def __init__(self, at_start: bool = True) -> None:
+        self.at_start = at_start
+        self._last_step: int | float = float("inf")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = trainer.estimated_stepping_batches
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_untrained = trainer.global_step == 0 and trainer.ckpt_path is None
+        if self.at_start and is_untrained and trainer.enable_validation:
+            validate_untrained(trainer)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        set_logged_step(trainer)  # before callbacks such as LearningRateMonitor log at the start of the batch
+        steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+        if steps and trainer.global_step + 1 == self._last_step:
+            trainer.should_stop = True  # after this batch; Lightning validates a run that is about to stop
+
+
+def validate_untrained(trainer: Trainer) -> None:
+    """Run the validation loop inside `trainer.fit`, as Lightning does after a step, and log its values at step 0.
+
+    EarlyStopping does not see it: patience counts from the first validation of a trained model, and `loss/train` does
+    not exist yet.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, StepLogger)]
+    trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+    for logger in loggers:
+        logger.step_offset = 0
+    try:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
+    finally:
+        trainer.callbacks = callbacks  # type: ignore[attr-defined]
+        for logger in loggers:
+            logger.step_offset = 1
