@@ -179,6 +179,7 @@ def test_loggers_are_told_of_each_save(folder: Path, monkeypatch: pytest.MonkeyP
     assert saved == [("", "last.ckpt"), ("best.ckpt", "last.ckpt")]
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_own_model_checkpoint_works_beside_ours(fit: Fit) -> None:
     class_path = "lightning.pytorch.callbacks.ModelCheckpoint"
     arguments = {"dirpath": "mine", "monitor": "loss/train", "save_top_k": 1, "every_n_train_steps": 2}

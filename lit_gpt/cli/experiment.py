@@ -94,8 +94,8 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
     options = trainer_options(experiment, parts.trainer.as_dict())
     if command == "fit":
         configure_training(experiment, options, parts, arguments, stop)
-    else:
-        options.update(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    else:  # callbacks of a config are for training; some refuse a Trainer without loggers or checkpoints
+        options.update(logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[])
     options["callbacks"] += [stop]  # after the callback that saves
     if experiment.folder is not None and experiment.profiler is None:
         save_config = SaveConfig(parser, settings, experiment.folder)

@@ -1,5 +1,6 @@
 """Progress on the console: a bar over optimizer steps, a line for each validation, the estimated remaining time."""
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -148,5 +149,5 @@ class StepProgress(TQDMProgressBar):
         self.print(line)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._train_progress_bar is not None:
-            self._train_progress_bar.close()
+        with contextlib.suppress(TypeError):  # there is no bar before training
+            self.train_progress_bar.close()
