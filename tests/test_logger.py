@@ -123,6 +123,23 @@ def test_no_logger_still_writes_checkpoints(fit: Fit) -> None:
 # ------------------------------------------------------------------------------------------- callbacks in a config
 
 
+def test_learning_rate_monitor_agrees_with_our_rates(fit: Fit) -> None:
+    monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
+    flags = [*write_config(callbacks=[monitor]), "--trainer.log_every_n_steps", 2, "--trainer.max_steps"]
+    assert fit(*flags, 7, "--name", "straight").status == 0
+    logged = points(Path("logs/straight/version_0"))
+    tags = [tag for tag in logged if tag.startswith("lr-AdamW/")]  # one for each group; here they have equal rates
+    assert len(tags) > 1
+    assert [step for step, _ in logged["optim/lr"]] == [2, 4, 6, 7]
+    assert all(logged[tag] == logged["optim/lr"] for tag in tags)
+    constant = ["--model.schedule", "constant", "--trainer.log_every_n_steps", 1]
+    for steps in (3, 7):  # step 3 has a validation
+        assert fit(*flags, steps, *constant, "--ckpt_path", "last").status == 0
+    logged = points(RUN)
+    assert [step for step, _ in logged["optim/lr"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert all(logged[tag] == logged["optim/lr"] for tag in tags)
+
+
 def test_progress_bar_in_a_config_replaces_ours(fit: Fit) -> None:
     for callback in ("TQDMProgressBar", "ModelSummary"):
         given = {"class_path": f"lightning.pytorch.callbacks.{callback}"}
