@@ -76,7 +76,7 @@ def test_intervals_count_optimizer_steps_under_accumulation(fit: Fit) -> None:
     assert fit("--data.global_batch_size", 12, "--trainer.log_every_n_steps", 2).status == 0
     logged = points(RUN)
     assert [step for step, _ in logged["loss/train"]] == [2, 4, 6]
-    assert [step for step, _ in logged["loss/val"]] == [3, 6]
+    assert [step for step, _ in logged["loss/val"]] == [0, 3, 6]
     assert [step for step, _ in logged["optim/grad_norm"]] == [2, 4, 6]
     assert set(logged) == {
         *("loss/train", "loss/train_eval", "loss/val", "best/loss_val", "val/perplexity", "val/bits_per_byte"),
@@ -88,15 +88,15 @@ def test_intervals_count_optimizer_steps_under_accumulation(fit: Fit) -> None:
 @pytest.mark.parametrize("flags", [[], ["--data.global_batch_size", 12]], ids=["one batch", "three"])
 def test_last_step_validates_whatever_the_interval(fit: Fit, flags: list[object]) -> None:
     assert fit("--trainer.val_check_interval", 4, *flags).status == 0
-    assert [step for step, _ in points(RUN)["loss/val"]] == [4, 6]
+    assert [step for step, _ in points(RUN)["loss/val"]] == [0, 4, 6]
     assert fit("--name", "rare", "--trainer.val_check_interval", 1000, *flags).status == 0
-    assert [step for step, _ in points(Path("logs/rare/version_0"))["loss/val"]] == [6]
+    assert [step for step, _ in points(Path("logs/rare/version_0"))["loss/val"]] == [0, 6]
 
 
 def test_validation_interval_can_be_a_part_of_an_epoch(fit: Fit) -> None:
     result = fit("--trainer.val_check_interval", 0.25, "--data.global_batch_size", 8)
     assert "17 to an epoch" in result.out
-    assert [step for step, _ in points(RUN)["loss/val"]] == [4, 6]
+    assert [step for step, _ in points(RUN)["loss/val"]] == [0, 4, 6]
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])

@@ -153,7 +153,7 @@ def test_resumed_run_writes_each_point_once(fit: Fit) -> None:
     assert [step for step, _ in logged["loss/train"]] == list(range(1, 10))
     assert [step for step, _ in logged["loss/val"]] == [0, 3, 6, 9]
     read = EventAccumulator(str(RUN), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-    assert [event.step for event in read.Scalars("loss/train")] == list(range(1, 10))  # as TensorBoard reads it
+    assert sorted(event.step for event in read.Scalars("loss/train")) == list(range(1, 10))  # as TensorBoard reads it
     assert sorted(texts(RUN)) == [0, 3, 6, 9]
     assert (RUN / "last.ckpt").read_bytes() != first
 
