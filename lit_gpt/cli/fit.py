@@ -154,13 +154,20 @@ def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
 
 
 def log_settings(experiment: Experiment) -> None:
-    """Log the settings of a new run with every logger."""
+    """Log the settings of a new run with every logger.
+
+    Raises:
+        UserError: A logger cannot write its files.
+    """
     if experiment.resumes_in_place:
         return
     settings = experiment.settings.as_dict()
     params = flatten({key: settings[key] for key in ("seed_everything", "data", "model", "trainer")})
     for logger in experiment.trainer.loggers:
-        logger.log_hyperparams(params)
+        try:
+            logger.log_hyperparams(params)
+        except OSError as error:
+            raise UserError(f"{type(logger).__name__}: {error}") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- training
