@@ -330,26 +330,23 @@ class GPT(nn.Module):
         logits = self.head(self.hidden(tokens, cache, documents))  # (B, T, V)
         return logits, None if targets is None else ops.cross_entropy(logits, targets)
 
-    def loss(
-        self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None, reduction: ops.Reduction = "mean"
-    ) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> Tensor:
         """Return the loss that `forward` returns, with less memory: large logits are computed a chunk at a time.
 
-        `test_chunked_loss_and_gradients_match_logits` compares both, and their gradients. Arguments as in `forward`;
-        `reduction` is "mean" over the targets that count, or "sum".
+        `test_chunked_loss_and_gradients_match_logits` compares both, and their gradients. Arguments as in `forward`.
         """
         x, inputs = self.prepare_inputs(tokens, documents=documents)
         with ops.autocast_disabled(x):
-            return self.blocks_loss(x, inputs, targets, reduction)
+            return self.blocks_loss(x, inputs, targets)
 
-    def blocks_loss(self, x: Tensor, inputs: BlockInputs, targets: Tensor, reduction: ops.Reduction) -> Tensor:
+    def blocks_loss(self, x: Tensor, inputs: BlockInputs, targets: Tensor) -> Tensor:
         """Return the loss, computed from the embedded tokens x (B, T, D): a scalar in nats.
 
         With `compile`, a single CPU process compiles this method as one graph. The embedding is not part of it, because
         its compiled backward pass adds up gradients in an order that differs between runs.
         """
         hidden = self.norm(self.blocks(x, inputs))  # (B, T, D)
-        return ops.linear_cross_entropy(hidden, self.head.weight, targets, reduction)
+        return ops.linear_cross_entropy(hidden, self.head.weight, targets)
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:

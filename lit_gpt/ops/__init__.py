@@ -15,7 +15,6 @@ from lit_gpt.ops.attention import (
 )
 from lit_gpt.ops.cross_entropy import (
     IGNORE_INDEX,
-    Reduction,
     cross_entropy,
     evaluate_linear_cross_entropy,
     linear_cross_entropy,
@@ -27,7 +26,6 @@ from lit_gpt.ops.rms_norm import rms_norm
 __all__ = [
     "IGNORE_INDEX",
     "BlockMasks",
-    "Reduction",
     "autocast_disabled",
     "compute_dtype",
     "cross_entropy",

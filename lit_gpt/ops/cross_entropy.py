@@ -6,7 +6,7 @@ twice (as in Liger Kernel, Hsu et al. 2024). Where all logits are small, a CPU i
 """
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,33 +18,33 @@ from lit_gpt.ops.linear import accumulation_dtype, autocast_disabled, linear
 IGNORE_INDEX = -100  # a target that counts in no loss; PyTorch's default
 UNCHUNKED_LOSS_BYTES = 2**21  # bytes of float32 logits up to which a CPU is faster without chunks
 
-Reduction = Literal["mean", "sum"]
 
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    """Return the cross entropy of logits (..., V) with targets (...), in nats, computed in float32 or wider.
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Return the cross entropy of logits (..., V) with targets (...), in nats, computed in float32 or wider."""
+    `reduction` is "mean" over the targets that count, or "sum".
+    """
     flat = logits.flatten(0, -2).to(accumulation_dtype(logits.dtype))  # (N, V)
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
-    """Return `cross_entropy(linear(hidden, weight), targets, reduction)`.
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return `cross_entropy(linear(hidden, weight), targets)`, the mean over the targets that count.
 
     Args:
         hidden: (..., D).
         weight: (V, D).
         targets: (...) int64; `IGNORE_INDEX` counts in no loss.
-        reduction: "mean" over the targets that count, or "sum".
 
     Returns:
         A scalar in nats, in float32 or wider.
     """
     if not torch.is_grad_enabled():
         nats, _ = evaluate_linear_cross_entropy(hidden, weight, targets)
-        return nats if reduction == "sum" else nats * _mean_scale(targets, nats.dtype)
+        return nats * _mean_scale(targets, nats.dtype)
     if holds_all_logits(targets, weight):
-        return cross_entropy(linear(hidden, weight), targets, reduction)
-    return _chunked_loss(hidden.flatten(0, -2), weight, targets.flatten(), reduction)
+        return cross_entropy(linear(hidden, weight), targets)
+    return _chunked_loss(hidden.flatten(0, -2), weight, targets.flatten())
 
 
 @torch.no_grad()
@@ -78,9 +78,9 @@ def holds_all_logits(targets: Tensor, weight: Tensor) -> bool:
     return targets.device.type == "cpu" and logits_bytes <= UNCHUNKED_LOSS_BYTES and torch.is_grad_enabled()
 
 
-def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction) -> Tensor:
+def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     hidden = _wide_enough(hidden)
-    scale = _mean_scale(targets, accumulation_dtype(hidden.dtype)) if reduction == "mean" else None
+    scale = _mean_scale(targets, accumulation_dtype(hidden.dtype))
     with autocast_disabled(hidden):  # on a GPU it would take the softmax in float32
         loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
     return loss
@@ -117,7 +117,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     VOCAB_MULTIPLE: ClassVar = {"cuda": 64}
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor | None = None) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
         """hidden (N, D), weight (V, D), targets (N,), scale () -> a scalar in nats."""
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         dtype, (vocab_size, _) = accumulation_dtype(hidden.dtype), weight.shape
@@ -127,7 +127,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), device=hidden.device, dtype=dtype)
         for rows in _chunks(hidden, padded, hidden.dtype):
             counted = (targets[rows] != IGNORE_INDEX).unsqueeze(-1)  # (n, 1)
-            row_scale = counted if scale is None else counted * scale.to(dtype)  # (n, 1)
+            row_scale = counted * scale.to(dtype)  # (n, 1)
             logits = _chunk_logits(hidden[rows], padded, vocab_size)  # (n, V or more)
             in_place = logits if logits.device.type == "cpu" else None  # newly mapped memory costs a CPU more than exp
             grad = torch.softmax(logits, dim=-1, out=in_place)  # (n, V or more), computed in float32 or wider
@@ -140,7 +140,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 _accumulate(grad_weight, grad, scaled, first=rows.start == 0)
             del grad  # before the next chunk is computed
         ctx.grads = grad_hidden, None if grad_weight is None else grad_weight[:vocab_size].to(weight.dtype)
-        return loss if scale is None else loss * scale
+        return loss * scale
 
     @staticmethod
     @once_differentiable

@@ -8,14 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_gpt.ops.attention import document_mask, document_positions
-from lit_gpt.ops.cross_entropy import IGNORE_INDEX, Reduction
+from lit_gpt.ops.cross_entropy import IGNORE_INDEX
 from lit_gpt.ops.dropout import BlockMasks
 from lit_gpt.ops.linear import autocast_disabled, compute_dtype
 
 __all__ = [
     "IGNORE_INDEX",
     "BlockMasks",
-    "Reduction",
     "autocast_disabled",
     "compute_dtype",
     "document_mask",
@@ -69,13 +68,13 @@ def scaled_dot_product_attention(
     return F.dropout(scores.softmax(dim=-1), dropout_p) @ v
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
     wide = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, targets.flatten(), reduction=reduction)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, reduction: Reduction = "mean") -> Tensor:
-    return cross_entropy(linear(hidden, weight), targets, reduction)
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(linear(hidden, weight), targets)
 
 
 def evaluate_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

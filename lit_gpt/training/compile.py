@@ -7,7 +7,6 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lit_gpt.model import GPT, BlockInputs
-from lit_gpt.ops import Reduction
 from lit_gpt.ops.cross_entropy import holds_all_logits
 
 
@@ -26,9 +25,9 @@ def compile_blocks(gpt: GPT, trainer: Trainer) -> None:
     gpt.blocks.compile(options=options)
     eager, compiled = gpt.blocks_loss, torch.compile(gpt.blocks_loss, options=options)
 
-    def blocks_loss(x: Tensor, inputs: BlockInputs, targets: Tensor, reduction: Reduction) -> Tensor:
+    def blocks_loss(x: Tensor, inputs: BlockInputs, targets: Tensor) -> Tensor:
         # The chunks of a large loss take their gradients by hand, which a compiler cannot follow.
         function = compiled if holds_all_logits(targets, gpt.head.weight) else eager
-        return function(x, inputs, targets, reduction)
+        return function(x, inputs, targets)
 
     gpt.blocks_loss = blocks_loss  # type: ignore[method-assign]

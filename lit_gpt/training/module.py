@@ -233,7 +233,7 @@ class LitGPT(LightningModule):
         micro_batch = batch_idx % accumulation
         if self.gpt.config.dropout > 0 and self.text_data is not None:
             self._seed_dropout(self.text_data.seed, self.trainer.global_step * accumulation + micro_batch)
-        loss = self.gpt.loss(*batch)  # type: ignore[arg-type]
+        loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if micro_batch else 0.0)
         is_last = micro_batch + 1 == accumulation or self.trainer.is_last_batch  # then the optimizer step follows
         self._is_logging_step = is_last and is_logging_step(self.trainer, self.trainer.global_step + 1)
