@@ -62,14 +62,17 @@ def test_commands_run_one_after_another(tmp_path: Path) -> None:
 
 
 def test_python_code_runs(tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    programs = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     small = ["--name", "poems", "--data.files", "rows.txt", "--data.tokenizer", "byte", *SHORT["fit.py"]]
     (tmp_path / "rows.txt").write_text("one row\n" * 200)
+    (tmp_path / "poems.csv").write_text("text\n" + "one row\n" * 400)
     assert forked(tmp_path, *small).status == 0
-    line = [sys.executable, "-c", program]
-    result = subprocess.run(line, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip()
+    assert len(programs) == 2
+    for program in programs:
+        line = [sys.executable, "-c", program]
+        result = subprocess.run(line, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip()
 
 
 def test_make_goals_exist() -> None:
