@@ -9,6 +9,7 @@ from conftest import Fit, points, weights
 
 import lit_gpt.data.batches
 from lit_gpt import load_model
+from lit_gpt.cli.parser import build_parser
 from lit_gpt.data.batches import TrainBatches
 from lit_gpt.data.datamodule import TextDataModule
 
@@ -32,6 +33,19 @@ def small_evaluation_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_default_validation_interval_is_saved(fit: Fit) -> None:
     assert fit("--trainer.val_check_interval", "null").status == 0
     assert (saved_trainer()["val_check_interval"], saved_trainer()["check_val_every_n_epoch"]) == (200, None)
+
+
+def test_help_names_the_default_validation_interval() -> None:
+    text = " ".join(build_parser("fit", "name").format_help().split())
+    assert "Optimizer steps between validations if int, part of an epoch if float. null: 200, or the end of" in text
+
+
+@pytest.mark.parametrize(("value", "expected"), [("1", int), ("1.0", float), ("0.5", float), ("4", int)])
+def test_number_of_batches_and_part_are_told_apart(value: str, expected: type) -> None:
+    names = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "overfit_batches", "val_check_interval")
+    flags = [word for name in names for word in (f"--trainer.{name}", value)]
+    trainer = build_parser("fit", "name").parse_args(flags).trainer
+    assert [(type(trainer[name]), trainer[name]) for name in names] == [(expected, float(value))] * len(names)
 
 
 @pytest.mark.parametrize("flags", [[], ["--data.global_batch_size", 8]], ids=["one batch a step", "two"])

@@ -243,6 +243,9 @@ CHECKPOINTS: dict[str, Case] = {
     "invalid step": Case(
         ["--ckpt_path", "changed.ckpt"], "not a checkpoint of lit_gpt", lambda: change_checkpoint(global_step="x")
     ),
+    "validate without batches": Case(
+        ["validate", "--ckpt_path", LAST, "--trainer.limit_val_batches", "0"], "validate would evaluate nothing"
+    ),
     "all checkpoints damaged": Case(
         ["--ckpt_path", "last"],
         "no checkpoint can be used: logs/small/version_0/best.ckpt, logs/small/version_0/last.ckpt",

@@ -130,6 +130,9 @@ def _command_errors(settings: Namespace, command: str) -> Iterator[str]:
         yield f"{command} needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt"
     if command == "test" and not (data.test_fraction or data.test_files or data.split_column):
         yield "there is no test split: give --data.test_fraction, --data.test_files or --data.split_column"
+    limit = {"validate": "limit_val_batches", "test": "limit_test_batches"}.get(command)
+    if limit is not None and trainer[limit] == 0:
+        yield f"--trainer.{limit} 0: {command} would evaluate nothing, leave it out"
     if settings.preflight and command != "fit":
         yield f"--preflight measures a training run: leave out --preflight or {command}"
     if settings.preflight and trainer.fast_dev_run:

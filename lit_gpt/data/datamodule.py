@@ -44,9 +44,9 @@ class TextDataModule(LightningDataModule):
     It works with a Trainer and without one:
 
         data = TextDataModule("poems.csv", columns="text", tokenizer="char")
-        data.prepare_data()
-        data.setup("fit")
-        tokens, targets = next(iter(data.train_dataloader()))
+        tokens, targets = data.get_batch("train")
+
+    A Trainer has to accumulate as many batches as `global_batch_size` says, if it is given. `fit.py` sees to that.
 
     Args:
         files: Paths, URLs or globs of .csv, .tsv, .txt, .jsonl or .parquet files. All but Parquet may be compressed
