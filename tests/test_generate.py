@@ -119,6 +119,16 @@ def test_generate_stops_before_end_id() -> None:
     assert generate(model, [[3]], 30, end=end, temperature=0) == [free[: free.index(end)]]
 
 
+def test_generate_computes_a_token_once_and_stops_soon_after_the_end_of_all_rows() -> None:
+    model, computed = gpt(context_length=64), []
+    model.norm.register_forward_hook(lambda module, args, output: computed.append(output.shape[1]))
+    (free,) = generate(model, [[3, 4]], 40, temperature=0)
+    assert computed == [2] + [1] * 39
+    computed.clear()
+    generate(model, [[3, 4]], 40, end=free[4], temperature=0)
+    assert computed == [2] + [1] * 15
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 def test_prepare_for_inference_changes_probabilities_by_rounding_only(bias: bool, rows: int) -> None:
