@@ -1,6 +1,7 @@
 """Flags of the Trainer that decide how long an epoch is and when a run validates, as fit.py counts them."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lit_gpt import load_model
 from lit_gpt.cli.parser import build_parser
 from lit_gpt.data.batches import TrainBatches
 from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
 
@@ -46,6 +48,23 @@ def test_number_of_batches_and_part_are_told_apart(value: str, expected: type) -
     flags = [word for name in names for word in (f"--trainer.{name}", value)]
     trainer = build_parser("fit", "name").parse_args(flags).trainer
     assert [(type(trainer[name]), trainer[name]) for name in names] == [(expected, float(value))] * len(names)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_fast_dev_run_trains_and_validates_that_many_batches(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    found: list[str] = []
+    for name in ("training_step", "on_validation_epoch_end"):
+        original = getattr(LitGPT, name)
+
+        def patched(module: LitGPT, *args: object, name: str = name, original: Any = original) -> object:
+            found.append(name)
+            return original(module, *args)
+
+        monkeypatch.setattr(LitGPT, name, patched)
+    assert fit("--trainer.fast_dev_run", batches, "--data.global_batch_size", 8).status == 0
+    assert found == ["training_step"] * batches + ["on_validation_epoch_end"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--data.global_batch_size", 8]], ids=["one batch a step", "two"])

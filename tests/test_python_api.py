@@ -109,7 +109,7 @@ def test_fit_with_stock_callbacks_and_loggers(folder: Path) -> None:
         ({"accumulate_grad_batches": 2}, [5, 10]),
         ({"check_val_every_n_epoch": 2}, [20]),
         ({"val_check_interval": 0.5}, [5, 10, 15, 20]),
-        ({"val_check_interval": 5}, [5, 10, 15, 20]),
+        ({"val_check_interval": 4}, [4, 8, 14, 18]),  # counted in each epoch
         ({"val_check_interval": 4, "check_val_every_n_epoch": None, "accumulate_grad_batches": 2}, [2, 4, 6, 8, 10]),
         ({"limit_val_batches": 1}, [10, 20]),
         ({"limit_val_batches": 0}, []),

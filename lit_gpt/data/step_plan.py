@@ -25,12 +25,6 @@ class StepPlan:
     validation_interval: int | None
     last_step: int | None
 
-    def validates_after(self, step: int) -> bool:
-        """Return whether the run validates after optimizer step `step`, counted from 1."""
-        if self.validation_interval is None:
-            return False
-        return step % self.validation_interval == 0 or step == self.last_step
-
 
 def plan_steps(
     num_windows: int,
