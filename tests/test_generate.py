@@ -13,6 +13,7 @@ from lit_gpt.device import supports_bfloat16
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import (
     _disable_onednn,
+    check_sampling,
     encode_prompt,
     generate,
     prepare_for_inference,
@@ -213,6 +214,10 @@ def test_sample_token_takes_two_random_numbers_for_each_row() -> None:
 def test_stream_tokens_refuses_values_out_of_range(sampling: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         next(stream_tokens(gpt(), [[1]], 1, **sampling))
+
+
+def test_check_sampling_accepts_the_bounds() -> None:
+    check_sampling(temperature=0, top_k=1, top_p=1)
 
 
 def streamed_pieces(monkeypatch: pytest.MonkeyPatch, ids: list[int], mode: str = "rows") -> list[str]:
