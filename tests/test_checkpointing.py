@@ -9,14 +9,15 @@ import pytest
 import torch
 import yaml
 from conftest import Fit, points
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 
-from lit_gpt import GPTConfig, LitGPT, TextDataModule
+from lit_gpt import GPTConfig, LitGPT, TextDataModule, UserError
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.progress import StepProgress
 from lit_gpt.training.validation import StartEndValidation
 
 RUN = Path("logs/small/version_0")
@@ -88,7 +89,7 @@ BARE_TRAINER_WARNINGS = pytest.mark.filterwarnings(
 )
 
 
-def make_run(folder: Path, max_steps: int, *callbacks: Callback) -> tuple[Trainer, TextDataModule]:
+def make_run(folder: Path, max_steps: int, *callbacks: Callback, **options: Any) -> tuple[Trainer, TextDataModule]:
     """Return a Trainer that validates every three steps, with our checkpoint callback and others, and its data."""
     checkpoint = StepCheckpoint(every_n_steps=2)
     checkpoint.dirpath = str(folder / "run")
@@ -99,7 +100,7 @@ def make_run(folder: Path, max_steps: int, *callbacks: Callback) -> tuple[Traine
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         callbacks=[StartEndValidation(), checkpoint, *callbacks],
-        **{**quiet, **intervals},
+        **{**quiet, **intervals, **options},
     )
     return trainer, TextDataModule("rows.txt", tokenizer="byte", context_length=16, batch_size=4)
 
@@ -179,8 +180,40 @@ def test_loggers_are_told_of_each_save(folder: Path, monkeypatch: pytest.MonkeyP
     assert saved == [("", "last.ckpt"), ("best.ckpt", "last.ckpt")]
 
 
+def test_folder_that_cannot_be_written_to_is_reported_before_the_first_step(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("lit_gpt.training.checkpointing.save_checkpoint", fail)
+    result = fit("--checkpoint.every_n_steps", 100, "--validate_at_start", "false")
+    assert (result.status, result.err) == (2, "error: the disk is full\n")
+    assert "step      0   untrained" in result.out
+    assert "step      3" not in result.out
+    assert not RUN.exists()
+
+
+@BARE_TRAINER_WARNINGS
+def test_end_of_an_epoch_saves_nothing_of_its_own(folder: Path) -> None:
+    trainer, data = make_run(folder, -1, max_epochs=2, val_check_interval=1.0, check_val_every_n_epoch=1)
+    data.batch_size = 40
+    trainer.fit(make_model(), datamodule=data)
+    assert trainer.current_epoch == 2
+    assert trainer.global_step > 4
+    files = sorted(path.name for path in (folder / "run").iterdir())
+    assert files == ["best.ckpt", "last.ckpt", "step_00000004.ckpt", "step_00000006.ckpt"]
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_own_model_checkpoint_works_beside_ours(fit: Fit) -> None:
+def test_own_model_checkpoint_works_beside_ours(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorder(StepProgress):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            super().on_train_start(trainer, pl_module)
+            orders.append([type(callback).__name__ for callback in trainer.checkpoint_callbacks])
+
+    orders: list[list[str]] = []
+    monkeypatch.setattr("lit_gpt.cli.experiment.StepProgress", Recorder)
     class_path = "lightning.pytorch.callbacks.ModelCheckpoint"
     arguments = {"dirpath": "mine", "monitor": "loss/train", "save_top_k": 1, "every_n_train_steps": 2}
     callbacks = [{"class_path": class_path, "init_args": {**arguments, "filename": "best_train"}}]
@@ -188,6 +221,7 @@ def test_own_model_checkpoint_works_beside_ours(fit: Fit) -> None:
     assert fit("--config", "mine.yaml", "--name", "straight").status == 0
     assert [path.name for path in Path("mine").iterdir()] == ["best_train.ckpt"]
     assert Path("logs/straight/version_0/best.ckpt").exists()
+    assert orders == [["StepCheckpoint", "ModelCheckpoint"]]  # so trainer.checkpoint_callback is ours
     for steps in (4, 6):
         resumed = ["--trainer.max_steps", steps, "--model.schedule", "constant", "--ckpt_path", "last"]
         assert fit("--config", "mine.yaml", *resumed).status == 0

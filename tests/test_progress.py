@@ -3,6 +3,7 @@
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Fit, console_line, points
@@ -33,3 +34,21 @@ def test_long_run_prints_its_remaining_time_once(fit: Fit, monkeypatch: pytest.M
     assert re.fullmatch(r"about \S+ \w+: 24 steps of \S+ ms, 3 validations of \S+ ms", eta)
     without_eta, with_eta = (points(Path(f"logs/small/version_{n}"))["loss/train"] for n in (0, 1))
     assert without_eta == with_eta
+
+
+def test_bar_counts_the_steps_of_the_whole_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+    init_train_tqdm = StepProgress.init_train_tqdm
+
+    def keep(progress: StepProgress) -> Any:
+        bars.append(init_train_tqdm(progress))
+        assert not bars[-1].disable
+        return bars[-1]
+
+    monkeypatch.setattr(StepProgress, "init_train_tqdm", keep)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr(StepProgress, "print", lambda *args: None)
+    flags = ["--data.batch_size", 40, "--data.global_batch_size", 80, "--model.schedule", "constant"]
+    assert "1 to an epoch" in fit(*flags, "--trainer.max_steps", 3).out
+    assert fit(*flags, "--ckpt_path", "last").status == 0
+    assert [(bar.initial, bar.n, bar.total, bar.unit) for bar in bars] == [(0, 3, 3, "step"), (3, 6, 6, "step")]

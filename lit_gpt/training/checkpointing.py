@@ -91,7 +91,8 @@ class StepCheckpoint(ModelCheckpoint):
             raise UserError(
                 f"--checkpoint.every_n_steps is {every_n_steps} and --checkpoint.keep {keep}: give 1 or more, 0 or more"
             )
-        super().__init__(monitor="loss/val", mode="min", save_last=True)
+        # without an interval, and with this last argument, ModelCheckpoint saves in none of its hooks that remain
+        super().__init__(monitor="loss/val", mode="min", save_last=True, save_on_train_epoch_end=False)
         self.every_n_steps, self.keep = every_n_steps, keep
         self.best_step = -1
         self.save_seconds = 0.0
@@ -151,12 +152,6 @@ class StepCheckpoint(ModelCheckpoint):
         self._completed_step = trainer.global_step  # training has gone on to the next step
         if self._saved_step != trainer.global_step:
             self._save_if_due(trainer)
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Save nothing: the points of the step are not written yet, and its validation follows."""
-
-    def on_train_epoch_end(self, *args: Any) -> None:
-        """Save nothing: epochs do not matter here."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the loss with the lowest one so far; the next step, or the end of the run, saves."""
