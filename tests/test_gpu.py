@@ -64,6 +64,19 @@ def test_chunked_cross_entropy_matches_unchunked(monkeypatch: pytest.MonkeyPatch
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
 
 
+@pytest.mark.parametrize("chunk", [2**12, 2**30])
+def test_evaluation_matches_cpu(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK_BYTES", {"cpu": 2**25, "cuda": chunk})
+    model, tokens = gpt(context_length=64), random_tokens(8, 64)
+    targets = tokens.roll(-1, dims=1)
+    targets[0, 30:] = IGNORE_INDEX
+    nats, correct = model.evaluate(tokens, targets)
+    model.cuda().tie_and_init_buffers()
+    nats_on_gpu, correct_on_gpu = model.evaluate(tokens.cuda(), targets.cuda())
+    torch.testing.assert_close(nats_on_gpu.cpu(), nats, rtol=1e-4, atol=0)
+    assert int(correct_on_gpu) == int(correct)
+
+
 def test_document_mask_separates_documents() -> None:
     model, tokens = gpt(context_length=64).cuda(), random_tokens(2, 64).cuda()
     model.tie_and_init_buffers()
