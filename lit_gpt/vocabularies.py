@@ -125,9 +125,16 @@ def _tiktoken_cache(files: Mapping[str, Path]) -> Iterator[None]:
     affected: the folder is temporary, and the environment is that of this process.
     """
     before = os.environ.get(CACHE_VARIABLE)
-    with tempfile.TemporaryDirectory() as folder:
-        for url, path in files.items():
-            shutil.copyfile(path, Path(folder, hashlib.sha1(url.encode()).hexdigest()))  # as tiktoken names it
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            for url, path in files.items():
+                shutil.copyfile(path, Path(folder, hashlib.sha1(url.encode()).hexdigest()))  # as tiktoken names it
+        except OSError as error:
+            raise UserError(
+                f"a vocabulary cannot be copied to the folder for temporary files ({error.strerror}): give TMPDIR a "
+                "folder with free space"
+            ) from error
         os.environ[CACHE_VARIABLE] = folder
         try:
             yield

@@ -138,6 +138,32 @@ def test_trainer_finds_best_and_last_checkpoint(folder: Path) -> None:
 
 
 @BARE_TRAINER_WARNINGS
+@pytest.mark.parametrize("change", ["moved", "newer"])
+def test_best_checkpoint_of_another_step_is_not_taken_for_the_best(folder: Path, change: str) -> None:
+    first, data = make_run(folder, 4)
+    first.fit(make_model(), datamodule=data)
+    run, resumed_from = folder / "run", folder / "elsewhere.ckpt"
+    if change == "newer":  # the run went on from here, and wrote another best.ckpt
+        resumed_from = run / "step.ckpt"
+    shutil.copy(run / "last.ckpt", resumed_from)
+    if change == "newer":
+        second, data = make_run(folder, 9)
+        second.fit(make_model(), datamodule=data, ckpt_path=resumed_from)
+        assert Checkpoint.open(run / "best.ckpt").step > 4
+    found: list[str] = []
+
+    class Record(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            checkpoint: Any = trainer.checkpoint_callback
+            found.append(checkpoint.best_model_path)
+            trainer.should_stop = True
+
+    trainer, data = make_run(folder, 12, Record())
+    trainer.fit(make_model(), datamodule=data, ckpt_path=resumed_from)
+    assert found[0] == ""
+
+
+@BARE_TRAINER_WARNINGS
 def test_best_checkpoint_is_known_right_after_a_resume(folder: Path) -> None:
     class Record(Callback):
         def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:

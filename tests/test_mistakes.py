@@ -165,6 +165,14 @@ def change_checkpoint(**changes: object) -> None:
     torch.save(checkpoint, "changed.ckpt")
 
 
+def states_without_step() -> list:
+    """Return the optimizer states of the run's last checkpoint, without the step counter of each parameter."""
+    states = torch.load(LAST, weights_only=True)["optimizer_states"]
+    for state in states[0]["state"].values():
+        del state["step"]
+    return states
+
+
 def moments_of_wrong_shape() -> list:
     """Return the optimizer states of the run's last checkpoint, with a moment of another shape."""
     states = torch.load(LAST, weights_only=True)["optimizer_states"]
@@ -216,6 +224,11 @@ CHECKPOINTS: dict[str, Case] = {
         ["--ckpt_path", LAST, "--data.val_fraction", "0.3"], "val tokens 279 in the checkpoint, 793 now"
     ),
     "another optimizer": Case(["--ckpt_path", LAST, "--model.optimizer", "muon"], "was trained with adamw"),
+    "optimizer state without step counters": Case(
+        ["--ckpt_path", "changed.ckpt"],
+        "has the optimizer state of an earlier version of lit_gpt",
+        lambda: change_checkpoint(optimizer_states=states_without_step()),
+    ),
     "no weights": Case(
         ["--ckpt_path", "changed.ckpt"], "gpt.blocks.0.attention.k_norm", lambda: change_checkpoint(state_dict={})
     ),

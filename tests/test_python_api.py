@@ -1,13 +1,14 @@
 """The Python API works without the command line, as docs and docstrings show it."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import Fit, points, weights
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_gpt import GPTConfig, LitGPT, TextDataModule, UserError
+from lit_gpt.ops import IGNORE_INDEX
 from lit_gpt.optim import learning_rate_factor
 
 pytestmark = pytest.mark.filterwarnings(
@@ -312,6 +314,75 @@ def test_hyperparameters_are_saved_as_plain_values(folder: Path) -> None:
     assert hparams["config"]["vocab_size"] == 257
     loaded = LitGPT.load_from_checkpoint("run.ckpt")
     assert loaded.hparams == trainer.lightning_module.hparams
+
+
+def test_subclass_passes_its_own_arguments_on(folder: Path) -> None:
+    class Slow(LitGPT):
+        def __init__(self, config: GPTConfig, learning_rate: float = 1.0) -> None:
+            super().__init__(config, learning_rate=learning_rate / 1000, weight_decay=0.0)
+
+    model = Slow(make_model().gpt.config)
+    assert (model.hparams["learning_rate"], model.hparams["weight_decay"]) == (1e-3, 0.0)
+    assert model.parameter_groups()[0]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        lambda: EarlyStopping("loss/train", patience=9),
+        lambda: ModelCheckpoint("checkpoints", monitor="loss/train", every_n_train_steps=4),
+        lambda: ModelCheckpoint("checkpoints", monitor="loss/train"),
+    ],
+    ids=["early stopping", "checkpoint of a step", "checkpoint of an epoch"],
+)
+def test_loss_train_can_be_monitored_whatever_the_logging_interval(folder: Path, callback: Callable[[], Any]) -> None:
+    few: dict[str, Any] = {"max_steps": -1, "max_epochs": 2, "limit_train_batches": 5}
+    trainer = make_trainer(**few, log_every_n_steps=50, callbacks=[callback()])
+    trainer.fit(make_model(), datamodule=make_data())
+    assert trainer.global_step == 10
+    last = make_trainer(**few, enable_checkpointing=False)
+    last.fit(make_model(), datamodule=make_data())
+    assert trainer.callback_metrics["loss/train"] == last.callback_metrics["loss/train"]
+
+
+def test_dataloaders_of_the_data_module_need_it(folder: Path) -> None:
+    data, model = make_data(), make_model()
+    message = "dataloaders of a TextDataModule do not work alone: give the Trainer datamodule=data"
+    with pytest.raises(UserError, match=message):
+        make_trainer(enable_checkpointing=False).fit(model, data.train_dataloader())
+    with pytest.raises(UserError, match=message):
+        make_trainer().validate(model, data.val_dataloader())
+
+
+def test_default_warmup_is_a_tenth_of_a_short_run(folder: Path) -> None:
+    trainer, model = make_trainer(max_steps=20, enable_checkpointing=False), make_model(learning_rate=0.1)
+    rates: list[float] = []
+
+    class Record(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer.callbacks.append(Record())  # type: ignore[attr-defined]
+    trainer.fit(model, datamodule=make_data())
+    assert rates == pytest.approx([0.1 * learning_rate_factor(step, "cosine", 2, 20, 0.1) for step in range(20)])
+    assert make_model(schedule="constant")._learning_rate_factor(49) == 0.5  # of 100 steps where no end is known
+
+
+def test_estimate_loss_without_an_evaluation_is_a_user_error(folder: Path) -> None:
+    with pytest.raises(UserError, match="nothing has been evaluated"):
+        make_model().estimate_loss()
+
+
+def test_predict_sees_documents_and_ends_at_the_last_target(folder: Path) -> None:
+    model, data = make_model().eval(), make_data(document_mask=True, eval_windows=None)
+    predicted = make_trainer(enable_checkpointing=False).predict(model, datamodule=data)
+    assert predicted is not None
+    *_, (tokens, targets, documents) = data.predict_dataloader()
+    length = int((targets[-1] != IGNORE_INDEX).sum())
+    assert 0 < length < 16  # the last window of the split is cut short
+    logits = model.eval().gpt(tokens, documents=documents)[0]
+    torch.testing.assert_close(predicted[-1][-1], logits[-1, length - 1])
+    torch.testing.assert_close(predicted[-1][0], logits[0, -1])
 
 
 # ---------------------------------------------------------------------------------------------- other dataloaders

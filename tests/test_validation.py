@@ -32,6 +32,13 @@ SETTINGS: dict[str, Case] = {
     ),
     "schedule without end": Case(["--trainer.max_steps", "-1"], "--model.schedule cosine needs an end"),
     "max_steps 0": Case(["--trainer.max_steps", "0"], "--trainer.max_steps 0, or max_epochs 0, trains nothing"),
+    "min_epochs after the end": Case(
+        ["--trainer.min_epochs", "100"], "--trainer.min_epochs 100 of 35 steps is more than the 8 steps of the run"
+    ),
+    "decay of nothing": Case(
+        ["--model.decay_norms_and_biases", "true", "--model.weight_decay", "0"],
+        "--model.decay_norms_and_biases true has no effect, because --model.weight_decay is 0",
+    ),
     "invalid max_time": Case(["--trainer.max_time", "an hour"], "--trainer.max_time an hour: give DD:HH:MM:SS"),
     "prompt with unknown character": Case(
         ["--data.tokenizer", "char", "--generate.prompts", "[row, 静夜思]"], "character '静' (U+9759) is not among"

@@ -18,6 +18,7 @@ from lit_gpt.device import free_memory, is_out_of_memory
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.training.checkpointing import StopEarly
+from lit_gpt.training.checks import check_schedule
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.memory import estimate_memory
 from lit_gpt.training.stop import GracefulStop
@@ -42,7 +43,7 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
         check_same_optimizer(checkpoint, experiment.model)
         if not experiment.settings.allow_data_change:
             check_same_data(checkpoint, experiment.datamodule)
-    check_schedule(experiment)
+    check_steps(experiment)
     check_prompts(experiment)
     if experiment.trainer.is_global_zero:
         claim_folder(experiment, checkpoint, stop)
@@ -96,20 +97,21 @@ RUN_COMMAND: dict[str, Callable[[Experiment, GracefulStop], None]] = {"fit": fit
 # --------------------------------------------------------------------------------------------------- before training
 
 
-def check_schedule(experiment: Experiment) -> None:
-    """Check that there is a step to train, and a last step if the learning rate schedule needs one.
+def check_steps(experiment: Experiment) -> None:
+    """Check that there is a step to train, a last step if the schedule needs one, and none required after it.
 
     Raises:
-        UserError: There is none.
+        UserError: There is not.
     """
-    max_steps, schedule = experiment.datamodule.plan.last_step, experiment.model.hparams["schedule"]
-    if max_steps is None and schedule != "constant":
-        raise UserError(
-            f"--model.schedule {schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, or "
-            "--model.schedule constant"
-        )
-    if max_steps == 0:
+    plan, min_epochs = experiment.datamodule.plan, experiment.settings.trainer.min_epochs
+    check_schedule(experiment.model.hparams["schedule"], plan.last_step)
+    if plan.last_step == 0:
         raise UserError("--trainer.max_steps 0, or max_epochs 0, trains nothing: give 1 or more")
+    if plan.last_step is not None and min_epochs is not None and min_epochs * plan.steps_per_epoch > plan.last_step:
+        raise UserError(
+            f"--trainer.min_epochs {min_epochs} of {plan.steps_per_epoch:,} steps is more than the {plan.last_step:,} "
+            "steps of the run: give fewer, or more --trainer.max_steps"
+        )
 
 
 def check_prompts(experiment: Experiment) -> None:

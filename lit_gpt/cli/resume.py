@@ -65,6 +65,11 @@ def check_same_optimizer(checkpoint: Checkpoint, model: LitGPT) -> None:
         raise UserError(
             f"--model.optimizer {optimizer}: {checkpoint.path} was trained with {saved}: give --model.optimizer {saved}"
         )
+    if any("step" not in state for state in checkpoint.optimizer_state.values()):
+        raise UserError(
+            f"{checkpoint.path} has the optimizer state of an earlier version of lit_gpt: use it with validate or "
+            "scripts/generate.py"
+        )
     shapes = [parameter.shape for group in model.parameter_groups() for parameter in group["params"]]
     if any(
         value.shape != shapes[i]

@@ -143,8 +143,10 @@ class StepCheckpoint(ModelCheckpoint):
             return
         self._completed_step = self._saved_step = trainer.global_step
         self.last_model_path = str(trainer.ckpt_path)
-        if self.best_step >= 0:
-            self.best_model_path = str(Path(trainer.ckpt_path).with_name("best.ckpt"))
+        best = Path(trainer.ckpt_path).with_name("best.ckpt")
+        with contextlib.suppress(UserError):  # the checkpoint was copied without it
+            if Checkpoint.open(best, verify=False).step == self.best_step:
+                self.best_model_path = str(best)
         metrics = {name: torch.tensor(value) for name, value in self._resumed_metrics.items()}
         trainer.callback_metrics.update(metrics)
 

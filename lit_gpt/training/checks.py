@@ -1,6 +1,7 @@
 """What LitGPT checks: its arguments, the callbacks and data it is used with, and that training stays finite."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import Tensor
 
-from lit_gpt.data.batches import Batch
+from lit_gpt.data.batches import Batch, BatchLoader
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
@@ -46,11 +47,38 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             f"{'null' if min_learning_rate is None else min_learning_rate} and --model.decay_share "
             f"{arguments['decay_share']}: give null and 1, or another schedule"
         )
+    if arguments["decay_norms_and_biases"] and arguments["weight_decay"] == 0:
+        raise UserError(
+            "--model.decay_norms_and_biases true has no effect, because --model.weight_decay is 0: change one of them"
+        )
     if arguments["config"]["tie_embeddings"] and arguments["head_rate"] != 1:
         raise UserError(
             f"--model.head_rate is {arguments['head_rate']}, but the head is the embedding, whose factor is "
             "--model.embedding_rate: give --model.config.tie_embeddings false, or --model.head_rate 1"
         )
+
+
+def check_schedule(schedule: str, max_steps: int | float | None) -> None:
+    """Check that the run has a last step if the schedule of the learning rate needs one; None and infinity: none.
+
+    Raises:
+        UserError: It has none.
+    """
+    if schedule != "constant" and max_steps in (None, math.inf):
+        raise UserError(
+            f"--model.schedule {schedule} needs an end: give --trainer.max_steps or --trainer.max_epochs, or "
+            "--model.schedule constant"
+        )
+
+
+def check_loaders(loaders: Sequence[Any], data: TextDataModule | None) -> None:
+    """Check that dataloaders of a TextDataModule are used with it: they depend on the Trainer it is attached to.
+
+    Raises:
+        UserError: They are not.
+    """
+    if data is None and any(isinstance(loader, BatchLoader) for loader in loaders):
+        raise UserError("dataloaders of a TextDataModule do not work alone: give the Trainer datamodule=data")
 
 
 def check_callbacks(trainer: Trainer) -> None:

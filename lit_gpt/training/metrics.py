@@ -10,7 +10,8 @@ from torchmetrics import Metric, MetricCollection
 
 VAL_SPLITS = ("train_eval", "val")  # the order of TextDataModule.val_dataloader
 VAL_METRICS = ("loss/train_eval", "loss/val", "val/perplexity", "val/bits_per_byte", "val/accuracy")
-METRICS = ("loss/train", "optim/grad_norm", *VAL_METRICS)  # what a callback can monitor
+TRAIN_METRICS = ("loss/train", "optim/lr", "optim/grad_norm")
+METRICS = (*TRAIN_METRICS, *VAL_METRICS)  # what a callback can monitor
 
 
 def is_logging_step(trainer: Trainer, step: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -23,10 +23,19 @@ from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.ops import IGNORE_INDEX
 from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
 from lit_gpt.sharding import full_tensor, shard_like
-from lit_gpt.training.checks import check_arguments, check_batch, check_callbacks, check_data, describe_nonfinite
+from lit_gpt.training.checks import (
+    check_arguments,
+    check_batch,
+    check_callbacks,
+    check_data,
+    check_loaders,
+    check_schedule,
+    describe_nonfinite,
+)
 from lit_gpt.training.compile import compile_blocks
-from lit_gpt.training.metrics import VAL_SPLITS, is_logging_step, split_metrics
+from lit_gpt.training.metrics import TRAIN_METRICS, VAL_SPLITS, is_logging_step, split_metrics
 
+DEFAULT_WARMUP_STEPS = 100
 SYNC_CHECK_DEVICES = ("cpu",)  # devices where reading a value does not wait for queued work
 
 
@@ -48,7 +57,8 @@ class LitGPT(LightningModule):
         learning_rate: Highest learning rate of the schedule.
         min_learning_rate: Last learning rate of the schedule. The default is a tenth of `learning_rate`.
         schedule: Learning rate after the warm-up: "constant", "cosine" or "linear".
-        warmup_steps: Optimizer steps in which the learning rate rises linearly.
+        warmup_steps: Optimizer steps in which the learning rate rises linearly. The default is 100, or a tenth of the
+            steps of a shorter run.
         decay_share: Fraction of all optimizer steps, at the end, in which the learning rate falls.
         embedding_rate: Factor on the learning rate of the embeddings.
         head_rate: Factor on the learning rate of an output head that is not tied to the embeddings.
@@ -74,7 +84,7 @@ class LitGPT(LightningModule):
         learning_rate: float = 2e-3,
         min_learning_rate: float | None = None,
         schedule: Schedule = "cosine",
-        warmup_steps: int = 100,
+        warmup_steps: int | None = None,
         decay_share: float = 1.0,
         embedding_rate: float = 1.0,
         head_rate: float = 1.0,
@@ -84,20 +94,23 @@ class LitGPT(LightningModule):
         compile: bool = False,
         activation_checkpointing: bool = False,
     ) -> None:
+        # Without arguments `save_hyperparameters` would take those of a subclass.
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         if isinstance(config, dict):  # from a checkpoint
             config = GPTConfig(**config)
-        self.save_hyperparameters(ignore="config", logger=False)  # the command line logs them with all other settings
-        self.hparams["config"] = asdict(config)  # plain values, which `torch.load(weights_only=True)` accepts
-        check_arguments(self.hparams)
+        arguments["config"] = asdict(config)  # plain values, which `torch.load(weights_only=True)` accepts
+        check_arguments(arguments)
+        self.save_hyperparameters(arguments, logger=False)  # the command line logs them with all other settings
         self.gpt = GPT(config)
         self.gpt.blocks.activation_checkpointing = activation_checkpointing
         self.finite: Tensor | bool = True
         self.updating = False
         self._compiled = self._batch_checked = False
-        self._max_steps = 0  # the last optimizer step of the run
+        self._max_steps: int | None = None  # the last optimizer step of the run; None: it has no end
         self._loss_sum: Tensor | float = 0.0  # over the batches of the current optimizer step
         self._is_logging_step = False  # whether metrics of the current optimizer step are logged
+        self._is_monitored = False  # whether a callback monitors a metric of the training steps
         self._eval_metrics: dict[str, MetricCollection] = {}  # split -> its metrics
         self._bytes_per_token: Tensor | None = None  # (V,), if the tokenizer is known
 
@@ -176,12 +189,8 @@ class LitGPT(LightningModule):
         else:
             optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
         steps = self.trainer.estimated_stepping_batches
-        if steps == math.inf and self.hparams["schedule"] != "constant":
-            raise UserError(
-                f"--model.schedule {self.hparams['schedule']} needs an end: give --trainer.max_steps or "
-                "--trainer.max_epochs, or --model.schedule constant"
-            )
-        self._max_steps = 0 if steps == math.inf else int(steps)
+        check_schedule(self.hparams["schedule"], steps)
+        self._max_steps = None if steps == math.inf else int(steps)
         scheduler = LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -195,7 +204,10 @@ class LitGPT(LightningModule):
         hparams, highest, lowest = self.hparams, self.hparams["learning_rate"], self.hparams["min_learning_rate"]
         min_factor = (highest / 10 if lowest is None else lowest) / highest
         schedule, warmup_steps, decay_share = (hparams[name] for name in ("schedule", "warmup_steps", "decay_share"))
-        return learning_rate_factor(step, schedule, warmup_steps, self._max_steps, min_factor, decay_share)
+        max_steps = self._max_steps
+        if warmup_steps is None:
+            warmup_steps = DEFAULT_WARMUP_STEPS if max_steps is None else min(DEFAULT_WARMUP_STEPS, max_steps // 10)
+        return learning_rate_factor(step, schedule, warmup_steps, max_steps or 0, min_factor, decay_share)
 
     def cpu(self) -> "LitGPT":
         """Move the model to the CPU. Lightning calls it at the end, also if a run ends before there are weights."""
@@ -207,15 +219,19 @@ class LitGPT(LightningModule):
         """Let the arguments win over the hyperparameters of the optimizer that Lightning restored from a checkpoint.
 
         Raises:
-            UserError: The batches do not come from the Trainer's TextDataModule.
+            UserError: The batches come from another TextDataModule than the Trainer's, or the other way round.
         """
         if self.text_data is not None and not isinstance(self.trainer.train_dataloader, BatchLoader):
             raise UserError("this Trainer still has the TextDataModule of an earlier fit: make a new Trainer")
+        check_loaders([self.trainer.train_dataloader], self.text_data)
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        self._is_monitored = any(getattr(callback, "monitor", None) in TRAIN_METRICS for callback in callbacks)
         optimizer, scheduler, step = self.trainer.optimizers[0], self.lr_schedulers(), self.trainer.global_step
         assert isinstance(scheduler, LambdaLR)
         for group, given in zip(optimizer.param_groups, self.parameter_groups(), strict=True):
             group["initial_lr"], group["weight_decay"] = given["lr"], given["weight_decay"]
             group["lr"], group["betas"] = given["lr"] * self._learning_rate_factor(step), tuple(self.hparams["betas"])
+            group["fused"] = optimizer.defaults["fused"]
         scheduler.base_lrs, scheduler.last_epoch = [group["initial_lr"] for group in optimizer.param_groups], step
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -236,8 +252,9 @@ class LitGPT(LightningModule):
         loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if micro_batch else 0.0)
         is_last = micro_batch + 1 == accumulation or self.trainer.is_last_batch  # then the optimizer step follows
-        self._is_logging_step = is_last and is_logging_step(self.trainer, self.trainer.global_step + 1)
-        if self._is_logging_step:  # a call of `self.log` takes a third of a millisecond
+        is_due = self._is_monitored or is_logging_step(self.trainer, self.trainer.global_step + 1)
+        self._is_logging_step = is_last and is_due
+        if self._is_logging_step:  # not at every step, because a call of `self.log` takes a third of a millisecond
             self.log("loss/train", self._loss_sum / (micro_batch + 1), sync_dist=True)
             self.log("optim/lr", self.trainer.optimizers[0].param_groups[0]["lr"])  # of the blocks
         return loss
@@ -305,20 +322,16 @@ class LitGPT(LightningModule):
     # ---------------------------------------------------------------------------------------------------- evaluation
 
     def on_validation_epoch_start(self) -> None:
+        loaders: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        loaders = loaders if isinstance(loaders, list) else [loaders]
+        check_loaders(loaders, self.text_data)
         self._eval_metrics = {}
         self._bytes_per_token = None
-        if self._evaluates_text_data():
-            assert self.text_data is not None
+        is_own = all(loader is None or isinstance(loader, BatchLoader) for loader in loaders)  # None: in a trial run
+        if self.text_data is not None and is_own:
             self._bytes_per_token = torch.from_numpy(self.text_data.tokenizer.bytes_per_token()).to(self.device)
 
     on_test_epoch_start = on_validation_epoch_start
-
-    def _evaluates_text_data(self) -> bool:
-        """Return whether the evaluated batches come from the Trainer's TextDataModule."""
-        loaders: Any = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
-        loaders = loaders if isinstance(loaders, list) else [loaders]
-        own = all(loader is None or isinstance(loader, BatchLoader) for loader in loaders)  # None: in a trial run
-        return self.text_data is not None and own
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Update the metrics of a split with a batch."""
@@ -349,7 +362,12 @@ class LitGPT(LightningModule):
         Trainer loops: `TextDataModule.val_dataloader` gives fixed windows of both splits, `validation_step` adds up the
         losses of their tokens, and this method divides the sums. The result depends on neither the batch size nor the
         number of ranks.
+
+        Raises:
+            UserError: Nothing has been evaluated.
         """
+        if not self._eval_metrics:
+            raise UserError("nothing has been evaluated: call trainer.validate(model, datamodule=data) first")
         losses = {split: metrics[f"loss/{split}"].compute() for split, metrics in self._eval_metrics.items()}
         return {"train" if split == "train_eval" else split: loss for split, loss in losses.items()}
 
@@ -371,9 +389,15 @@ class LitGPT(LightningModule):
             self.log_dict(metrics.compute(), add_dataloader_idx=False)
 
     def predict_step(self, batch: Batch | Tensor, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the logits (B, V) of the token that follows each window of a batch."""
-        tokens = batch if isinstance(batch, Tensor) else batch[0]  # (B, T)
-        logits: Tensor = self.gpt.head(self.gpt.hidden(tokens)[:, -1])  # (B, V)
+        """Return the logits (B, V) of the token that follows each window of a batch, its last target if it has any."""
+        if isinstance(batch, Tensor):
+            batch = (batch,)
+        tokens, documents = batch[0], batch[2] if len(batch) == 3 else None  # (B, T)
+        lengths = torch.full_like(tokens[:, 0], tokens.shape[1])  # (B,)
+        if len(batch) > 1:  # the last window of a split may be shorter
+            lengths = (batch[1] != IGNORE_INDEX).sum(dim=1).clamp(min=1)
+        hidden = self.gpt.hidden(tokens, documents=documents)  # (B, T, D)
+        logits: Tensor = self.gpt.head(hidden[torch.arange(len(tokens)), lengths - 1])  # (B, V)
         return logits
 
     # --------------------------------------------------------------------------------------------------- checkpoints

@@ -1,6 +1,7 @@
 """Progress on the console: a bar over optimizer steps, a line for each validation, the estimated remaining time."""
 
 import contextlib
+import math
 import sys
 import time
 from typing import Any
@@ -81,7 +82,8 @@ class StepProgress(TQDMProgressBar):
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()
         bar.set_description("Step", refresh=False)
-        bar.unit, bar.total = "step", self.trainer.max_steps if self.trainer.max_steps > 0 else None
+        steps = self.trainer.estimated_stepping_batches
+        bar.unit, bar.total = "step", None if steps == math.inf else steps
         bar.n = bar.initial = self.trainer.global_step
         return bar
 
