@@ -2,13 +2,16 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from conftest import Fit, console_line, parse_bytes
 
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.training.memory import activation_bytes
+from lit_gpt.training.memory import activation_bytes, estimate_memory
+from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
 
@@ -30,6 +33,17 @@ def test_state_and_checkpoint_estimates_match_a_run(fit: Fit, optimizer: str) ->
     assert disk
     assert int(disk[2]) == len(files) == 4
     assert parse_bytes(disk[1]) == pytest.approx(sum(files), rel=0.1, abs=0.05e6)
+
+
+def test_chunks_of_logits_are_counted_on_a_gpu_only() -> None:
+    def estimate(device: str) -> int:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        trainer: Any = SimpleNamespace(strategy=strategy, precision="32-true", world_size=1)
+        return estimate_memory(trainer, model, windows=4)[1] - activation_bytes(model.gpt, 4, "32-true", device)
+
+    model = LitGPT(GPTConfig(**SMALL))
+    assert estimate("cpu") == 0
+    assert estimate("cuda") == 2 * 4 * 64 * 100 * 4  # two chunks of float32 logits, 4 x 64 x 100
 
 
 SMALL: dict = {"vocab_size": 100, "context_length": 64, "d_model": 64, "num_blocks": 3, "num_heads": 4}

@@ -7,8 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from conftest import Fit, at_step, forked, points, texts
 from lightning.pytorch.loops.fit_loop import _FitLoop
 
@@ -19,6 +22,7 @@ from lit_gpt.data.samplers import EpochSampler
 from lit_gpt.errors import UserError
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.run_folder import RunFolder
+from lit_gpt.training.stop import check_ranks_agree
 
 RUN = Path("logs/small/version_0")
 TWO_RANKS = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--data.global_batch_size", 8]
@@ -237,3 +241,28 @@ def test_run_folder_keeps_an_existing_folder_and_refuses_a_second_process(
     assert tmp_path.exists()
     second.create_and_lock(tmp_path, is_new=False)
     second.release(keep=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "agrees"),
+    [
+        ("/elsewhere/logs/a/version_0/last.ckpt", "same", True),  # machines may have logs/ in different places
+        ("/here/logs/b/version_0/last.ckpt", "same", False),
+        ("/here/logs/a/version_1/last.ckpt", "same", False),
+        ("/here/logs/a/version_0/last.ckpt", "other", False),
+    ],
+)
+def test_ranks_agree_on_text_and_checkpoint(path: str, key: str, agrees: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    strategy = SimpleNamespace(
+        root_device=torch.device("cpu"),
+        broadcast=lambda inputs: (Path("/here/logs/a/version_0/last.ckpt").parts[-3:], "same"),  # of rank 0
+        reduce=lambda tensor, reduce_op: tensor,
+    )
+    trainer: Any = SimpleNamespace(ckpt_path=path, strategy=strategy)
+    data = SimpleNamespace(corpus=SimpleNamespace(key=key))
+    monkeypatch.setattr("lit_gpt.training.stop.module_and_data", lambda trainer: (None, data))
+    if agrees:
+        check_ranks_agree(trainer)
+    else:
+        with pytest.raises(UserError, match="do not all find the same text, or the same checkpoint"):
+            check_ranks_agree(trainer)

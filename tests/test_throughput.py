@@ -54,6 +54,17 @@ def test_throughput_counts_all_tokens_of_a_step_and_no_pauses(fit: Fit, monkeypa
     assert "speed/mfu" not in points(RUN)  # the peak FLOP/s of a CPU is unknown
 
 
+def test_mfu_is_the_speed_times_the_operations_of_a_token_over_the_peak(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lit_gpt.training.throughput.peak_flops", lambda device: 1e9)
+    assert fit("--data.global_batch_size", 12, "--trainer.log_every_n_steps", 2).status == 0
+    flops = flops_per_token(LitGPT.load_from_checkpoint(RUN / "last.ckpt"))
+    logged = points(RUN)
+    expected = [(step, pytest.approx(speed * flops / 1e9)) for step, speed in logged["speed/tokens_per_second"]]
+    assert logged["speed/mfu"] == expected
+
+
 def test_flops_per_token_counts_matrices_and_causal_attention() -> None:
     config = GPTConfig(
         vocab_size=50, context_length=8, d_model=16, num_blocks=2, num_heads=2, mlp="gelu", norm="layernorm"
