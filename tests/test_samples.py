@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import Fit, points, texts, weights
+
+from lit_gpt.errors import UserError
+from lit_gpt.training.samples import GenerateText
 
 RUN = Path("logs/small/version_0")
 
@@ -32,3 +36,10 @@ def test_equal_runs_generate_equal_texts(fit: Fit) -> None:
     for name in ("a", "b"):
         assert fit("--name", name).status == 0
     assert texts(Path("logs/a/version_0")) == texts(Path("logs/b/version_0"))
+
+
+def test_one_sample_of_one_token_is_the_least() -> None:
+    GenerateText(num_samples=1, max_new_tokens=1)
+    for arguments in ({"num_samples": 0}, {"max_new_tokens": 0}):
+        with pytest.raises(UserError, match="give 1 or more"):
+            GenerateText(**arguments)
