@@ -66,6 +66,29 @@ def test_shuffled_starts_visit_every_window_once_an_epoch(num_windows: int) -> N
     assert not np.array_equal(epochs[0], epochs[1])
 
 
+def test_permutations_around_a_power_of_four_are_pinned() -> None:
+    assert permute(np.arange(4), 4, seed=5, epoch=1).tolist() == [1, 3, 0, 2]
+    assert permute(np.arange(16), 16, seed=5, epoch=1).tolist() == [
+        3,
+        15,
+        10,
+        13,
+        11,
+        12,
+        9,
+        1,
+        4,
+        7,
+        6,
+        5,
+        8,
+        0,
+        14,
+        2,
+    ]
+    assert permute(np.arange(17), 17, seed=5, epoch=1).tolist()[:4] == [1, 3, 16, 12]
+
+
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**40), epoch=st.integers(0, 50))
 def test_permute_is_a_permutation(size: int, seed: int, epoch: int) -> None:
