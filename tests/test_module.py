@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
 from lit_gpt.checkpoint.store import Checkpoint, load_model
+from lit_gpt.data.batches import Batch
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.read_options import ReadOptions
@@ -216,6 +217,18 @@ def test_configure_model_compiles_once(monkeypatch: pytest.MonkeyPatch) -> None:
     module.configure_model()
     module.configure_model()  # the Trainer calls it once for every fit, validate and test
     assert calls == [module.gpt]
+
+
+def test_gradients_are_freed_after_the_optimizer_step(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients, original = [], LitGPT.on_train_batch_start
+
+    def count_gradients(module: LitGPT, batch: Batch, batch_idx: int) -> None:
+        gradients.append(sum(p.grad is not None for p in module.gpt.parameters()))
+        original(module, batch, batch_idx)
+
+    monkeypatch.setattr(LitGPT, "on_train_batch_start", count_gradients)
+    assert fit("--data.global_batch_size", 8, "--trainer.max_steps", 2).status == 0
+    assert [count > 0 for count in gradients] == [False, True, False, True]  # of two batches to a step
 
 
 def test_embeddings_and_head_have_their_own_learning_rates(fit: Fit) -> None:

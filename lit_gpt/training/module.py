@@ -109,6 +109,7 @@ class LitGPT(LightningModule):
         self._compiled = self._batch_checked = False
         self._max_steps: int | None = None  # the last optimizer step of the run; None: it has no end
         self._loss_sum: Tensor | float = 0.0  # over the batches of the current optimizer step
+        self._is_last_of_step = False  # whether the optimizer step follows the current batch
         self._is_logging_step = False  # whether metrics of the current optimizer step are logged
         self._is_monitored = False  # whether a callback monitors a metric of the training steps
         self._eval_metrics: dict[str, MetricCollection] = {}  # split -> its metrics
@@ -251,9 +252,9 @@ class LitGPT(LightningModule):
             self._seed_dropout(self.text_data.seed, self.trainer.global_step * accumulation + micro_batch)
         loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if micro_batch else 0.0)
-        is_last = micro_batch + 1 == accumulation or self.trainer.is_last_batch  # then the optimizer step follows
+        self._is_last_of_step = micro_batch + 1 == accumulation or self.trainer.is_last_batch
         is_due = self._is_monitored or is_logging_step(self.trainer, self.trainer.global_step + 1)
-        self._is_logging_step = is_last and is_due
+        self._is_logging_step = self._is_last_of_step and is_due
         if self._is_logging_step:  # not at every step, because a call of `self.log` takes a third of a millisecond
             self.log("loss/train", self._loss_sum / (micro_batch + 1), sync_dist=True)
             self.log("optim/lr", self.trainer.optimizers[0].param_groups[0]["lr"])  # of the blocks
@@ -316,8 +317,17 @@ class LitGPT(LightningModule):
     def _nonfinite_error(self, step: str) -> UserError:
         return UserError(describe_nonfinite(step, self._loss_sum, self.gpt, self.trainer.optimizers[0]))
 
+    def optimizer_zero_grad(self, *args: Any) -> None:
+        """Do nothing: `on_train_batch_end` frees the gradients.
+
+        Lightning would hold them until the next backward pass. Freed before the forward pass, their memory is used
+        again while it is in the cache: a step of 24 ms on two CPU cores takes 1% less time.
+        """
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.updating = False
+        if self._is_last_of_step:
+            self.trainer.optimizers[0].zero_grad(set_to_none=True)
 
     # ---------------------------------------------------------------------------------------------------- evaluation
 
