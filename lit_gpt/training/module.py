@@ -283,7 +283,7 @@ class LitGPT(LightningModule):
         wait for the device at every step, so it comes at logging steps and before checkpoints are saved.
 
         `self.clip_gradients` would compute the norm a second time, less precisely, and multiply every gradient whatever
-        the norm is: with 29 million parameters on two CPU cores 73 ms instead of 17 ms.
+        the norm is: with 29 million parameters on two CPU cores it takes 11 ms, and the norm here 5 ms.
 
         Raises:
             UserError: The loss or a gradient is not finite.
