@@ -93,6 +93,11 @@ def test_logger_in_a_config_replaces_ours(fit: Fit) -> None:
     ]
 
 
+def test_logger_without_a_required_argument_is_refused(fit: Fit) -> None:
+    result = fit("--trainer.logger", "CSVLogger")
+    assert (result.status, result.err) == (2, "error: --trainer.logger CSVLogger: give --trainer.logger.save_dir too\n")
+
+
 def test_step_logger_in_a_list_is_ours(fit: Fit) -> None:
     both = write_config(logger=[CSV_LOGGER, STEP_LOGGER])
     result = fit(*both)

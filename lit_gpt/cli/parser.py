@@ -201,6 +201,10 @@ def rewrite_parser_error(message: str, keys: list[str]) -> str:
         key = "seed_everything" if key == "data.seed" else key  # the parser names the linked setting
         if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
             return f"--{key}: {problem[1]}"
+        required = re.search(r"the following arguments are required: (\w+)", expected)
+        class_name = re.match(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value)
+        if required and class_name:
+            return f"--{key} {class_name[1]}: give --{key}.{required[1]} too"
         return f"--{key} {value}: give {_describe_type(expected)}"
     return message
 
