@@ -20,6 +20,7 @@ from tensorboard.util import tensor_util
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.main import main
+from lit_gpt.data.batches import TrainBatches
 from lit_gpt.training.module import LitGPT
 
 torch.set_num_threads(1)  # models this small only wait for each other's threads
@@ -214,3 +215,17 @@ def parse_bytes(text: str) -> float:
     """`1.5 GB` -> 1.5e9"""
     number, unit = text.split()
     return float(number.replace(",", "")) * {"MB": 1e6, "GB": 1e9}[unit]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that receives the index of every training batch that is drawn in this process."""
+    indices: list[int] = []
+    get_item = TrainBatches.__getitem__
+
+    def patched(batches: TrainBatches, index: int) -> tuple[torch.Tensor, ...]:
+        indices.append(index)
+        return get_item(batches, index)
+
+    monkeypatch.setattr(TrainBatches, "__getitem__", patched)
+    return indices

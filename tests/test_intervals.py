@@ -11,7 +11,6 @@ from conftest import Fit, points, weights
 import lit_gpt.data.batches
 from lit_gpt import load_model
 from lit_gpt.cli.parser import build_parser
-from lit_gpt.data.batches import TrainBatches
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.training.module import LitGPT
 
@@ -97,15 +96,7 @@ def test_limit_train_batches_shortens_the_epochs_and_draws_the_same_windows(
 
 
 @pytest.mark.parametrize("sampling", ["random", "shuffled"])
-def test_resume_with_limit_train_batches_is_exact(fit: Fit, monkeypatch: pytest.MonkeyPatch, sampling: str) -> None:
-    drawn: list[int] = []
-    get_item = TrainBatches.__getitem__
-
-    def patched(batches: TrainBatches, index: int) -> tuple[torch.Tensor, ...]:
-        drawn.append(index)
-        return get_item(batches, index)
-
-    monkeypatch.setattr(TrainBatches, "__getitem__", patched)
+def test_resume_with_limit_train_batches_is_exact(fit: Fit, drawn: list[int], sampling: str) -> None:
     flags = ["--trainer.limit_train_batches", 6, "--data.global_batch_size", 8, "--trainer.max_epochs", 3]
     flags += ["--model.config.dropout", 0.1, "--data.sampling", sampling, "--trainer.max_steps", -1]
     every = ["--checkpoint.every_n_steps", 1, "--checkpoint.keep", 9]

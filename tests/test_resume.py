@@ -304,15 +304,7 @@ def test_other_optimizer_is_refused(fit: Fit) -> None:
     assert "--model.optimizer muon: logs/small/version_0/last.ckpt was trained with adamw" in result.err
 
 
-def test_resumed_run_draws_the_batches_of_the_uninterrupted_run(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
-    get_item = TrainBatches.__getitem__
-
-    def patched(batches: TrainBatches, index: int) -> tuple[torch.Tensor, ...]:
-        drawn.append(index)
-        return get_item(batches, index)
-
-    monkeypatch.setattr(TrainBatches, "__getitem__", patched)
+def test_resumed_run_draws_the_batches_of_the_uninterrupted_run(fit: Fit, drawn: list[int]) -> None:
     batches = ["--data.global_batch_size", 40, "--checkpoint.every_n_steps", 1, "--checkpoint.keep", 99]
     result = fit(*batches, "--trainer.max_steps", 10)
     assert "3 to an epoch" in result.out
