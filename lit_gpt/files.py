@@ -1,8 +1,11 @@
 """Atomic file writes: a file or folder appears complete or not at all."""
 
 import contextlib
+import errno
+import io
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,21 @@ def fsync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file that somebody else may have put there, for reading.
+
+    Raises:
+        OSError: It cannot be opened, or is no regular file: not a symbolic link, which could lead elsewhere, and not a
+            pipe or a device, which could be read without end.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)  # without O_NONBLOCK, opening a pipe waits for a writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return open(descriptor, "rb")
 
 
 def temporary_path(path: Path) -> Path:

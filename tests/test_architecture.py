@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lit_gpt"
 
 # A module imports only from its own layer, without cycles, and from the layers before it.
 LAYERS = [
-    ["errors", "compat", "device", "sharding", "files", "vocabularies", "tokenizer"],
+    ["errors", "compat", "device", "sharding", "files", "digests", "vocabularies", "tokenizer"],
     ["ops"],
     ["kv_cache", "layers", "sampling", "model", "optim"],
     ["data"],
