@@ -41,6 +41,18 @@ def open_regular(path: Path) -> io.BufferedReader:
     return open(descriptor, "rb")
 
 
+def remove(path: Path) -> None:
+    """Remove a file, a folder with its contents, or a symbolic link, which is not followed; do nothing without one.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def temporary_path(path: Path) -> Path:
     """Return the hidden name, in the same folder, under which `path` is written until it is complete."""
     return path.with_name(f".{path.name}.unfinished")
@@ -50,23 +62,27 @@ def atomic_replace(source: Path, target: Path) -> None:
     """Rename a complete file or folder to `target` and replace what is there.
 
     A folder cannot be replaced in one step: the old one is renamed to `.<name>.old` first, and removed at the end.
+    Symbolic links at either name are replaced; what they lead to is unchanged.
     """
     backup = target.with_name(f".{target.name}{BACKUP_SUFFIX}")
-    if source.is_dir() or target.is_dir():
-        shutil.rmtree(backup, ignore_errors=True)
-        if target.exists():
+    if source.is_dir() or (target.is_dir() and not target.is_symlink()):
+        remove(backup)
+        if target.is_symlink():
+            target.unlink()
+        elif target.exists():
             target.rename(backup)
     os.replace(source, target)
     fsync_folder(target.parent)
-    if backup.exists():
-        shutil.rmtree(backup, ignore_errors=True) if backup.is_dir() else backup.unlink()
+    with contextlib.suppress(OSError):  # what remains of the old one does no harm
+        remove(backup)
 
 
 def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder: Path | None = None) -> None:
     """Write a file so that it appears complete or not at all.
 
     The content goes to a temporary file, which is flushed to the disk and then renamed to `path`. Its name is unique:
-    several processes may write the same file at once, and the last one wins.
+    several processes may write the same file at once, and the last one wins. A symbolic link at `path` is replaced, and
+    none is followed.
 
     Args:
         path: The file to write. Its folder is created if it does not exist.
@@ -79,7 +95,7 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = (temporary_folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}.unfinished"
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())

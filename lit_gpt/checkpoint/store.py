@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.files import BACKUP_SUFFIX, atomic_replace, atomic_write, temporary_path, write_error
+from lit_gpt.files import BACKUP_SUFFIX, atomic_replace, atomic_write, remove, temporary_path, write_error
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer, from_state
 
@@ -305,7 +305,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     copy = temporary_path(target)
     try:
         if source.is_dir():
-            shutil.rmtree(copy, ignore_errors=True)
+            remove(copy)
             for path in source.iterdir():
                 _copy_file(path, copy / path.name)
             atomic_replace(copy, target)
@@ -330,7 +330,7 @@ def remove_unfinished(folder: Path) -> None:
     with contextlib.suppress(OSError):  # what cannot be removed does no harm
         _restore_backups(folder)
         for path in folder.glob(".*.ckpt.*"):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            remove(path)
 
 
 def _restore_backups(folder: Path) -> None:

@@ -37,7 +37,7 @@ from lit_gpt.data.split import assign_splits, find_duplicates
 from lit_gpt.data.tokenize import read_blocks, tokenize_block, train_tokenizer
 from lit_gpt.device import available_cores
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_replace, atomic_write
+from lit_gpt.files import atomic_replace, atomic_write, remove
 from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, from_state, open_tokenizer, tokenizer_key
 
 FORMAT = 3  # part of the key: raise it when the same input gives other files or other blocks
@@ -103,7 +103,7 @@ def open_corpus(
             with _lock(cache / f"{key}.lock"):
                 corpus = _load(folder)  # another process may have built it meanwhile
                 if corpus is None:
-                    shutil.rmtree(folder, ignore_errors=True)
+                    remove(folder)
                     _build(sources, config, folder, processes, executor)
                     corpus = _load(folder)
     except OSError as error:
@@ -120,6 +120,8 @@ def _lock(path: Path) -> AbstractContextManager:
 
     Python prints the warning to stderr unless the program configures logging.
     """
+    if path.is_symlink():  # not ours
+        path.unlink(missing_ok=True)
     lock = FileLock(path)
     try:
         return lock.acquire(timeout=1)
@@ -170,9 +172,8 @@ def _build(
         is_parallel = executor_name == "ray" or sum(source.size() for source in sources) >= MIN_PARALLEL_BYTES
         processes = available_cores() if is_parallel else 1
     unfinished = folder.with_suffix(".unfinished").absolute()
-    work_folder = unfinished / "work"
-    work_folder.mkdir(parents=True, exist_ok=True)  # if it exists, a killed build left it: the lock excludes others
     try:
+        work_folder = _open_work_folder(unfinished)
         tokenizer = _make_tokenizer(sources, config, work_folder)
         detected = [with_detected_encoding(source, config.read_options) for source in sources]
         read_options = [options for options, _ in detected]
@@ -192,6 +193,23 @@ def _build(
     except UserError:
         shutil.rmtree(unfinished, ignore_errors=True)  # workers of a cluster may still be writing
         raise
+
+
+def _open_work_folder(unfinished: Path) -> Path:
+    """Create the folder of a build and `work` in it; of what a killed build left, keep the blocks and the tokenizer.
+
+    Nothing else stays: a symbolic link would lead the files of this build elsewhere.
+    """
+    work_folder = unfinished / "work"
+    for folder in (unfinished, work_folder):
+        if folder.is_symlink() or not folder.is_dir():
+            remove(folder)
+        folder.mkdir(exist_ok=True)
+    for path in [*unfinished.iterdir(), *work_folder.iterdir()]:
+        is_result = path.parent == work_folder and (path.suffix == ".npz" or path.name == "tokenizer.json")
+        if path != work_folder and (path.is_symlink() or not path.is_file() or not is_result):
+            remove(path)
+    return work_folder
 
 
 def _make_tokenizer(sources: list[Source], config: CorpusConfig, work_folder: Path) -> Tokenizer:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lit_gpt import compat
 from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint, remove_unfinished, save_checkpoint
 from lit_gpt.errors import Stopped, UserError
-from lit_gpt.files import temporary_path
+from lit_gpt.files import remove, temporary_path
 from lit_gpt.sharding import full_tensor, is_sharded
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import LitGPT, module_and_data
@@ -300,6 +300,7 @@ class StepCheckpoint(ModelCheckpoint):
         periodic = sorted(path for path in self._folder.glob("step_*.ckpt") if path.name <= newest_name)
         for path in periodic[: max(0, len(periodic) - self.keep)]:
             with contextlib.suppress(OSError):  # an extra checkpoint is no reason to end a run
+                remove(temporary_path(path))
                 path.rename(temporary_path(path))  # so that a folder removed in part is not taken for a checkpoint
         remove_unfinished(self._folder)
 

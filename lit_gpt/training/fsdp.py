@@ -1,5 +1,6 @@
 """Fully sharded data parallelism (FSDP2, Zhao et al. 2023): each device holds a shard of every weight."""
 
+import contextlib
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from lit_gpt import compat
 from lit_gpt.checkpoint.sharded import ShardReader, flatten_state
 from lit_gpt.checkpoint.store import NON_TENSOR_FILE, Checkpoint
-from lit_gpt.files import atomic_replace, atomic_write, fsync_folder, temporary_path, write_error
+from lit_gpt.files import atomic_replace, atomic_write, fsync_folder, remove, temporary_path, write_error
 from lit_gpt.model import GPT
 from lit_gpt.sharding import shard_like
 
@@ -62,7 +63,8 @@ class FSDP2(ModelParallelStrategy):
         folder = temporary_path(path)
         tensors, rest = flatten_state(checkpoint)
         if self.is_global_zero:
-            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # writing to the folder fails too, and on all ranks
+                remove(folder)
         self.barrier()
         try:
             dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))

@@ -45,7 +45,7 @@ class StepLogger(TensorBoardLogger):
         super().__init__(save_dir, name=name, version=version)
         self.step_offset = 1
         # files of the previous processes of a resumed run; this process writes a new file
-        self._previous_files = {path.name for path in Path(self.log_dir).glob("events.*")}
+        self._previous_files = {path.name for path in self._event_files()}
         self._last_flush = 0.0  # time.perf_counter()
 
     @rank_zero_only
@@ -113,7 +113,7 @@ class StepLogger(TensorBoardLogger):
         """
         self.flush()
         sizes = {}
-        for path in Path(self.log_dir).glob("events.*"):
+        for path in self._event_files():
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())  # after a power failure no file may be shorter than the checkpoint says
             sizes[path.name] = path.stat().st_size
@@ -135,6 +135,10 @@ class StepLogger(TensorBoardLogger):
                 elif path.stat().st_size > sizes[path.name]:
                     os.truncate(path, sizes[path.name])
         self._previous_files = set()
+
+    def _event_files(self) -> list[Path]:
+        """Return the event files of the run; a symbolic link, which could lead elsewhere, is none."""
+        return [path for path in Path(self.log_dir).glob("events.*") if path.is_file() and not path.is_symlink()]
 
     @contextlib.contextmanager
     def _write_errors_as_user_errors(self) -> Iterator[None]:
