@@ -5,5 +5,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     from lit_gpt.benchmark.benchmark import main
+    from lit_gpt.cli.messages import prepare_console
 
+    prepare_console()
     sys.exit(main(sys.argv[1:], default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))

@@ -4,5 +4,7 @@ import sys
 
 if __name__ == "__main__":
     from lit_gpt.cli.consolidate import main
+    from lit_gpt.cli.messages import prepare_console
 
+    prepare_console()
     sys.exit(main(sys.argv[1:]))

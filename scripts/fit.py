@@ -10,7 +10,7 @@ import lit_gpt
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--version"]:  # before the imports below, which take seconds
-        print(f"lit_gpt {lit_gpt.__version__}")
+        print(f"lit_gpt {lit_gpt.__version__}")  # noqa: T201
         sys.exit(0)
     # Until `main` handles signals, they end the process without a traceback. A process that Lightning started for
     # another device ignores them: the first process ends it.
@@ -19,10 +19,9 @@ if __name__ == "__main__":
         signal.signal(signum, signal.SIG_IGN if is_child else signal.SIG_DFL)
     gc.disable()  # imports create hardly any garbage, and each collection traverses all that has been imported so far
     from lit_gpt.cli.main import main
+    from lit_gpt.cli.messages import prepare_console
 
     gc.enable()
 
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # None if the stream is closed
-            stream.reconfigure(errors="replace")  # for terminals whose encoding is not UTF-8
+    prepare_console()
     sys.exit(main(default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))

@@ -4,7 +4,7 @@ import sys
 
 if __name__ == "__main__":
     from lit_gpt.cli.generate import main
+    from lit_gpt.cli.messages import prepare_console
 
-    if sys.stdout is not None:  # it may be closed
-        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    prepare_console()
     sys.exit(main(sys.argv[1:]))

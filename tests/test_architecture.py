@@ -16,7 +16,7 @@ PACKAGE = ROOT / "lit_gpt"
 
 # A module imports only from its own layer, without cycles, and from the layers before it.
 LAYERS = [
-    ["errors", "compat", "device", "sharding", "files", "digests", "vocabularies", "tokenizer"],
+    ["errors", "compat", "device", "printable", "sharding", "files", "digests", "vocabularies", "tokenizer"],
     ["ops"],
     ["kv_cache", "layers", "sampling", "model", "optim"],
     ["data"],
@@ -117,6 +117,37 @@ def test_longest_function_has_at_most_60_lines() -> None:
             if isinstance(node, ast.FunctionDef):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1
                 assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
+
+
+# Where the package writes to the terminal; the text is constant or `lit_gpt.printable` has made it printable.
+PRINTS = {
+    "cli/messages.py: print",  # what all commands call
+    "cli/main.py: os.write",  # a message that ends the process, in one call
+    "training/signals.py: os.write",  # in a signal handler; a constant
+    "training/stop.py: os.write",  # likewise; the name of a signal
+    "training/progress.py: tqdm.write",
+    "training/samples.py: tqdm.write",
+}
+
+
+def prints_of(path: Path) -> set[str]:
+    """What a file calls or passes on to write to stdout or stderr, as in PRINTS."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Name) and node.id in ("print", "pprint"):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and node.attr in ("write", "writelines", "buffer"):
+            owner = ast.unparse(node.value)
+            if owner in ("os", "tqdm", "sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"):
+                found.add(f"{owner}.{node.attr}")
+        elif isinstance(node, ast.Attribute) and node.attr in ("print_exc", "print_exception", "print_stack"):
+            found.add(f"{ast.unparse(node.value)}.{node.attr}")
+    return {f"{path.relative_to(PACKAGE).as_posix()}: {name}" for name in found}
+
+
+def test_only_the_listed_functions_print() -> None:
+    """Whoever adds a line here makes sure that no value in the text can control the terminal."""
+    assert set().union(*map(prints_of, module_paths())) == PRINTS
 
 
 # ------------------------------------------------------------------------- private attributes of other libraries

@@ -20,7 +20,6 @@ from lit_gpt.inference.generate import (
     sample_token,
     stream_text,
     stream_tokens,
-    strip_control_characters,
 )
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
@@ -239,10 +238,6 @@ def test_stream_text_yields_a_character_when_all_its_bytes_are_there(monkeypatch
 def test_stream_text_ends_at_end_of_text_with_rows_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "".join(streamed_pieces(monkeypatch, [97, 256, 98])) == "a"
     assert "".join(streamed_pieces(monkeypatch, [97, 256, 98], mode="raw")) == "ab"
-
-
-def test_strip_control_characters_keeps_tabs_and_line_ends_only() -> None:
-    assert strip_control_characters("a\x1b[2Jb\tc\n中\u3000\x07\r") == "a\ufffd[2Jb\tc\n中\u3000\ufffd\ufffd"
 
 
 def test_encode_prompt_starts_as_training_texts_do() -> None:

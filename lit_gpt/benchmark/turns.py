@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lit_gpt.benchmark.task import Row
-from lit_gpt.cli.messages import quiet_lightning
+from lit_gpt.cli.messages import prepare_console, quiet_lightning
 from lit_gpt.device import peak_memory, synchronize
 from lit_gpt.errors import UserError
 
@@ -119,6 +119,7 @@ def _ask(name: str, pipe: Connection, message: Any) -> Row:
 
 
 def _run_worker(pipe: Connection, function: Callable[..., None], *arguments: Any) -> None:
+    prepare_console()
     quiet_lightning()
     try:
         with open(os.devnull, "w") as devnull, redirect_stdout(devnull):

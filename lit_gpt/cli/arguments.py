@@ -1,7 +1,6 @@
 """Prepare the arguments of a command for the parser."""
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
+from lit_gpt.cli.messages import print_lines
 from lit_gpt.cli.validation import COMMANDS, check_run_name
 from lit_gpt.errors import UserError, did_you_mean
 
@@ -88,7 +88,7 @@ class CommandLine:
         logs = Path(str(self.root_dir or LOGS))
         self.checkpoint, warning = newest_checkpoint(logs, name)
         if warning:
-            print(f"warning: {warning}", file=sys.stderr)
+            print_lines(f"warning: {warning}", to_stderr=True)
         if self.checkpoint is not None:
             return str(self.checkpoint.path)
         if command != "fit":

@@ -6,7 +6,7 @@ import torch
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.messages import LineParser
+from lit_gpt.cli.messages import LineParser, print_lines
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, write_error
 
@@ -40,4 +40,4 @@ def consolidate(args: list[str]) -> None:
         atomic_write(options.file, lambda file: torch.save(contents, file))
     except OSError as error:
         raise write_error(options.file, error, "give a file elsewhere") from error
-    print(f"step {checkpoint.step:,}, {options.file.stat().st_size / 1e6:,.1f} MB: {options.file}")
+    print_lines(f"step {checkpoint.step:,}, {options.file.stat().st_size / 1e6:,.1f} MB: {options.file}")

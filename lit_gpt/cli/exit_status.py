@@ -2,13 +2,13 @@
 
 import os
 import re
-import sys
-import traceback
 from collections.abc import Callable
 
 import torch
 
+from lit_gpt.cli.messages import print_lines, print_traceback
 from lit_gpt.errors import Stopped, UserError
+from lit_gpt.printable import one_line
 
 
 def is_distributed_failure(error: BaseException) -> bool:
@@ -50,14 +50,14 @@ def classify(
     """
     stopped = _find_stopped(error) or stopped
     if stopped is not None:
-        return stopped.status, _one_line(str(stopped))
+        return stopped.status, one_line(str(stopped))
     if isinstance(error, KeyboardInterrupt):
         return 130, ""
     if isinstance(error, BrokenPipeError):
         return 141, ""
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
     if isinstance(error, UserError):
-        return 2, _one_line(f"error: {error}{notes}")
+        return 2, one_line(f"error: {error}{notes}")
     if is_distributed_failure(error):
         reason = re.sub(r"^\[[^]]*\] ?", "", str(error)).split("\n")[0].split(". ")[0][:200]
         if is_training:
@@ -66,7 +66,7 @@ def classify(
         else:
             lost = f"not all processes of the run have started, or one is gone ({reason}): read its output, and start "
             lost += "all of them again"
-        return 1, _one_line(f"rank {rank}: {lost}")
+        return 1, one_line(f"rank {rank}: {lost}")
     return 1, None
 
 
@@ -77,23 +77,14 @@ def _find_stopped(error: BaseException | None) -> Stopped | None:
     return error
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def format_traceback(error: BaseException) -> str:
-    """Return the traceback as Python prints it."""
-    return "".join(traceback.format_exception(error)).strip()
-
-
 def print_failure(error: BaseException, message: str | None) -> None:
     """Print the message that `classify` decided on, to stderr."""
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python reports at exit that it cannot flush stdout
     if message is None:
-        message = format_traceback(error)
-    if message:
-        print(message, file=sys.stderr)
+        print_traceback(error)
+    elif message:
+        print_lines(message, to_stderr=True)
 
 
 def exit_status(command: Callable[[], object]) -> int:

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.experiment import Experiment, build_experiment
-from lit_gpt.cli.messages import program_name
+from lit_gpt.cli.messages import print_lines, program_name
 from lit_gpt.cli.preflight import describe_run
 from lit_gpt.cli.resume import check_same_data, check_same_model, check_same_optimizer, describe_resume, flatten
 from lit_gpt.data.datamodule import fingerprint
@@ -82,7 +82,7 @@ def test(experiment: Experiment, stop: GracefulStop) -> None:
     check_same_model(checkpoint, experiment.model, datamodule.tokenizer)
     saved_tokens, tokens = checkpoint.data_fingerprint["train tokens"], fingerprint(datamodule)["train tokens"]
     if saved_tokens != tokens and experiment.trainer.is_global_zero:
-        print(
+        print_lines(
             f"warning     the checkpoint was trained on {saved_tokens:,} tokens, and this split has {tokens:,} "
             "training tokens: the test text may have been trained on; give the split of the training"
         )
@@ -141,9 +141,9 @@ def claim_folder(experiment: Experiment, checkpoint: Checkpoint | None, stop: Gr
 def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
     """Print what is about to be trained, what it needs, and from where it resumes."""
     if experiment.notice:
-        print(experiment.notice)
-    print(
-        describe_run(
+        print_lines(experiment.notice)
+    print_lines(
+        *describe_run(
             experiment.trainer,
             experiment.model,
             experiment.datamodule,
@@ -152,7 +152,7 @@ def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
         )
     )
     if checkpoint is not None:
-        print("\n".join(describe_resume(experiment, checkpoint)))
+        print_lines(*describe_resume(experiment, checkpoint))
 
 
 def log_settings(experiment: Experiment) -> None:
@@ -247,7 +247,7 @@ def profile(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
 def print_end(experiment: Experiment) -> None:
     """Print why the run ended, its best and last checkpoints, and the commands to continue with."""
     if experiment.profiler is not None:
-        print(experiment.profiler.report())
+        print_lines(*experiment.profiler.report())
         return
     trainer, lines = experiment.trainer, []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -263,11 +263,11 @@ def print_end(experiment: Experiment) -> None:
             lines += [f"last        {last}", f"more text   {command} {best if best.exists() else last}"]
         if step_logger(trainer) is not None:
             lines.append(f"curves      {program_name('tensorboard')} --logdir {experiment.folder.parents[1]}")
-    print("\n".join(lines))
+    print_lines(*lines)
 
 
 def print_metrics(experiment: Experiment) -> None:
     """Print every metric of a validation or a test."""
     if experiment.trainer.is_global_zero:
         for name, value in sorted(experiment.trainer.callback_metrics.items()):
-            print(f"{name:20} {value:.4f}")
+            print_lines(f"{name:20} {value:.4f}")

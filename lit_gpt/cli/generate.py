@@ -1,22 +1,15 @@
 """Run scripts/generate.py: generate text with a trained model."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
 from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.messages import LineParser
+from lit_gpt.cli.messages import LineParser, print_lines, print_text
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import (
-    check_sampling,
-    encode_prompt,
-    prepare_for_inference,
-    stream_text,
-    strip_control_characters,
-)
+from lit_gpt.inference.generate import check_sampling, encode_prompt, prepare_for_inference, stream_text
 
 LOGS = Path("logs")
 
@@ -64,10 +57,10 @@ def generate(options: argparse.Namespace) -> None:
     model, tokenizer, mode = checkpoint.load_model()
     prepare_for_inference(model.to("cuda" if torch.cuda.is_available() else "cpu"))
     encode_prompt(tokenizer, options.prompt, mode)  # raises before anything is printed
-    print(f"[{checkpoint.path}]", file=sys.stderr)
+    print_lines(f"[{checkpoint.path}]", to_stderr=True)
     generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)
     for _ in range(options.num_samples):
-        print(options.prompt, end="")
+        print_text(options.prompt)
         for text in stream_text(
             model,
             tokenizer,
@@ -79,8 +72,8 @@ def generate(options: argparse.Namespace) -> None:
             top_p=options.top_p,
             generator=generator,
         ):
-            print(strip_control_characters(text) if sys.stdout.isatty() else text, end="", flush=True)
-        print()
+            print_text(text)
+        print_text("\n")
 
 
 def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
@@ -93,7 +86,7 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
         return Checkpoint.open(path)
     checkpoint, warning = newest_checkpoint(LOGS, name)
     if warning:
-        print(f"warning: {warning}", file=sys.stderr)
+        print_lines(f"warning: {warning}", to_stderr=True)
     if checkpoint is None:
         raise UserError(f"no checkpoint under {LOGS}/{name or ''}: train one with scripts/fit.py, or give --ckpt_path")
     return checkpoint

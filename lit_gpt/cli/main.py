@@ -11,9 +11,9 @@ from typing import NoReturn
 import torch
 
 from lit_gpt.cli.arguments import CommandLine
-from lit_gpt.cli.exit_status import classify, format_traceback, print_failure
+from lit_gpt.cli.exit_status import classify, print_failure
 from lit_gpt.cli.fit import run
-from lit_gpt.cli.messages import quiet_lightning
+from lit_gpt.cli.messages import format_traceback, quiet_lightning
 from lit_gpt.device import configure_malloc
 from lit_gpt.errors import Stopped
 from lit_gpt.training.stop import GracefulStop, global_rank

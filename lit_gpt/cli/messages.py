@@ -1,16 +1,143 @@
-"""Helpers for console output: one-line usage errors, tables, program names, fewer warnings."""
+"""Console output. Whatever a command prints goes through this module, which makes it printable.
+
+A value in a line may come from a file, a checkpoint or the environment. `lit_gpt.printable` says which of its
+characters are replaced by escapes, so that no value can control the terminal or look like another line.
+"""
 
 import argparse
 import json
 import logging
 import shutil
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_gpt.errors import UserError
+from lit_gpt.printable import UNPRINTABLE, escape_controls
+
+# ------------------------------------------------------------------------------------------------------------- printing
+
+
+def print_lines(*lines: str, to_stderr: bool = False) -> None:
+    """Print lines; a line end inside a line is a control character and is escaped."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    for line in lines:
+        print(escape_controls(line), file=stream)
+
+
+def print_text(text: str) -> None:
+    """Print a part of a generated text at once, with its line ends and tabs.
+
+    Only a terminal needs the escapes: a file or another program receives the text as it was generated.
+    """
+    print(escape_controls(text, keep="\n\t") if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print the traceback of a bug to stderr."""
+    print(format_traceback(error), file=sys.stderr)
+
+
+def format_traceback(error: BaseException) -> str:
+    """Return the traceback as Python prints it, with escapes."""
+    return escape_controls("".join(traceback.format_exception(error)).strip(), keep="\n")
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON, at once; characters that are not printable become its own escapes."""
+    text = json.dumps(value, ensure_ascii=(getattr(sys.stdout, "encoding", None) or "utf-8").lower() != "utf-8")
+    print(UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text), flush=True)
+
+
+def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
+    """Print rows of named values.
+
+    Args:
+        rows: The values by column; a column may be missing in some rows.
+        as_json: Print one JSON object per row, each as soon as the row is computed, instead of an aligned table.
+    """
+    if as_json:
+        for row in rows:
+            print_json(row)
+        return
+    rows = list(rows)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = [columns, *([_format_cell(column, row.get(column)) for column in columns] for row in rows)]
+    lines = [[escape_controls(cell) for cell in line] for line in lines]
+    widths = [max(map(len, cells)) for cells in zip(*lines)]
+    for line in lines:
+        print_lines("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
+
+
+def _format_cell(column: str, value: Any) -> str:
+    """Format a value for a table: losses with four decimals, other floats with about three digits."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if column == "loss":
+        return f"{value:.4f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+# ---------------------------------------------------------------------------------- what Python and libraries print
+
+
+def prepare_console() -> None:
+    """Make printable what Python and other libraries print in this process: warnings, log records, tracebacks.
+
+    A terminal whose encoding is not UTF-8 shows `?` for what it cannot show.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # None if the stream is closed
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    original_format = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **kwargs: f"{_indent(original_format(*args, **kwargs))}\n"
+    logging.setLogRecordFactory(_PrintableRecord)
+    sys.excepthook = lambda error_type, error, where: print_traceback(error)
+    sys.unraisablehook = threading.excepthook = _print_lost_error
+
+
+def _indent(text: str) -> str:
+    """Return a message of another library with escapes; its lines after the first are indented."""
+    return escape_controls(text.rstrip("\n"), keep="\n").replace("\n", "\n  ")
+
+
+class _PrintableRecord(logging.LogRecord):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.exc_info and self.exc_info[1] is not None:
+            self.exc_text = format_traceback(self.exc_info[1])  # a formatter takes it if it is there
+
+    def getMessage(self) -> str:
+        return _indent(super().getMessage())
+
+
+def _print_lost_error(args: Any) -> None:
+    """Print an error that ended a thread, or that Python ignores."""
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        print_traceback(args.exc_value)
+
+
+def quiet_lightning() -> None:
+    """Silence Lightning's announcements, which the preflight replaces, and warnings that do not apply."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "The number of training batches",  # is smaller than the logging interval, which counts across epochs
+        "Be aware that when using `ckpt_path`",  # a validation does not need the state of training callbacks
+        "The '.*_dataloader' does not have many workers",  # one process prepares a batch in a third of a millisecond
+        "It is recommended to use `self.log",  # with sync_dist: the logged values are equal on all devices already
+        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+# ----------------------------------------------------------------------------------------------- flags and programs
 
 
 class LineParser(argparse.ArgumentParser):
@@ -31,47 +158,3 @@ def program_name(name: str) -> str:
     if shutil.which(name) == str(program):
         return name
     return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
-
-
-def quiet_lightning() -> None:
-    """Silence Lightning's announcements, which the preflight replaces, and warnings that do not apply."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        "The number of training batches",  # is smaller than the logging interval, which counts across epochs
-        "Be aware that when using `ckpt_path`",  # a validation does not need the state of training callbacks
-        "The '.*_dataloader' does not have many workers",  # one process prepares a batch in a third of a millisecond
-        "It is recommended to use `self.log",  # with sync_dist: the logged values are equal on all devices already
-        r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
-    ):
-        warnings.filterwarnings("ignore", message=message)
-
-
-def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
-    """Print rows of named values.
-
-    Args:
-        rows: The values by column; a column may be missing in some rows.
-        as_json: Print one JSON object per row, each as soon as the row is computed, instead of an aligned table.
-    """
-    if as_json:
-        for row in rows:
-            print(json.dumps(row), flush=True)
-        return
-    rows = list(rows)
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, *([_format_cell(column, row.get(column)) for column in columns] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*lines)]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
-
-
-def _format_cell(column: str, value: Any) -> str:
-    """Format a value for a table: losses with four decimals, other floats with about three digits."""
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    if column == "loss":
-        return f"{value:.4f}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import ActionConfigFile, ActionYesNo, Namespace
+import yaml
+from jsonargparse import ActionConfigFile, ActionYesNo, Namespace, set_dumper
 from lightning import __version__ as lightning_version
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -19,6 +20,7 @@ from lit_gpt.cli.validation import COMMANDS, TRAINER_DEFAULTS, check_not_null, c
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.model import GPTConfig
+from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
@@ -35,6 +37,23 @@ class StrictParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(message) from ex
+
+
+class _PrintableDumper(yaml.SafeDumper):
+    """Writes strings with characters that are not printable in double quotes, where YAML knows Python's escapes."""
+
+    def represent_string(self, text: str) -> yaml.ScalarNode:
+        style = '"' if escape_controls(text, keep="\n") != text else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_PrintableDumper.add_representer(str, _PrintableDumper.represent_string)
+
+
+def dump_yaml(settings: dict[str, Any]) -> str:
+    """Return settings as YAML, as jsonargparse does, without control characters."""
+    text = yaml.dump(settings, Dumper=_PrintableDumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return escape_controls(text, keep="\n")
 
 
 def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace, Checkpoint | None]:
@@ -68,6 +87,7 @@ def build_parser(command: str, name: str) -> StrictParser:
         command: `fit`, `validate` or `test`; the commands differ in the help of `--ckpt_path` only.
         name: The default of `--name`.
     """
+    set_dumper("yaml", dump_yaml)
     parser = StrictParser(
         prog=f"fit.py {command}",
         description=(getattr(Trainer, command).__doc__ or "").strip().split("\n")[0],

@@ -25,7 +25,7 @@ USEFUL_EPOCHS = (
 
 def describe_run(
     trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path | None, checkpointing: StepCheckpoint | None
-) -> str:
+) -> list[str]:
     """Return the lines to print before a run.
 
     Args:
@@ -50,7 +50,7 @@ def describe_run(
         lines.append(f"disk        {disk}")
         warnings.append(disk_warning)
     warnings += [_memorization_warning(model, data), _vocabulary_warning(model, data)]
-    return "\n".join([*lines, *(f"warning     {warning}" for warning in warnings if warning)])
+    return [*lines, *(f"warning     {warning}" for warning in warnings if warning)]
 
 
 def _data_lines(data: TextDataModule) -> list[str]:

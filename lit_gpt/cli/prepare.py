@@ -1,7 +1,6 @@
 """The command of scripts/prepare.py: tokenize files ahead of training, and report what is in them."""
 
 import contextlib
-import json
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from tqdm import tqdm
 
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.messages import LineParser, print_rows, quiet_lightning
+from lit_gpt.cli.messages import LineParser, print_json, print_lines, print_rows, quiet_lightning
 from lit_gpt.cli.parser import load_settings
 from lit_gpt.data.config import SPLITS, CorpusConfig
 from lit_gpt.data.corpus import Corpus, open_corpus
@@ -76,11 +75,11 @@ def run(args: list[str], default_config: Path) -> None:
     with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
         corpus = open_corpus(data.sources(), data.corpus_config, Path(folder), options.processes, options.engine)
         if options.json:
-            print(json.dumps(corpus.report, ensure_ascii=False))
+            print_json(corpus.report)
             return
-        print("\n".join(describe_corpus(corpus)))
+        print_lines(*describe_corpus(corpus))
         if not options.dry_run:
-            print(f"cache       {corpus.folder}")
+            print_lines(f"cache       {corpus.folder}")
 
 
 def describe_corpus(corpus: Corpus) -> Iterator[str]:
@@ -143,7 +142,8 @@ def compare_tokenizers(data: TextDataModule, shape: Namespace) -> Iterator[dict[
             tokenizer = _open_or_train(name, vocab_size, sources, config)
         except UserError as error:
             if vocab != "pruned":  # "full" has printed the same error
-                tqdm.write(f"left out: {error}", file=sys.stderr)
+                with tqdm.external_write_mode(sys.stderr):  # hides the bar meanwhile
+                    print_lines(f"left out: {error}", to_stderr=True)
             continue
         ids, _ = tokenizer.encode_documents(texts)
         used_ids = np.unique(ids)

@@ -211,7 +211,10 @@ def _device_errors(settings: Namespace) -> Iterator[str]:
 
 
 def _port_errors() -> Iterator[str]:
-    """Yield an error if MASTER_PORT is set and the first process cannot listen on it."""
+    """Yield an error if MASTER_ADDR is no address, or if the first process cannot listen on MASTER_PORT."""
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    if not re.fullmatch(r"[\w.:%-]+", address):
+        yield f"MASTER_ADDR is {address!r}: give the name or the address of the first machine, or unset it"
     port = os.environ.get("MASTER_PORT")
     if port is None or "LOCAL_RANK" in os.environ:
         return

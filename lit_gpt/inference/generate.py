@@ -3,7 +3,6 @@
 import codecs
 import functools
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -220,11 +219,6 @@ def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, mode: str, **samp
         yield decoder.decode(b"", final=True)
     finally:
         model.train(was_training)
-
-
-def strip_control_characters(text: str) -> str:
-    """Replace control characters, which an untrained model generates and which could control the terminal."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 # ------------------------------------------------------------------------------------------------- fast inference

@@ -99,21 +99,20 @@ class Measurements:
         """Return whether a larger batch is expected to take more than `share` of the memory limit, if it is known."""
         return self.memory_limit is not None and self.expected_peak(windows) > share * self.memory_limit
 
-    def report(self, completed_steps: int) -> str:
+    def report(self, completed_steps: int) -> list[str]:
         """Return the lines to print.
 
         Args:
             completed_steps: optimizer steps before the run is resumed.
         """
         if not self.peaks:
-            return "measured    nothing, because not even one window fits into memory"
+            return ["measured    nothing, because not even one window fits into memory"]
         peaks = [f"{format_bytes(peak)} with {windows:,}" for windows, peak in self.peaks.items()]
-        lines = [
+        return [
             f"measured    {', '.join(peaks)} window{'s'[: max(self.peaks) != 1]} in a batch",
             f"needed      {self._memory_report()}",
             f"time        {self._time_report(completed_steps)}",
         ]
-        return "\n".join(lines)
 
     def _memory_report(self) -> str:
         if self.too_large_batch is not None:
@@ -175,7 +174,7 @@ class RunProfiler(Callback):
         self._batch_seconds: list[float] = []  # of each batch of the current optimizer step
         self._batch_start = 0.0  # time.perf_counter()
 
-    def report(self) -> str:
+    def report(self) -> list[str]:
         """Return what was found, as lines to print."""
         return self.measurements.report(self.completed_steps)
 

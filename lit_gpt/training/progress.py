@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from tqdm import tqdm
 
 from lit_gpt.device import synchronize
+from lit_gpt.printable import escape_controls
 from lit_gpt.training.module import module_and_data
 
 
@@ -76,7 +77,7 @@ class StepProgress(TQDMProgressBar):
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print a line above the bar, also where there is no bar."""
         if self.trainer.is_global_zero:
-            tqdm.write(" ".join(map(str, args)), file=sys.stdout)
+            tqdm.write(escape_controls(" ".join(map(str, args)), keep="\n\t"), file=sys.stdout)
             sys.stdout.flush()
 
     def init_train_tqdm(self) -> Tqdm:
@@ -86,6 +87,14 @@ class StepProgress(TQDMProgressBar):
         bar.unit, bar.total = "step", None if steps == math.inf else steps
         bar.n = bar.initial = self.trainer.global_step
         return bar
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Return what the bar shows after its figures; the end of the run folder's name is among it."""
+        metrics = super().get_metrics(trainer, pl_module)
+        return {
+            escape_controls(name): escape_controls(f"{value}") if isinstance(value, str) else value
+            for name, value in metrics.items()
+        }
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

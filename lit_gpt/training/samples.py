@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from tqdm import tqdm
 
 from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import check_sampling, encode_prompt, generate, strip_control_characters
+from lit_gpt.inference.generate import check_sampling, encode_prompt, generate
+from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import has_finite_weights
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import module_and_data
@@ -74,12 +76,12 @@ class GenerateText(Callback):
         """Generate texts on every rank, because the model may be sharded over the ranks; print and log on rank 0."""
         step = self._last_step = trainer.global_step
         for number, prompt in enumerate(self.prompts, start=1):
-            texts = [strip_control_characters(text) for text in self.generate_texts(trainer, prompt)]
+            texts = [escape_controls(text, keep="\n\t") for text in self.generate_texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
             separator = "\n\n" if any("\n" in text for text in texts) else "\n"
             progress_bar = trainer.progress_bar_callback
-            print_text = print if progress_bar is None else progress_bar.print
+            print_text = tqdm.write if progress_bar is None else progress_bar.print
             print_text(separator.join(textwrap.indent(text, "  | ", bool) for text in texts))
             if (logger := step_logger(trainer)) is not None:
                 markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
