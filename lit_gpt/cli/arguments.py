@@ -10,6 +10,7 @@ import yaml
 from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
 from lit_gpt.cli.messages import print_lines
 from lit_gpt.cli.validation import COMMANDS, check_run_name
+from lit_gpt.cli.yaml_text import MAX_CHARACTERS, LimitError, StrictLoader, check_limits
 from lit_gpt.errors import UserError, did_you_mean
 
 LOGS = Path("logs")  # the default folder of runs
@@ -46,7 +47,8 @@ class CommandLine:
         run_name: The default of `--name`: the file name of the experiment.
         root_dir: The value of `trainer.default_root_dir` in the flags or configs; None if it is in neither.
         checkpoint: The checkpoint of the flag `--ckpt_path`, if it had to be opened; it may not be verified yet.
-        checkpoint_config: The config saved in the checkpoint, to be parsed before `args`; None if it does not apply.
+        uses_saved_config: Whether settings come from the config in the checkpoint, below those in `args`.
+        allowed_imports: The packages of the flag `--allow_imports`.
         resume_args: The arguments that a command needs to resume the run, except for its name and folder.
         notice: A line to print before the run, or "".
 
@@ -60,24 +62,30 @@ class CommandLine:
         configs = [read_config(Path(path)) for path in paths]
         self.run_name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(paths[0]).stem if paths else default_config.stem)
         self.root_dir: str | None = _find_setting("trainer.default_root_dir", flags, configs)
-        self.resume_args = [*(f"--config={path}" for path in paths), *_remove_flags(NOT_RESUMED, flags)]
+        self.resume_args = [*(f"--config={path}" for path in paths), *remove_flags(NOT_RESUMED, flags)]
         self.checkpoint: Checkpoint | None = None
-        self.checkpoint_config: str | None = None
+        self.uses_saved_config = False
+        self.allowed_imports = [
+            name.strip() for value in _find_flags("--allow_imports", flags) for name in value.strip("[]").split(",")
+        ]
         self.notice = ""
         checkpoint = None if {"-h", "--help"} & set(flags) else _find_flag("--ckpt_path", flags)
         if checkpoint == "last":
             name = check_run_name(_find_setting("name", flags, configs) or self.run_name)
             checkpoint = self._find_last_checkpoint(name, command)
-            flags = _remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
+            flags = remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
         if not paths and checkpoint:
             self.checkpoint = self.checkpoint or Checkpoint.open(checkpoint, verify=False)
-            self.checkpoint_config = self.checkpoint.config_text
-            if self.checkpoint_config is None:
-                raise UserError(f"{checkpoint} was not written by fit.py and contains no config: give --config")
+            self.uses_saved_config = True
         elif not paths and _find_flag("--data.files", flags) is None:
             read_config(default_config)
             paths = [str(default_config)]
         self.args = [command, *(f"--config={path}" for path in paths), *flags]
+
+    def gives(self, setting: str) -> bool:
+        """Return whether a flag gives a setting, for example "trainer.strategy", or an argument of its class."""
+        flags = (arg.partition("=")[0] for arg in self.args)
+        return any(flag in (f"--{setting}", f"--{setting}+") or flag.startswith(f"--{setting}.") for flag in flags)
 
     def _find_last_checkpoint(self, name: str, command: str) -> str | None:
         """Open the newest checkpoint of a run's name and return its path. If there is none, `fit` starts a new run.
@@ -128,18 +136,24 @@ def _split_configs(args: list[str]) -> tuple[list[str], list[str]]:
     return configs, others
 
 
-def _find_flag(flag: str, args: list[str]) -> str | None:
-    """Return the value of the last occurrence of a flag, or None."""
-    value = None
+def _find_flags(flag: str, args: list[str]) -> list[str]:
+    """Return the values of all occurrences of a flag."""
+    values = []
     for arg, following in zip(args, [*args[1:], ""]):
         if arg == flag:
-            value = following
+            values.append(following)
         elif arg.startswith(f"{flag}="):
-            value = arg.partition("=")[2]
-    return value
+            values.append(arg.partition("=")[2])
+    return values
 
 
-def _remove_flags(flags: Iterable[str], args: list[str]) -> list[str]:
+def _find_flag(flag: str, args: list[str]) -> str | None:
+    """Return the value of the last occurrence of a flag, or None."""
+    values = _find_flags(flag, args)
+    return values[-1] if values else None
+
+
+def remove_flags(flags: Iterable[str], args: list[str]) -> list[str]:
     """Return arguments without some flags and their values."""
     others: list[str] = []
     remaining = iter(args)
@@ -165,29 +179,33 @@ def read_config(path: Path) -> dict[str, Any]:
 
     Raises:
         UserError: The file does not exist, is not valid YAML, gives a key twice, has a section that is not a mapping, a
-            key with dots, or a setting that the parser derives from others.
+            key with dots, or a setting that the parser derives from others or that is a flag only.
     """
     if not path.is_file():
         others = [str(other) for other in path.parent.glob("*.yaml")]
         raise UserError(f"--config {path}: no such file{did_you_mean(str(path), others)}")
     try:
         with open(path, encoding="utf-8") as file:
-            config: Any = yaml.load(file, Loader=_StrictLoader)
-        dotted_keys: list[str] = list(_find_dotted_keys(config)) if isinstance(config, dict) else []
+            text = file.read(MAX_CHARACTERS + 1)
+        check_limits(text)
+        config: Any = yaml.load(text, Loader=StrictLoader)
     except OSError as error:
         raise UserError(f"--config {path} cannot be read ({error.strerror}): give yourself the permission") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: {error.problem}: correct the YAML") from None
-    except (UnicodeDecodeError, yaml.YAMLError, TypeError, RecursionError):
+        remedy = "" if isinstance(error, LimitError) else ": correct the YAML"
+        raise UserError(f"{path}{line}: {error.problem}{remedy}") from None
+    except Exception:  # bytes that are not UTF-8, or one of the many errors of PyYAML for a value that does not fit
         raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} has no settings: write them as `trainer:` and, below it, `max_steps: 100`")
     for key in SECTIONS:
         if not isinstance(config.get(key, {}), dict):
             raise UserError(f"{path}: {key} is {config[key]!r}: write its settings below it, one `name: value` a line")
-    for dotted in dotted_keys:
+    for dotted in _find_dotted_keys(config):
         raise UserError(f"{path}: {dotted}: write it as {': '.join(dotted.split('.'))}, key below key")
+    if "allow_imports" in config:
+        raise UserError(f"{path}: allow_imports says what configs may import: give it as a flag, --allow_imports NAME")
     missing = object()
     for key, origin in LINKED_SETTINGS.items():
         if _get_nested(config, key, default=missing) is not missing:
@@ -212,20 +230,3 @@ def _find_dotted_keys(config: dict[Any, Any]) -> Iterator[str]:
             yield str(key)
         if isinstance(value, dict):
             yield from _find_dotted_keys(value)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A YAML loader that raises an error for a key given twice, of which `SafeLoader` returns the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise yaml.constructor.ConstructorError(
-                    None, None, "merge keys (<<) are not supported", key_node.start_mark
-                )
-            key = self.construct_object(key_node, deep=True)
-            if key in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            keys.add(key)
-        return super().construct_mapping(node, deep)

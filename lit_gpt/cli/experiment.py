@@ -152,7 +152,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
         self.folder = folder
         config = config.clone()
-        for key in ("ckpt_path", "allow_data_change", "preflight"):
+        for key in ("ckpt_path", "allow_data_change", "allow_imports", "preflight"):
             config.pop(key, None)
         self.text: str = parser.dump(config, skip_unset=False)
 

@@ -7,26 +7,40 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
-from jsonargparse import ActionConfigFile, ActionYesNo, Namespace, set_dumper
+from jsonargparse import ActionConfigFile, ActionYesNo, Namespace, set_parsing_settings
 from lightning import __version__ as lightning_version
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.cli.arguments import LINKED_SETTINGS, CommandLine
+from lit_gpt.cli.arguments import LINKED_SETTINGS, CommandLine, remove_flags
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
+from lit_gpt.cli.messages import print_lines
+from lit_gpt.cli.saved_config import describe_left_out, take_settings
 from lit_gpt.cli.validation import COMMANDS, TRAINER_DEFAULTS, check_not_null, check_run_name, validate_args
+from lit_gpt.cli.yaml_text import dump_yaml, limit_parser
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.model import GPTConfig
-from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
+from lit_gpt.training.stop import global_rank
 
 # Seconds. A disk of 50 MB/s writes a checkpoint of 15 GB in this time, and all ranks wait for it.
 DEFAULT_TIMEOUT = 300
+
+
+# What configs and flags may name, for example as the class of a callback; and what of it compiles, loads or starts what
+# its arguments name.
+ALLOWED_IMPORTS = ("lightning", "lit_gpt", "torch")
+DENIED_IMPORTS = (
+    *("torch.hub", "torch.load", "torch.serialization", "torch.package", "torch.jit", "torch.fx", "torch.export"),
+    *("torch.ops", "torch.classes", "torch.library", "torch.utils.cpp_extension", "torch.utils.benchmark"),
+    *("torch.multiprocessing", "torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launch"),
+    *("torch.distributed.rpc", "torch.testing", "torch._inductor", "torch._dynamo", "torch._C"),
+    *("lightning.pytorch.cli", "lightning.fabric.cli", "lightning.pytorch.core", "lightning.pytorch.trainer"),
+)
 
 
 class StrictParser(LightningArgumentParser):
@@ -39,23 +53,6 @@ class StrictParser(LightningArgumentParser):
         raise UserError(message) from ex
 
 
-class _PrintableDumper(yaml.SafeDumper):
-    """Writes strings with characters that are not printable in double quotes, where YAML knows Python's escapes."""
-
-    def represent_string(self, text: str) -> yaml.ScalarNode:
-        style = '"' if escape_controls(text, keep="\n") != text else None
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-
-_PrintableDumper.add_representer(str, _PrintableDumper.represent_string)
-
-
-def dump_yaml(settings: dict[str, Any]) -> str:
-    """Return settings as YAML, as jsonargparse does, without control characters."""
-    text = yaml.dump(settings, Dumper=_PrintableDumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
-    return escape_controls(text, keep="\n")
-
-
 def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace, Checkpoint | None]:
     """Parse and check the settings of the command; open the checkpoint of `--ckpt_path`.
 
@@ -66,10 +63,32 @@ def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace, Chec
         UserError: A setting is wrong.
     """
     command = arguments.args[0]
+    limit_parser()
+    limit_imports(arguments.allowed_imports)
     parser = build_parser(command, arguments.run_name)
     settings = parse_settings(parser, arguments)
     checkpoint = validate_settings(settings, command, arguments.checkpoint)
     return parser, settings, checkpoint
+
+
+def limit_imports(allowed: list[str]) -> None:
+    """Limit what configs and flags can name to classes and functions of some packages, in the whole process.
+
+    Args:
+        allowed: More packages, or modules, or classes.
+
+    Raises:
+        UserError: One of them is not the name of a package.
+    """
+    try:
+        set_parsing_settings(
+            instantiate_subclass_spec_in_any=False,
+            import_path_denylist=["*", *DENIED_IMPORTS],
+            import_path_allowlist=[*ALLOWED_IMPORTS, *allowed],
+        )
+    except ValueError:
+        names = ", ".join(allowed)
+        raise UserError(f"--allow_imports {names}: give names of packages, as --allow_imports my_package") from None
 
 
 def build_on_meta(*args: Any, **kwargs: Any) -> LitGPT:
@@ -87,7 +106,6 @@ def build_parser(command: str, name: str) -> StrictParser:
         command: `fit`, `validate` or `test`; the commands differ in the help of `--ckpt_path` only.
         name: The default of `--name`.
     """
-    set_dumper("yaml", dump_yaml)
     parser = StrictParser(
         prog=f"fit.py {command}",
         description=(getattr(Trainer, command).__doc__ or "").strip().split("\n")[0],
@@ -99,18 +117,18 @@ def build_parser(command: str, name: str) -> StrictParser:
     parser.add_argument(
         "--seed_everything", type=int, default=1337, help="Seed of everything random: weights, dropout, windows, texts."
     )
-    skip = {*TRAINER_ARGUMENTS, "limit_predict_batches"}  # no command predicts
-    parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True, skip=skip)
-    assert parser.groups is not None
-    for key, (annotation, description) in TRAINER_ARGUMENTS.items():
-        default = inspect.signature(Trainer).parameters[key].default
-        parser.groups["trainer"].add_argument(f"--trainer.{key}", type=annotation, default=default, help=description)
-    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+    add_trainer_arguments(parser)
     parser.add_lightning_class_args(build_on_meta, "model")
     parser.add_lightning_class_args(TextDataModule, "data")
     parser.add_argument("--name", type=str, default=name, help="The run's folder under logs/ (letters, digits, ._-).")
     parser.add_argument(
         "--allow_data_change", type=bool, default=False, help="Resume on another text or split than before."
+    )
+    parser.add_argument(
+        "--allow_imports",
+        type=list[str],
+        default=[],
+        help=f"A package whose classes configs may name, besides {', '.join(ALLOWED_IMPORTS)}. It may be given again.",
     )
     parser.add_argument(
         "--preflight",
@@ -139,17 +157,32 @@ def build_parser(command: str, name: str) -> StrictParser:
     return parser
 
 
+def add_trainer_arguments(parser: StrictParser) -> None:
+    """Add the arguments of the Trainer. Without sub_configs, no value is the name of a file that gives the settings."""
+    skip = {*TRAINER_ARGUMENTS, "limit_predict_batches"}  # no command predicts
+    parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, skip=skip)
+    assert parser.groups is not None
+    for key, (annotation, description) in TRAINER_ARGUMENTS.items():
+        default = inspect.signature(Trainer).parameters[key].default
+        parser.groups["trainer"].add_argument(f"--trainer.{key}", type=annotation, default=default, help=description)
+    parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})
+
+
 def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
     """Parse configs and flags.
 
     Raises:
         UserError: A flag or a key is unknown, or its value has the wrong type.
     """
-    words = arguments.args[1:]
+    words = remove_flags(["--allow_imports"], arguments.args[1:])
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.checkpoint_config is not None:
+        if arguments.uses_saved_config:
+            assert arguments.checkpoint is not None
+            saved, left_out = take_settings(arguments.checkpoint, arguments.gives)
+            if left_out and global_rank() == 0:
+                print_lines(describe_left_out(arguments.checkpoint, left_out), to_stderr=True)
             config = Path(folder, "config.yaml")
-            config.write_text(arguments.checkpoint_config, encoding="utf-8")
+            config.write_text(dump_yaml(saved), encoding="utf-8")
             words = [f"--config={config}", *words]
         try:
             return parser.parse_args(words)
@@ -221,6 +254,10 @@ def rewrite_parser_error(message: str, keys: list[str]) -> str:
         key = "seed_everything" if key == "data.seed" else key  # the parser names the linked setting
         if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
             return f"--{key}: {problem[1]}"
+        if denied := re.search(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' entry", expected):
+            path, entry = denied.groups()
+            package = path.partition(".")[0] if entry == "*" else entry
+            return f"--{key}: {path} may not be imported: if you trust it, give --allow_imports {package} too"
         required = re.search(r"the following arguments are required: (\w+)", expected)
         class_name = re.match(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value)
         if required and class_name:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import torch
-import yaml
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.experiment import Experiment
+from lit_gpt.cli.saved_config import read_saved_config
+from lit_gpt.cli.yaml_text import load_yaml
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
@@ -102,7 +103,7 @@ def describe_resume(experiment: Experiment, checkpoint: Checkpoint) -> list[str]
     step, max_steps = checkpoint.step, experiment.datamodule.plan.last_step
     lines = [f"resumed     {checkpoint.path}, step {step:,}"]
     if experiment.config_text is not None and checkpoint.config_text is not None:
-        before, now = (flatten(yaml.safe_load(text)) for text in (checkpoint.config_text, experiment.config_text))
+        before, now = flatten(read_saved_config(checkpoint)), flatten(load_yaml(experiment.config_text))
         lines += [
             f"changed     {key} {before.get(key)} -> {now.get(key)}"
             for key in sorted(before.keys() | now.keys())

@@ -26,6 +26,16 @@ from lit_gpt.training.samples import GenerateText
 
 COMMANDS = ("fit", "validate", "test")
 
+# The sections of the settings, besides `trainer`, and what is constructed from them.
+CONSTRUCTORS: dict[str, Any] = {
+    "data": TextDataModule.__init__,
+    "model": LitGPT.__init__,
+    "model.config": GPTConfig.__init__,
+    "generate": GenerateText.__init__,
+    "checkpoint": StepCheckpoint.__init__,
+    "early_stopping": StopEarly.__init__,
+}
+
 # The arguments of the Trainer that differ from Lightning's defaults.
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": -1,  # max_steps ends a run
@@ -79,14 +89,7 @@ def check_not_null(settings: Namespace) -> None:
     Raises:
         UserError: A setting is null.
     """
-    for section, constructor in {
-        "data": TextDataModule.__init__,
-        "model": LitGPT.__init__,
-        "model.config": GPTConfig.__init__,
-        "generate": GenerateText.__init__,
-        "checkpoint": StepCheckpoint.__init__,
-        "early_stopping": StopEarly.__init__,
-    }.items():
+    for section, constructor in CONSTRUCTORS.items():
         values = settings.get(section)
         if not isinstance(values, Namespace):
             raise UserError(f"{section} {values}: give its settings, or leave it out")
