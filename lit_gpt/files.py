@@ -103,8 +103,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
-            raise error.__context__ from None  # torch.save reports a full disk as a RuntimeError
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError | MemoryError):
+            raise error.__context__ from None  # torch.save reports an error of `file.write` as a RuntimeError
         raise
 
 

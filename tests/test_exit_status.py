@@ -30,6 +30,11 @@ GLOO = RuntimeError("[../gloo/tcp/pair.cc:534] Connection closed by peer. More t
 LOST = "another process of the run is gone or out of reach (Connection closed by peer)"
 NOT_STARTED = "not all processes of the run have started, or one is gone (Connection closed by peer): read its output"
 
+LOST_WORKER = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+WORKER_GONE = "error: a process that reads batches is gone (DataLoader worker (pid 7) is killed by signal: Killed)"
+ALLOCATED = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4000000000000 bytes"
+ALLOCATOR = RuntimeError(f"[enforce fail at alloc_cpu.cpp:124] err == 0. {ALLOCATED}. Error code 12")
+
 Case = tuple[BaseException, dict, tuple[int, str | None]]
 FAILURES: dict[str, Case] = {
     "Ctrl-C": (KeyboardInterrupt(), {}, (130, "")),
@@ -44,10 +49,22 @@ FAILURES: dict[str, Case] = {
     "lost process": (GLOO, {"rank": 1, "is_training": True, "resume_command": "go"}, (1, f"rank 1: {LOST}; resume")),
     "lost process before training": (GLOO, {}, (1, f"rank 0: {NOT_STARTED}")),
     "lost process, NCCL": (torch.distributed.DistBackendError("x"), {"rank": 2}, (1, "rank 2: not all processes")),
+    "lost worker": (
+        LOST_WORKER,
+        {"is_training": True, "resume_command": "go"},
+        (1, WORKER_GONE + "; resume it with: go"),
+    ),
+    "lost worker in validate": (LOST_WORKER, {}, (1, WORKER_GONE)),
+    "no memory": (MemoryError(), {"is_training": True, "resume_command": "go"}, (2, "error: not enough memory (Mem")),
+    "no memory on a CPU": (ALLOCATOR, {}, (2, f"error: not enough memory ({ALLOCATED}): free memory, or give less")),
+    "no memory on a GPU": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried"),
+        {},
+        (2, "error: not enough memory (CUDA o"),
+    ),
     "ValueError": (ValueError("x"), {}, (1, None)),
     "TypeError while training": (TypeError("x"), {"is_training": True}, (1, None)),
     "OSError": (FileNotFoundError(2, "No such file", "x"), {}, (1, None)),
-    "MemoryError": (MemoryError(), {}, (1, None)),
     "error after a user error": (with_context(KeyError("x"), UserError("a")), {}, (1, None)),
 }
 

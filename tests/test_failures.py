@@ -1,5 +1,6 @@
 """Whatever ends a run, its checkpoints stay complete and finite, and the message names them."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Fit, at_step, drop_capabilities, forked, points
+from torture import compare_runs
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.model import GPT
@@ -81,6 +83,57 @@ def test_exception_in_an_uncompleted_step_saves_nothing_and_names_the_checkpoint
     assert "the last good checkpoint is logs/small/version_0/last.ckpt, step 3" in ended.err
     assert "the best checkpoint is logs/small/version_0/best.ckpt, step 3" in ended.err
     assert Checkpoint.open(folder / RUN / "last.ckpt").step == 3
+
+
+ALLOCATOR = RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "error"),
+    [
+        (GPT, "loss", 5, MemoryError()),
+        (LitGPT, "validation_step", 5, ALLOCATOR),
+        (GenerateText, "generate_texts", 2, MemoryError()),
+        (torch, "save", 2, ALLOCATOR),
+    ],
+    ids=["step", "validation", "samples", "save"],
+)
+def test_lack_of_memory_ends_in_one_line_and_the_run_can_be_resumed(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int, error: Exception
+) -> None:
+    with monkeypatch.context() as patch:
+        function, calls = getattr(owner, name), []
+
+        def patched(*args: object, **kwargs: object) -> object:
+            calls.append(1)
+            if len(calls) >= call:
+                raise error
+            return function(*args, **kwargs)
+
+        patch.setattr(owner, name, patched)
+        result = fit("--checkpoint.every_n_steps", 2)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "give a smaller --data.batch_size with the same --data.global_batch_size" in result.err
+    assert result.err.endswith(" --name small --ckpt_path last\n")
+    assert fit("--checkpoint.every_n_steps", 2, "--ckpt_path", "last").status == 0
+    assert fit("--checkpoint.every_n_steps", 2, "--name", "straight").status == 0
+    assert compare_runs(Path("logs/straight/version_0"), RUN) == []
+
+
+def test_killed_data_worker_ends_the_run_in_one_line(folder: Path) -> None:
+    flags = ["--config", "small.yaml", "--data.num_workers", 1, "--generate.prompts", "[]"]
+
+    def kill_worker(module: LitGPT) -> None:
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+
+    ended = forked(folder, *flags, prepare=at_step(5, kill_worker))
+    assert (ended.status, ended.err.count("\n")) == (1, 1), ended.err
+    assert "a process that reads batches is gone (DataLoader worker (pid" in ended.err
+    assert "; the last good checkpoint is logs/small/version_0/last.ckpt, step " in ended.err
+    assert "; resume it with: " in ended.err
 
 
 # ------------------------------------------------------------------------------------------- values that are not finite

@@ -11,15 +11,15 @@ import pytest
 import torch
 import yaml
 from conftest import Fit, at_step, forked, points, texts, weights
+from ranks import TWO_RANKS, ForkedRank, RankKill
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torture import CONFIG, KILLS, SIGNALS, compare_runs, kill_process_group, torture
+from torture import CONFIG, KILLS, SIGNALS, compare_runs, kill_process_group, torture, torture_ranks
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.data.batches import TrainBatches
 from lit_gpt.training.module import LitGPT
 
 RUN = Path("logs/small/version_0")
-TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,20 @@ def test_killed_and_resumed_run_of_two_ranks_equals_uninterrupted_run(tmp_path: 
     assert (len(killed), differences) == (1, [])
 
 
+def test_run_whose_rank_was_killed_equals_uninterrupted_run(tmp_path: Path) -> None:
+    kill = RankKill(1, "optimizer update", is_after=True, step=7)
+    lines = list(torture_ranks(tmp_path, [kill], [*TWO_RANKS, "--trainer.max_steps", "11"]))
+    assert lines == ["killed rank 1 after optimizer update: status 1", "equal"]
+
+
+def test_rank_that_loses_another_saves_no_step_without_its_points(tmp_path: Path) -> None:
+    """Rank 0 fails when the weights of a step are updated, and its points are not written yet; and before its last."""
+    kills = [RankKill(None, "LitGPT.on_train_batch_end", is_after=True, step=7)]
+    kills += [RankKill(None, "logging", is_after=after, step=10) for after in (False, True)]
+    lines = list(torture_ranks(tmp_path, kills, ["--trainer.max_steps", "13", "--trainer.log_every_n_steps", "1"]))
+    assert [line for line in lines if not line.startswith("killed")] == ["equal"]
+
+
 @pytest.mark.parametrize(("optimizer", "tolerance"), [("adamw", 1e-5), ("muon", 1e-3)])
 def test_run_can_be_resumed_with_another_number_of_ranks(folder: Path, optimizer: str, tolerance: float) -> None:
     (folder / "config.yaml").write_text(CONFIG)
@@ -50,7 +64,7 @@ def test_run_can_be_resumed_with_another_number_of_ranks(folder: Path, optimizer
     assert forked(folder, *flags, "--name", "straight").status == 0
     for steps, devices in ((7, TWO_RANKS), (16, []), (30, TWO_RANKS)):  # an epoch has four steps
         last = ["--name", "moved", "--ckpt_path", "last", "--trainer.max_steps", steps]
-        ended = forked(folder, *flags, *last, *devices)
+        ended = forked(folder, *flags, *last, *devices, prepare=ForkedRank.prepare)
         assert ended.status == 0, ended.err
     straight, moved = (points(folder / f"logs/{name}/version_0")["loss/train"] for name in ("straight", "moved"))
     moved = [point for point in moved if point[0] not in (7, 16)]  # the last step of a command is logged too

@@ -3,6 +3,8 @@
     python tests/torture.py --runs 5 --kills 10              # 50 kills, one process
     python tests/torture.py --runs 1 --kills 10 --devices 2  # 10 kills, two processes
     python tests/torture.py --runs 4 --kills 5 --devices 2 --strategy fsdp  # 20 kills, sharded checkpoints
+    python tests/torture.py --kill_rank 1 --kills 40 --steps 30  # one rank of two is killed, also at every boundary
+    python tests/torture.py --lose_rank --steps 30  # rank 0 loses the connection to rank 1, at every boundary
 
 Each run is killed `--kills` times and resumed each time: at random moments, during saves (between any two bytes, before
 and after every fsync, rename and removal), during validations, and while samples are generated. At its end it must have
@@ -20,13 +22,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from conftest import ROOT, forked, points, texts
+from ranks import TWO_RANKS, ForkedRank, RankKill, kills_at_boundaries
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import lit_gpt.files
@@ -96,11 +100,14 @@ def kill_after_bytes(size: int) -> None:
 def schedule_kill(kind: str | None, rng: random.Random, seconds: float) -> None:
     """Patch this process so that it is killed at a random moment of a kind; it survives if that moment never comes.
 
+    Rank 1, if there is one, is killed with it.
+
     Args:
         kind: One of KILLS or SIGNALS; None: no kill.
         rng: Chooses the moment.
         seconds: How long an uninterrupted run takes.
     """
+    ForkedRank.prepare()
     count, after = rng.randint(1, 8), rng.random() < 0.5
     if kind in ("time", *SIGNALS):
         delay = rng.uniform(0, seconds)
@@ -157,6 +164,13 @@ def compare_runs(expected: Path, actual: Path) -> list[str]:
     return found
 
 
+def write_inputs(folder: Path) -> None:
+    """Write a small table and the config of a run that takes a second."""
+    rows = [f"row {i} 第{i}行: " + "abcdefghij"[i % 10] * (i % 7) for i in range(120)]
+    (folder / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
+    (folder / "torture.yaml").write_text(CONFIG)
+
+
 def torture(
     folder: Path, kills: int, flags: list[str], seed: int, kinds: tuple[str, ...] = KILLS
 ) -> tuple[list[str], list[str]]:
@@ -168,12 +182,10 @@ def torture(
         The kind of each kill, and what differed.
     """
     rng = random.Random(seed)
-    rows = [f"row {i} 第{i}行: " + "abcdefghij"[i % 10] * (i % 7) for i in range(120)]
-    (folder / "rows.txt").write_text("\n".join(rows), encoding="utf-8")
-    (folder / "torture.yaml").write_text(CONFIG)
+    write_inputs(folder)
     flags = ["--config", "torture.yaml", *flags]
     start = time.monotonic()
-    straight = forked(folder, *flags, "--name", "straight")
+    straight = forked(folder, *flags, "--name", "straight", prepare=ForkedRank.prepare)
     assert straight.status == 0, straight.err
     seconds = time.monotonic() - start
     killed: list[str] = []
@@ -197,6 +209,62 @@ def torture(
     return killed, differences
 
 
+def torture_ranks(folder: Path, kills: list[RankKill], flags: list[str]) -> Iterator[str]:
+    """Train a run without interruption, and the same run with kills of one of its ranks; compare them.
+
+    A run that ends before it was killed is compared, and another one is started, up to three for each kill.
+
+    Yields:
+        A line for each kill and each comparison. It begins with "killed", "equal", "NOT" or "never".
+    """
+    write_inputs(folder)
+    flags = ["--config", "torture.yaml", *flags]
+    marker, logs = folder / "marker", folder / "logs"
+    straight = forked(folder, *flags, "--name", "straight", prepare=ForkedRank.prepare)
+    assert (straight.status, straight.err) == (0, ""), straight.err
+    kill: RankKill | None
+    for kill in [*kills, None]:
+        ended = None
+        for _ in range(3):
+            prepare = partial(kill.prepare, marker) if kill else ForkedRank.prepare
+            ended = forked(folder, *flags, "--name", "killed", "--ckpt_path", "last", prepare=prepare)
+            if kill and ended.status != 0:
+                break
+            newest, _ = newest_checkpoint(logs, "killed")
+            assert newest is not None
+            differences = compare_runs(logs / "straight" / "version_0", newest.path.parent)
+            if ended.status != 0 or differences:
+                yield f"NOT equal: {', '.join(differences)} (status {ended.status}) {ended.err}"
+            else:
+                yield "equal"
+            shutil.rmtree(logs / "killed")
+            if kill is None or marker.exists():
+                break
+        if kill is not None:
+            has_come = marker.exists()
+            is_reported = ended.status in (0, -signal.SIGKILL) or (ended.status, ended.err.count("\n")) == (1, 1)
+            outcome = f"status {ended.status}" if is_reported else f"NOT in one line:\n{ended.err}"
+            yield f"{'killed' if has_come else 'never came:'} {kill}: {outcome}"
+
+
+def kill_one_rank(rank: int | None, kills: int, steps: int, seed: int) -> int:
+    """Kill a rank at every boundary of a step and `kills` times at random; print what happened, return the failures."""
+    rng = random.Random(seed)
+    at_boundaries = kills_at_boundaries(rank, steps, rng)
+    rng.shuffle(at_boundaries)
+    at_random = [RankKill(rank, "", False, 0, rng.uniform(0.5, 4)) for _ in range(0 if rank is None else kills)]
+    flags = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", "5", "--trainer.log_every_n_steps", "1"]
+    flags += [] if rank is None else TWO_RANKS
+    flags += ["--early_stopping.patience", "100", "--trainer.gradient_clip_val", "0.1"]
+    counts: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for line in torture_ranks(Path(folder), [*at_boundaries, *at_random], flags):
+            counts[line.split()[0]] += 1
+            print(line, flush=True)
+    print(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))
+    return counts["NOT"]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
@@ -205,8 +273,14 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--strategy", choices=STRATEGIES, default="ddp", help="for several devices")
     parser.add_argument("--signals", action="store_true", help="send SIGINT and SIGTERM instead of SIGKILL")
+    parser.add_argument("--kill_rank", type=int, choices=(0, 1), help="kill one rank of two, also at every boundary")
+    parser.add_argument(
+        "--lose_rank", action="store_true", help="at every boundary the error of a rank that lost another"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.kill_rank is not None or options.lose_rank:
+        return kill_one_rank(options.kill_rank, options.kills, options.steps, options.seed)
     unequal = 0
     for run in range(options.runs):
         sampling, optimizer = ("random", "shuffled")[run % 2], ("adamw", "muon")[run // 2 % 2]

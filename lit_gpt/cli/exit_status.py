@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from lit_gpt.cli.messages import print_lines, print_traceback
+from lit_gpt.device import is_out_of_memory
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.printable import one_line
 
@@ -16,6 +17,13 @@ def is_distributed_failure(error: BaseException) -> bool:
     if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Return whether the error says that a process that draws batches, of `--data.num_workers`, is gone."""
+    return isinstance(error, RuntimeError) and bool(
+        re.match(r"DataLoader worker \(pid.*\) (is killed|exited)", str(error))
+    )
 
 
 def classify(
@@ -34,6 +42,7 @@ def classify(
     | KeyboardInterrupt                        | 130     | none              |
     | BrokenPipeError: the reader has left     | 141     | none              |
     | UserError: what the user can correct     | 2       | one line          |
+    | the memory does not suffice              | 2       | one line          |
     | another process of the run is lost       | 1       | one line          |
     | anything else: a bug                     | 1       | its traceback     |
 
@@ -58,16 +67,27 @@ def classify(
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
     if isinstance(error, UserError):
         return 2, one_line(f"error: {error}{notes}")
+    resume = f"; resume it with: {resume_command}" if is_training else ""
+    if is_out_of_memory(error):
+        remedy = "a smaller --data.batch_size with the same --data.global_batch_size" if is_training else "less at once"
+        remedy += ", or where it samples a smaller --generate.num_samples" if is_training else ""
+        return 2, one_line(f"error: not enough memory ({_reason(error)}): free memory, or give {remedy}{notes}{resume}")
+    if is_lost_worker(error):
+        return 1, one_line(f"error: a process that reads batches is gone ({_reason(error)}){notes}{resume}")
     if is_distributed_failure(error):
-        reason = re.sub(r"^\[[^]]*\] ?", "", str(error)).split("\n")[0].split(". ")[0][:200]
         if is_training:
-            lost = f"another process of the run is gone or out of reach ({reason}){notes}"
-            lost += f"; resume it with: {resume_command}"
+            lost = f"another process of the run is gone or out of reach ({_reason(error)}){notes}{resume}"
         else:
-            lost = f"not all processes of the run have started, or one is gone ({reason}): read its output, and start "
-            lost += "all of them again"
+            lost = f"not all processes of the run have started, or one is gone ({_reason(error)}): read its output, "
+            lost += "and start all of them again"
         return 1, one_line(f"rank {rank}: {lost}")
     return 1, None
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first sentence of an error of torch, without the place in its source."""
+    sentence = re.sub(r"^\[[^]]*\] ?(err == 0\. )?", "", str(error)).split("\n")[0].split(". ")[0]
+    return sentence[:200].rstrip(".") or type(error).__name__
 
 
 def _find_stopped(error: BaseException | None) -> Stopped | None:

@@ -11,10 +11,10 @@ from typing import NoReturn
 import torch
 
 from lit_gpt.cli.arguments import CommandLine
-from lit_gpt.cli.exit_status import classify, print_failure
+from lit_gpt.cli.exit_status import classify, is_distributed_failure, print_failure
 from lit_gpt.cli.fit import run
 from lit_gpt.cli.messages import format_traceback, quiet_lightning
-from lit_gpt.device import configure_malloc
+from lit_gpt.device import configure_malloc, is_out_of_memory
 from lit_gpt.errors import Stopped
 from lit_gpt.training.stop import GracefulStop, global_rank
 
@@ -45,43 +45,44 @@ def main(default_config: Path) -> int:
 def handle_failure(error: BaseException, stop: GracefulStop) -> int:
     """Print why the command failed, once for all processes of a run; return the exit status of this process.
 
-    All processes know of an error that `classify` calls a user error or a stop. Rank 0 prints it, and the others end
-    with status 0: Lightning kills rank 0 if another process fails. Before the processes have met, the first process on
-    each machine prints it. Any other error may be known to this process only, which therefore exits without waiting
-    for the others.
+    All processes know of a stop and of an error that the user can correct, except where rank 0 could not write a file.
+    Rank 0 prints it, and the others end with status 0: Lightning kills rank 0 if another process fails. Before the
+    processes have met, the first process on each machine prints it. Any other error, such as a lack of memory, may be
+    known to this process only, which therefore exits without waiting for the others.
     """
     rank, is_distributed = global_rank(), torch.distributed.is_initialized()
     status, message = classify(
         error, rank=rank, is_training=stop.started, resume_command=stop.resume_command, stopped=stop.signals.raised
     )
-    is_known_to_all = status not in (1, 141)
+    is_known_to_all = status not in (1, 141) and not is_out_of_memory(error)
     if is_known_to_all:
         local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         if rank != 0 and (local_rank != "0" or is_distributed):
             return 0
-    elif status == 1 and (message is not None or rank != 0 or is_distributed):
-        hard_exit(stop, message or format_traceback(error))
+        stop.kill_child_processes()  # they may not know: only rank 0 writes files
+    elif status != 141 and (rank != 0 or is_distributed or is_distributed_failure(error)):
+        hard_exit(stop, status, message or format_traceback(error))
     print_failure(error, message)
     return status
 
 
-def hard_exit(stop: GracefulStop, message: str) -> NoReturn:
-    """Print `message` and end this process with status 1, without waiting for processes that may never answer."""
+def hard_exit(stop: GracefulStop, status: int, message: str) -> NoReturn:
+    """Print `message` and end this process, without waiting for processes that may never answer."""
     os.write(2, f"{message}\n".encode(errors="replace"))  # one call, because other processes write to the same stream
     sys.stdout.flush()
     stop.kill_child_processes()
     stop.clean_up()
-    os._exit(1)
+    os._exit(status)
 
 
 @contextlib.contextmanager
 def quiet_writer() -> Iterator[None]:
-    """Hide the traceback of TensorBoard's writer thread if the disk is full: the logger reports it as a user error."""
+    """Hide the traceback of TensorBoard's writer thread where it cannot write: the main thread reports the error."""
     original_hook = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
         is_tensorboard = type(args.thread).__module__.startswith("tensorboard.")
-        if not (is_tensorboard and isinstance(args.exc_value, OSError)):
+        if not (is_tensorboard and isinstance(args.exc_value, OSError | MemoryError)):
             original_hook(args)
 
     threading.excepthook = hook

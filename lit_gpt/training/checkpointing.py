@@ -159,12 +159,13 @@ class StepCheckpoint(ModelCheckpoint):
         """Compare the loss with the lowest one so far; the next step, or the end of the run, saves."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self._completed_step = self._validated_step = step = trainer.global_step
+        self._validated_step = step = trainer.global_step
         self.current_score = loss = trainer.callback_metrics["loss/val"].cpu()
         if step > 0 and (self.best_model_score is None or loss < self.best_model_score):
             self.best_model_score, self.best_step = loss, step
             if (logger := step_logger(trainer)) is not None:
                 logger.log_metrics({"best/loss_val": float(loss)}, step - 1)
+        self._completed_step = step  # only now, when its last point is written
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save_last_step(trainer)

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, scalar
 
 from lit_gpt.compat import event_file_writer
@@ -48,6 +49,12 @@ class StepLogger(TensorBoardLogger):
         self._previous_files = {path.name for path in self._event_files()}
         self._last_flush = 0.0  # time.perf_counter()
 
+    @property
+    def experiment(self) -> SummaryWriter:
+        """The writer of the event file, which is opened at the first use."""
+        with self._write_errors_as_user_errors():
+            return super().experiment
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Write all values as one event, without Lightning's `epoch`.
@@ -62,6 +69,18 @@ class StepLogger(TensorBoardLogger):
                 summary.MergeFrom(scalar(tag, float(value)))
         with self._write_errors_as_user_errors():
             event_file_writer(self.experiment).add_summary(summary, None if step is None else step + self.step_offset)
+
+    @rank_zero_only
+    def log_text(self, tag: str, text: str, step: int) -> None:
+        """Write a text, which TensorBoard shows as Markdown.
+
+        Args:
+            tag: Its name.
+            text: The text.
+            step: The optimizer step.
+        """
+        with self._write_errors_as_user_errors():
+            self.experiment.add_text(tag, text, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
@@ -113,10 +132,11 @@ class StepLogger(TensorBoardLogger):
         """
         self.flush()
         sizes = {}
-        for path in self._event_files():
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())  # after a power failure no file may be shorter than the checkpoint says
-            sizes[path.name] = path.stat().st_size
+        with self._write_errors_as_user_errors():
+            for path in self._event_files():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())  # after a power failure no file may be shorter than the checkpoint says
+                sizes[path.name] = path.stat().st_size
         return sizes
 
     @rank_zero_only
@@ -127,13 +147,17 @@ class StepLogger(TensorBoardLogger):
 
         Args:
             sizes: what `event_file_sizes` returned for the checkpoint.
+
+        Raises:
+            UserError: A file cannot be truncated or removed.
         """
         if self._previous_files & sizes.keys():
-            for path in (Path(self.log_dir, name) for name in self._previous_files):
-                if path.name not in sizes:
-                    path.unlink()
-                elif path.stat().st_size > sizes[path.name]:
-                    os.truncate(path, sizes[path.name])
+            with self._write_errors_as_user_errors():
+                for path in (Path(self.log_dir, name) for name in self._previous_files):
+                    if path.name not in sizes:
+                        path.unlink()
+                    elif path.stat().st_size > sizes[path.name]:
+                        os.truncate(path, sizes[path.name])
         self._previous_files = set()
 
     def _event_files(self) -> list[Path]:
@@ -146,7 +170,8 @@ class StepLogger(TensorBoardLogger):
             yield
         except OSError as error:
             raise UserError(
-                f"{self.log_dir}: the curves cannot be written ({error.strerror}): free some disk space"
+                f"{self.log_dir}: the curves cannot be written ({error.strerror or error}): free disk space there, or "
+                "choose another folder with --trainer.default_root_dir"
             ) from error
 
 

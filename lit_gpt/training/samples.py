@@ -85,7 +85,7 @@ class GenerateText(Callback):
             print_text(separator.join(textwrap.indent(text, "  | ", bool) for text in texts))
             if (logger := step_logger(trainer)) is not None:
                 markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
-                logger.experiment.add_text(f"samples/prompt_{number}", markdown, step)
+                logger.log_text(f"samples/prompt_{number}", markdown, step)
 
     def generate_texts(self, trainer: Trainer, prompt: str) -> list[str]:
         """Return `num_samples` texts, each with its prompt. They depend only on the weights, the seed and the step."""
