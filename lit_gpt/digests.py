@@ -73,12 +73,13 @@ def read_digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def damaged_files(folder: Path, needed: Iterable[str] = ()) -> list[str]:
-    """Compare all files that SHA256SUMS names with their digests.
+def damaged_files(folder: Path, needed: Iterable[str] = (), compared: Iterable[str] | None = None) -> list[str]:
+    """Compare the files that SHA256SUMS names with their digests.
 
     Args:
         folder: The folder.
         needed: Names that SHA256SUMS must contain.
+        compared: The names of the files to compare; None: all.
 
     Returns:
         The names of the files that differ, cannot be read or are no regular files, and of those in `needed` that have
@@ -95,6 +96,7 @@ def damaged_files(folder: Path, needed: Iterable[str] = ()) -> list[str]:
         except OSError:
             return True
 
+    names = list(digests if compared is None else digests.keys() & compared)
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        damaged = [name for name, found in zip(digests, threads.map(is_damaged, digests), strict=True) if found]
+        damaged = [name for name, found in zip(names, threads.map(is_damaged, names), strict=True) if found]
     return sorted({*damaged, *(set(needed) - digests.keys())})

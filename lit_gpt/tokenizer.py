@@ -27,6 +27,7 @@ TOKENIZER_NAMES = ("cl100k_base", "o200k_base", "gpt2", "bpe", "char", "byte")
 PRUNABLE = ("cl100k_base", "o200k_base", "gpt2")  # and .tiktoken files
 
 ENDOFTEXT = "<|endoftext|>"  # tiktoken's name of the end-of-text id
+MAX_SPECIAL_TOKENS = 1024  # ids of a vocabulary that are no parts of a text; public ones have at most 21
 
 
 class Tokenizer:
@@ -206,18 +207,45 @@ class CharTokenizer(Tokenizer):
         return {"name": self.name, "characters": self.characters}
 
 
-def from_state(state: dict[str, Any]) -> Tokenizer:
-    """Return the tokenizer whose `Tokenizer.state` is `state`."""
-    if state["name"] == "char":
-        return CharTokenizer(state["characters"])
-    if state["name"] == "byte":
-        return ByteTokenizer()
-    if state["pieces"] is None:
-        return open_tokenizer(state["name"])
-    tokens = [base64.b64decode(token) for token in state["pieces"]]
-    return BytePairTokenizer.from_tokens(
-        state["name"], tokens, state["pattern"], state["end_of_text"], state["vocab_size"]
-    )
+def from_state(state: Any) -> Tokenizer:
+    """Return the tokenizer whose `Tokenizer.state` is `state`. Nothing but an installed vocabulary is read for it.
+
+    Raises:
+        ValueError: No tokenizer has this state.
+        UserError: Its vocabulary is not installed.
+    """
+    match state:
+        case {"name": "byte"}:
+            return ByteTokenizer()
+        case {"name": "char", "characters": str(characters)} if len(set(characters)) == len(characters):
+            characters.encode()  # a surrogate is a ValueError
+            return CharTokenizer(characters)
+        case {"name": str(name), "pieces": None} if name in PRUNABLE:
+            return open_tokenizer(name)
+        case {
+            "name": str(name),
+            "pieces": [*pieces],
+            "pattern": str(pattern),
+            "end_of_text": int(end_of_text),
+            "vocab_size": int(vocab_size),
+        } if pattern and len(pieces) <= end_of_text < vocab_size <= len(pieces) + MAX_SPECIAL_TOKENS:
+            return BytePairTokenizer.from_tokens(name, _decode_tokens(pieces), pattern, end_of_text, vocab_size)
+    raise ValueError("no tokenizer has this state")
+
+
+def _decode_tokens(pieces: list[Any]) -> list[bytes]:
+    """Return tokens that are given in base64.
+
+    Raises:
+        ValueError: They are no vocabulary: one is empty or there twice, or a single byte is missing.
+    """
+    if not all(isinstance(piece, str) for piece in pieces):
+        raise ValueError("a token is not text")
+    tokens = [base64.b64decode(piece, validate=True) for piece in pieces]
+    distinct = set(tokens)
+    if len(distinct) < len(tokens) or b"" in distinct or not distinct.issuperset(bytes([i]) for i in range(256)):
+        raise ValueError("the tokens are no vocabulary")
+    return tokens
 
 
 # ------------------------------------------------------------------------------------- choice by name

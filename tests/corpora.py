@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from lit_gpt.data.cache import Corpus
 from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
-from lit_gpt.data.corpus import Corpus, open_corpus
+from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.shards import TokenIds
 from lit_gpt.data.sources import Source

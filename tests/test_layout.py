@@ -59,7 +59,7 @@ def test_shards_hold_documents_ordered_by_split(
     with open_executor("local", 1) as executor:
         frequencies = write_shards(tmp_path, tmp_path, shards, splits, new_ids, tokenizer, executor)
     if expected:
-        np.testing.assert_array_equal(open_shards(tmp_path, "<u2"), 299 - np.array(expected))
+        np.testing.assert_array_equal(open_shards(tmp_path, "<u2", len(shards)), 299 - np.array(expected))
     np.testing.assert_array_equal(frequencies, np.isin(299 - np.arange(300), expected))
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 
 import lit_gpt.data.datamodule
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.data.corpus import Corpus
+from lit_gpt.data.cache import Corpus
 from lit_gpt.data.samplers import EpochSampler
 from lit_gpt.errors import UserError
 from lit_gpt.training.module import LitGPT

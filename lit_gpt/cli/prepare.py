@@ -16,8 +16,9 @@ from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_json, print_lines, print_rows, quiet_lightning
 from lit_gpt.cli.parser import load_settings
+from lit_gpt.data.cache import Corpus
 from lit_gpt.data.config import SPLITS, CorpusConfig
-from lit_gpt.data.corpus import Corpus, open_corpus
+from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.datamodule import CACHE, TextDataModule
 from lit_gpt.data.executors import EXECUTORS
 from lit_gpt.data.sources import Source
@@ -117,7 +118,7 @@ def _describe_rows(corpus: Corpus) -> Iterator[str]:
         yield f"rejected    {file} line {line}: {reason}"
     if report["rejected"] > len(report["rejected_first"]):
         yield f"            all {report['rejected']:,} are in {corpus.folder / 'rejected.jsonl'}"
-    if report["duplicates"] > report["duplicates_left_out"]:
+    if report["duplicates"] > report["duplicates_left_out"] and report["duplicates_first"]:
         (file, line), (original, original_line) = report["duplicates_first"][0]
         yield (
             f"duplicates  {report['duplicates']:,} rows have the text of an earlier row (the first is {file} line "

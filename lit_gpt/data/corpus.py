@@ -11,12 +11,13 @@ names and times do not count. A build holds a lock and works in the folder `<key
 Memory does not grow with the text, except for a few bytes per document.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,23 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from lit_gpt.data.cache import (
+    CORPUS_FILE,
+    REJECTED_FILE,
+    REPORT_FILE,
+    Corpus,
+    DamagedCorpusError,
+    load_corpus,
+    write_corpus_digests,
+    write_json,
+)
 from lit_gpt.data.config import SPLITS, CorpusConfig
 from lit_gpt.data.executors import Executor, ExecutorName, open_executor
 from lit_gpt.data.layout import id_dtype, plan_shards, prune_vocab, tokens_per_split, write_shards
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import with_detected_encoding
 from lit_gpt.data.report import TextCounts, duplicate_report, merge_blocks, vocab_report
-from lit_gpt.data.shards import TOKENS_PER_SHARD, ShardedArray, open_shards
+from lit_gpt.data.shards import TOKENS_PER_SHARD
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import assign_splits, find_duplicates
 from lit_gpt.data.tokenize import read_blocks, tokenize_block, train_tokenizer
@@ -40,38 +51,14 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_replace, atomic_write, remove
 from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, from_state, open_tokenizer, tokenizer_key
 
-FORMAT = 3  # part of the key: raise it when the same input gives other files or other blocks
+# Part of the key: raise it when the same input gives other token ids. Checkpoints hold the key too, and a run resumes
+# only with its own data; a corpus whose files are otherwise not as expected is built again under the same key.
+FORMAT = 3
 BLOCK_CHARACTERS = 2**20
 MIN_REJECTED_TO_STOP = 10_000  # rows
 MIN_PARALLEL_BYTES = 2**24  # to start processes for a shorter text takes longer than they save
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """The token ids of all documents and how they were made.
-
-    Attributes:
-        key: Fingerprint of the source files and the config.
-        ids: All token ids, split after split, (tokens,) uint16 or uint32, memory-mapped.
-        tokenizer: The tokenizer that encoded them.
-        report: What was read and what it contains; the contents of report.json.
-        folder: Where the corpus is stored.
-    """
-
-    key: str
-    ids: ShardedArray
-    tokenizer: Tokenizer
-    report: dict[str, Any]
-    folder: Path
-
-    def split(self, name: str) -> ShardedArray:
-        """Return the token ids of the split "train", "val" or "test"."""
-        sizes = [self.report["parts"][split]["tokens"] for split in SPLITS]
-        index = SPLITS.index(name)
-        start = sum(sizes[:index])
-        return self.ids[start : start + sizes[index]]
 
 
 def open_corpus(
@@ -101,15 +88,16 @@ def open_corpus(
         if corpus is None:
             cache.mkdir(parents=True, exist_ok=True)
             with _lock(cache / f"{key}.lock"):
-                corpus = _load(folder)  # another process may have built it meanwhile
+                with contextlib.suppress(DamagedCorpusError):
+                    corpus = load_corpus(folder)  # another process may have built it meanwhile
                 if corpus is None:
                     remove(folder)
                     _build(sources, config, folder, processes, executor)
-                    corpus = _load(folder)
-    except OSError as error:
+                    corpus = load_corpus(folder)
+    except (OSError, DamagedCorpusError) as error:
         raise UserError(
-            f"{cache}: the token cache cannot be written or read ({error.strerror or error}): free disk space there, "
-            "or run in a folder of your own"
+            f"{cache}: the token cache cannot be written or read ({getattr(error, 'strerror', None) or error}): free "
+            "disk space there, or run in a folder of your own"
         ) from None
     assert corpus is not None
     return corpus
@@ -131,18 +119,11 @@ def _lock(path: Path) -> AbstractContextManager:
 
 
 def _load(folder: Path) -> Corpus | None:
-    """Open the corpus in a folder; return None if it is missing or incomplete."""
+    """Open the corpus in a folder; return None if it is missing, or damaged, which is logged as a warning."""
     try:
-        description = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-        corpus = Corpus(
-            key=folder.name,
-            ids=open_shards(folder, description["dtype"]),
-            tokenizer=from_state(description["tokenizer"]),
-            report=json.loads((folder / "report.json").read_text(encoding="utf-8")),
-            folder=folder,
-        )
-        return corpus if len(corpus.ids) == sum(corpus.report["parts"][split]["tokens"] for split in SPLITS) else None
-    except (FileNotFoundError, NotADirectoryError, LookupError, TypeError, ValueError):
+        return load_corpus(folder)
+    except DamagedCorpusError as error:
+        logger.warning("%s is damaged (%s): tokenizing the text again", folder, error)
         return None
 
 
@@ -179,7 +160,7 @@ def _build(
         read_options = [options for options, _ in detected]
         with open_executor(executor_name, processes) as executor:
             _tokenize(sources, read_options, config, work_folder, executor)
-            counts = merge_blocks(sources, work_folder, unfinished / "rejected.jsonl")
+            counts = merge_blocks(sources, work_folder, unfinished / REJECTED_FILE)
             counts.check(sources)
             report = _split_and_write(sources, config, counts, tokenizer, unfinished, executor)
         files = [
@@ -187,8 +168,9 @@ def _build(
             for source, (options, confidence) in zip(sources, detected)
         ]
         report = {"files": files, "mode": config.read_options.mode, **report}
-        (unfinished / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+        write_json(unfinished / REPORT_FILE, report, indent=1)
         shutil.rmtree(work_folder)
+        write_corpus_digests(unfinished)
         atomic_replace(unfinished, folder)
     except UserError:
         shutil.rmtree(unfinished, ignore_errors=True)  # workers of a cluster may still be writing
@@ -266,7 +248,7 @@ def _split_and_write(
         tokenizer, new_ids = prune_vocab(tokenizer, counts.used_ids)
     frequencies = write_shards(unfinished, work_folder, shards, splits, new_ids, tokenizer, executor)
     description = {"dtype": id_dtype(tokenizer).str, "tokenizer": tokenizer.state()}
-    (unfinished / "corpus.json").write_text(json.dumps(description), encoding="utf-8")
+    write_json(unfinished / CORPUS_FILE, description)
 
     tokens = tokens_per_split(shards)
     if is_raw:

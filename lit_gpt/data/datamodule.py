@@ -8,8 +8,9 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBatches, skip_worker_seeding
+from lit_gpt.data.cache import Corpus
 from lit_gpt.data.config import CorpusConfig, SplitOptions
-from lit_gpt.data.corpus import Corpus, open_corpus
+from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.read_options import Mode, ReadOptions
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, is_sample, write_sample
 from lit_gpt.data.samplers import EpochSampler, RankSampler

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 TOKENS_PER_SHARD = 2**28  # in every file but the last
+ID_DTYPES = ("<u2", "<u4")
 
 
 class ShardedArray:
@@ -38,7 +39,7 @@ class ShardedArray:
 
     def __reduce__(self) -> tuple[Any, ...]:
         assert self.folder is not None
-        return open_shards, (self.folder, self.dtype.str, self.start, self.stop)
+        return open_shards, (self.folder, self.dtype.str, len(self.arrays), self.start, self.stop)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -93,18 +94,23 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"ids_{number:05}.bin"
 
 
-def open_shards(folder: Path, dtype: str, start: int = 0, stop: int | None = None) -> ShardedArray:
+def open_shards(folder: Path, dtype: str, num_shards: int, start: int = 0, stop: int | None = None) -> ShardedArray:
     """Memory-map the token ids in a folder.
 
     Args:
         folder: Where the shards lie.
         dtype: Of the ids, as a NumPy string.
+        num_shards: Number of the shards.
         start: First id of the slice to return.
         stop: Id after its last; None: all.
 
     Raises:
-        FileNotFoundError: There are no shards.
+        OSError: A shard is missing.
+        ValueError: A shard is empty, has a part of an id, or another size than those before it.
     """
-    paths = [shard_path(folder, number) for number in range(max(1, len(list(folder.glob("ids_*.bin")))))]
+    paths = [shard_path(folder, number) for number in range(num_shards)]
     arrays = [np.memmap(path, dtype=dtype, mode="r").view(np.ndarray) for path in paths]
-    return ShardedArray(arrays, len(arrays[0]), start, stop, folder.absolute())
+    sizes = [len(array) for array in arrays]
+    if not sizes or set(sizes[:-1]) - {sizes[0]} or sizes[-1] > sizes[0]:
+        raise ValueError(f"their shards have {sizes} ids")
+    return ShardedArray(arrays, sizes[0], start, stop, folder.absolute())
