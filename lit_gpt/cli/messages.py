@@ -43,8 +43,15 @@ def print_traceback(error: BaseException) -> None:
 
 
 def format_traceback(error: BaseException) -> str:
-    """Return the traceback as Python prints it, with escapes."""
-    return escape_controls("".join(traceback.format_exception(error)).strip(), keep="\n")
+    """Return the traceback as Python prints it, but no line of a message begins as a line of ours does."""
+    root = traceback.TracebackException.from_exception(error, compact=True)
+    errors = [root]
+    for found in errors:  # grows meanwhile
+        found.__notes__ = [escape_controls(str(note)) for note in found.__notes__ or []]
+        errors += [other for other in (found.__cause__, found.__context__) if other is not None]
+        errors += found.exceptions or []
+    parts = [part if part.startswith((" ", "\n")) else f"{_indent(part)}\n" for part in root.format()]
+    return escape_controls("".join(parts).strip(), keep="\n")
 
 
 def print_json(value: Any) -> None:

@@ -138,7 +138,7 @@ def compare_tokenizers(data: TextDataModule, shape: Namespace) -> Iterator[dict[
     texts = _read_first_texts(sources, config)
     characters, num_bytes = sum(map(len, texts)), sum(len(text.encode()) for text in texts)
     tables = 1 + (not shape.tie_embeddings) + shape.previous_tokens  # matrices of shape (vocab_size, d_model)
-    for name, vocab, vocab_size in tqdm(COMPARED_TOKENIZERS, desc="comparing", delay=2, leave=False):
+    for name, vocab, vocab_size in tqdm(COMPARED_TOKENIZERS, desc="comparing", delay=2, leave=False, disable=None):
         try:
             tokenizer = _open_or_train(name, vocab_size, sources, config)
         except UserError as error:
