@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,72 +92,73 @@ def config_file(name: str, content: Any) -> str:
     return name
 
 
-def recipes() -> dict[str, dict[str, Any]]:
-    """Return the settings of each recipe by dotted key; some are a key that is one word with dots."""
-    return {
-        # named in the issue
-        "strategy with a command as argument": {"trainer.strategy": spec(DDP, ddp_comm_state=POPEN)},
-        "logger with a command as argument": {"trainer.logger": spec(TENSORBOARD, save_dir="x", sub_dir=POPEN)},
-        "logger with a command as untyped argument": {
-            "trainer.logger": {"class_path": TENSORBOARD, "init_args": {"save_dir": "x"}, "dict_kwargs": {"a": POPEN}}
-        },
-        "function in a callback": {"trainer.callbacks": [spec(LAMBDA, on_fit_start=f"{HERE}.harm")]},
-        # of our own
-        "callback": {"trainer.callbacks": [spec(f"{HERE}.HarmfulCallback")]},
-        "callback as a word": {"trainer.callbacks": f"{HERE}.HarmfulCallback"},
-        "callback by its class name": {"trainer.callbacks": "HarmfulCallback"},
-        "appended callback": {"trainer.callbacks+": spec(f"{HERE}.HarmfulCallback")},
-        "callback below a number": {"trainer.callbacks": {"0": spec(f"{HERE}.HarmfulCallback")}},
-        "callback without init_args": {"trainer.callbacks": {"class_path": f"{HERE}.HarmfulCallback"}},
-        "callback with a command as argument": {
-            "trainer.callbacks": [spec("lightning.pytorch.callbacks.LearningRateMonitor", logging_interval=POPEN)]
-        },
-        "function for each validation": {"trainer.callbacks": [spec(LAMBDA, on_validation_start=f"{HERE}.harm")]},
-        "logger": {"trainer.logger": spec(f"{HERE}.HarmfulLogger")},
-        "list of loggers": {"trainer.logger": [True, spec(f"{HERE}.HarmfulLogger")]},
-        "strategy": {"trainer.strategy": spec(f"{HERE}.HarmfulStrategy")},
-        "strategy as a word": {"trainer.strategy": f"{HERE}.HarmfulStrategy"},
-        "function in a strategy": {"trainer.strategy": spec(DDP, ddp_comm_hook=f"{HERE}.harm")},
-        "plugin in a strategy": {"trainer.strategy": spec(DDP, cluster_environment=spec(f"{HERE}.HarmfulPlugin"))},
-        "plugin in a strategy as a word": {"trainer.strategy": spec(DDP, cluster_environment=f"{HERE}.HarmfulPlugin")},
-        "accelerator in a strategy": {"trainer.strategy": spec(DDP, accelerator=f"{HERE}.HarmfulAccelerator")},
-        "untyped argument of a strategy": {
-            "trainer.strategy": {"class_path": DDP, "init_args": {}, "dict_kwargs": {"process_group": POPEN}}
-        },
-        "accelerator": {"trainer.accelerator": spec(f"{HERE}.HarmfulAccelerator")},
-        "accelerator as a word": {"trainer.accelerator": f"{HERE}.HarmfulAccelerator"},
-        "plugin": {"trainer.plugins": spec(f"{HERE}.HarmfulPlugin")},
-        "list of plugins": {"trainer.plugins": [spec(f"{HERE}.HarmfulPlugin")]},
-        "profiler": {"trainer.profiler": spec(f"{HERE}.HarmfulProfiler")},
-        "profiler as a word": {"trainer.profiler": f"{HERE}.HarmfulProfiler"},
-        "config file of a strategy": {
-            "trainer.strategy": config_file("strategy.yaml", spec(f"{HERE}.HarmfulStrategy"))
-        },
-        "config file with the name of a strategy": {
-            "trainer.strategy": config_file("ddp", spec(f"{HERE}.HarmfulStrategy"))
-        },
-        "config file of the Trainer": {
-            "trainer": config_file("trainer.yaml", {"callbacks": [spec(f"{HERE}.HarmfulCallback")]})
-        },
-        "config file below config": {
-            "config": config_file("all.yaml", {"trainer": {"callbacks": [spec(f"{HERE}.HarmfulCallback")]}})
-        },
-        "text of the Trainer": {"trainer": "{callbacks: [{class_path: " + f"{HERE}.HarmfulCallback" + "}]}"},
-        "dotted key": {"trainer/callbacks": [spec(f"{HERE}.HarmfulCallback")]},  # becomes one key with a dot
-        "class of the model": {"model": spec(f"{HERE}.HarmfulCallback")},
-        "class of the config": {"model.config": spec("subprocess.Popen", args="touch harmed", shell=True)},
-        "config as a class path": {"model.config": "subprocess.Popen"},
-        "class of a number": {"trainer.max_steps": POPEN},
-        "class of the devices": {"trainer.devices": POPEN},
-        "class of the precision": {"trainer.precision": POPEN},
-        "class of a limit": {"trainer.max_time": {"hours": POPEN}},
-        "class of a file": {"data.files": ["rows.txt", POPEN]},
-        "class of a tokenizer": {"data.tokenizer": POPEN},
-        "class of prompts": {"generate.prompts": POPEN},
-        "unknown key": {"harm": spec(f"{HERE}.HarmfulCallback")},
-        "unknown key of the Trainer": {"trainer.harm": POPEN},
-        "permission": {"allow_imports": [HERE], "trainer.callbacks": [spec(f"{HERE}.HarmfulCallback")]},
-    }
+# The settings of each recipe by dotted key. A function, because some write a config file into the working folder.
+RECIPES: dict[str, Callable[[], dict[str, Any]]] = {
+    # named in the issue
+    "strategy with a command as argument": lambda: {"trainer.strategy": spec(DDP, ddp_comm_state=POPEN)},
+    "logger with a command as argument": lambda: {"trainer.logger": spec(TENSORBOARD, save_dir="x", sub_dir=POPEN)},
+    "logger with a command as untyped argument": lambda: {
+        "trainer.logger": {"class_path": TENSORBOARD, "init_args": {"save_dir": "x"}, "dict_kwargs": {"a": POPEN}}
+    },
+    "function in a callback": lambda: {"trainer.callbacks": [spec(LAMBDA, on_fit_start=f"{HERE}.harm")]},
+    # of our own
+    "callback": lambda: {"trainer.callbacks": [spec(f"{HERE}.HarmfulCallback")]},
+    "callback as a word": lambda: {"trainer.callbacks": f"{HERE}.HarmfulCallback"},
+    "callback by its class name": lambda: {"trainer.callbacks": "HarmfulCallback"},
+    "appended callback": lambda: {"trainer.callbacks+": spec(f"{HERE}.HarmfulCallback")},
+    "callback below a number": lambda: {"trainer.callbacks": {"0": spec(f"{HERE}.HarmfulCallback")}},
+    "callback without init_args": lambda: {"trainer.callbacks": {"class_path": f"{HERE}.HarmfulCallback"}},
+    "callback with a command as argument": lambda: {
+        "trainer.callbacks": [spec("lightning.pytorch.callbacks.LearningRateMonitor", logging_interval=POPEN)]
+    },
+    "function for each validation": lambda: {"trainer.callbacks": [spec(LAMBDA, on_validation_start=f"{HERE}.harm")]},
+    "logger": lambda: {"trainer.logger": spec(f"{HERE}.HarmfulLogger")},
+    "list of loggers": lambda: {"trainer.logger": [True, spec(f"{HERE}.HarmfulLogger")]},
+    "strategy": lambda: {"trainer.strategy": spec(f"{HERE}.HarmfulStrategy")},
+    "strategy as a word": lambda: {"trainer.strategy": f"{HERE}.HarmfulStrategy"},
+    "function in a strategy": lambda: {"trainer.strategy": spec(DDP, ddp_comm_hook=f"{HERE}.harm")},
+    "plugin in a strategy": lambda: {"trainer.strategy": spec(DDP, cluster_environment=spec(f"{HERE}.HarmfulPlugin"))},
+    "plugin in a strategy as a word": lambda: {
+        "trainer.strategy": spec(DDP, cluster_environment=f"{HERE}.HarmfulPlugin")
+    },
+    "accelerator in a strategy": lambda: {"trainer.strategy": spec(DDP, accelerator=f"{HERE}.HarmfulAccelerator")},
+    "untyped argument of a strategy": lambda: {
+        "trainer.strategy": {"class_path": DDP, "init_args": {}, "dict_kwargs": {"process_group": POPEN}}
+    },
+    "accelerator": lambda: {"trainer.accelerator": spec(f"{HERE}.HarmfulAccelerator")},
+    "accelerator as a word": lambda: {"trainer.accelerator": f"{HERE}.HarmfulAccelerator"},
+    "plugin": lambda: {"trainer.plugins": spec(f"{HERE}.HarmfulPlugin")},
+    "list of plugins": lambda: {"trainer.plugins": [spec(f"{HERE}.HarmfulPlugin")]},
+    "profiler": lambda: {"trainer.profiler": spec(f"{HERE}.HarmfulProfiler")},
+    "profiler as a word": lambda: {"trainer.profiler": f"{HERE}.HarmfulProfiler"},
+    "config file of a strategy": lambda: {
+        "trainer.strategy": config_file("strategy.yaml", spec(f"{HERE}.HarmfulStrategy"))
+    },
+    "config file with the name of a strategy": lambda: {
+        "trainer.strategy": config_file("ddp", spec(f"{HERE}.HarmfulStrategy"))
+    },
+    "config file of the Trainer": lambda: {
+        "trainer": config_file("trainer.yaml", {"callbacks": [spec(f"{HERE}.HarmfulCallback")]})
+    },
+    "config file below config": lambda: {
+        "config": config_file("all.yaml", {"trainer": {"callbacks": [spec(f"{HERE}.HarmfulCallback")]}})
+    },
+    "text of the Trainer": lambda: {"trainer": "{callbacks: [{class_path: " + f"{HERE}.HarmfulCallback" + "}]}"},
+    "dotted key": lambda: {"trainer/callbacks": [spec(f"{HERE}.HarmfulCallback")]},  # becomes one key with a dot
+    "class of the model": lambda: {"model": spec(f"{HERE}.HarmfulCallback")},
+    "class of the config": lambda: {"model.config": spec("subprocess.Popen", args="touch harmed", shell=True)},
+    "config as a class path": lambda: {"model.config": "subprocess.Popen"},
+    "class of a number": lambda: {"trainer.max_steps": POPEN},
+    "class of the devices": lambda: {"trainer.devices": POPEN},
+    "class of the precision": lambda: {"trainer.precision": POPEN},
+    "class of a limit": lambda: {"trainer.max_time": {"hours": POPEN}},
+    "class of a file": lambda: {"data.files": ["rows.txt", POPEN]},
+    "class of a tokenizer": lambda: {"data.tokenizer": POPEN},
+    "class of prompts": lambda: {"generate.prompts": POPEN},
+    "unknown key": lambda: {"harm": spec(f"{HERE}.HarmfulCallback")},
+    "unknown key of the Trainer": lambda: {"trainer.harm": POPEN},
+    "permission": lambda: {"allow_imports": [HERE], "trainer.callbacks": [spec(f"{HERE}.HarmfulCallback")]},
+}
 
 
 def settings_with(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +177,6 @@ def plant(recipe: dict[str, Any], source: Path, target: Path) -> None:
     """Write a copy of a checkpoint whose config is that of a recipe."""
     contents = torch.load(source, weights_only=True)
     contents["config"] = yaml.safe_dump({"name": "small", **settings_with(recipe)}, sort_keys=False)
-    contents["saved_at"] += 1e6  # the newest of its run
     torch.save(contents, target)
 
 
@@ -193,12 +193,13 @@ def attack(folder: Path) -> Iterator[tuple[str, str, Result, bool]]:
     """Yield recipe, command, result and whether the payload ran, of every recipe with every command."""
     run = folder / "logs" / "small" / "version_0"
     os.chdir(folder)
-    for name, recipe in recipes().items():
+    for name, recipe in RECIPES.items():
         for command in COMMANDS:
             shutil.rmtree(folder / "logs", ignore_errors=True)
             shutil.copytree(folder / "clean", folder / "logs")
-            target = run / "planted.ckpt" if command == "last" else folder / "planted.ckpt"
-            plant(recipe, run / "last.ckpt", target)
+            target = run / "last.ckpt" if command == "last" else folder / "planted.ckpt"
+            plant(recipe(), run / "last.ckpt", target)
+            (run / "best.ckpt").unlink()
             Path("harmed").unlink(missing_ok=True)
             result = run_command(folder, command, target)
             yield name, command, result, Path("harmed").exists()

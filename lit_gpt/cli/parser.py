@@ -12,7 +12,7 @@ from lightning import __version__ as lightning_version
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import LINKED_SETTINGS, CommandLine, remove_flags
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.messages import print_lines
@@ -213,6 +213,7 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
     if settings.ckpt_path:
         checkpoint = checkpoint or Checkpoint.open(settings.ckpt_path, verify=False)
         checkpoint.verify()
+        check_lightning_version(checkpoint)
     if not 0 <= settings.seed_everything < 2**32:
         raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
     for message in validate_args(settings, command):
@@ -223,6 +224,19 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
     except ValueError as error:
         raise UserError(f"--model.config: {error}") from None
     return checkpoint
+
+
+def check_lightning_version(checkpoint: Checkpoint) -> None:
+    """Check that Lightning 2 wrote the checkpoint: Lightning rewrites what says that an earlier version wrote it.
+
+    Raises:
+        UserError: It did not.
+    """
+    version = checkpoint.contents.get("pytorch-lightning_version")
+    if not isinstance(version, str) or not re.fullmatch(r"2\.\d+\.\d+(\.?(a|b|rc|post|dev)\d+)?", version):
+        raise UserError(
+            f"{checkpoint.path} says that Lightning {str(version)[:20]!r} wrote it, which is no version 2: {REMEDY}"
+        )
 
 
 # ----------------------------------------------------------------------------------------------- the parser's errors

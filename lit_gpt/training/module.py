@@ -437,7 +437,7 @@ class LitGPT(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> "LitGPT":
-        """Load a module as Lightning does, but never run code from the file.
+        """Load a module as Lightning does, but never run code from the file, nor a class or function that it names.
 
         `lit_gpt.load_model` also compares checksums, and returns the tokenizer.
 
@@ -445,7 +445,9 @@ class LitGPT(LightningModule):
             UserError: The file contains code or is damaged.
         """
         try:
-            return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, "weights_only": True})
+            # `_instantiator` in the hyperparameters names a function that would build what their other entries name
+            safe = {"weights_only": True, "_instantiator": None}
+            return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, **safe})
         except (pickle.UnpicklingError, RuntimeError, EOFError):
             raise UserError(
                 f"{checkpoint_path} holds code, or is damaged: give a .ckpt file this project wrote"
