@@ -131,9 +131,10 @@ def packed_linear(x: Tensor, packed_weight: Tensor, bias: Tensor | None) -> Tens
     return y
 
 
-# What the pickled metadata file of torch.distributed.checkpoint refers to besides that package's own classes, as
-# (module, name). torch has no function that reads this file without running code.
-SHARD_METADATA_GLOBALS = (("torch", "Size"), ("torch.serialization", "_get_layout"), ("pathlib", "PosixPath"))
+# The functions to which the pickle in a file of torch.save refers for a tensor and for a parameter, as (module, name).
+# torch has no function that says which shapes and bytes such a file names before it reads them.
+PICKLED_TENSOR = ("torch._utils", "_rebuild_tensor_v2")
+PICKLED_PARAMETER = ("torch._utils", "_rebuild_parameter")
 
 
 # ------------------------------------------------------------------------------------------------------- tensorboard

@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.checkpoint import store
-from lit_gpt.checkpoint.store import REQUIRED_KEYS, Checkpoint, load_model, newest_checkpoint
+from lit_gpt.checkpoint.contents import REQUIRED_KEYS
+from lit_gpt.checkpoint.runs import newest_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, load_model
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, write_error
 from lit_gpt.model import GPT

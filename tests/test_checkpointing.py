@@ -212,7 +212,7 @@ def test_folder_that_cannot_be_written_to_is_reported_before_the_first_step(
     def fail(*args: object) -> None:
         raise UserError("the disk is full")
 
-    monkeypatch.setattr("lit_gpt.training.checkpointing.save_checkpoint", fail)
+    monkeypatch.setattr("lit_gpt.training.checkpoint_io.save_checkpoint", fail)
     result = fit("--checkpoint.every_n_steps", 100, "--validate_at_start", "false")
     assert (result.status, result.err) == (2, "error: the disk is full\n")
     assert "step      0   untrained" in result.out

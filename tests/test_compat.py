@@ -1,8 +1,10 @@
 """Each entry of lit_gpt/compat.py: the private attribute still exists and still means what the package relies on."""
 
+import io
 import os
-import pickle
+import pickletools
 import subprocess
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,6 @@ import pytest
 import tiktoken
 import tiktoken.load
 import torch
-import torch.distributed.checkpoint as dcp
 from conftest import event_files, points
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -200,22 +201,6 @@ def test_set_mesh_sizes_replaces_the_default_of_tensor_parallelism(
     assert unconnected["mesh_shape"] == (sizes or (1, 2))
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_shard_metadata_globals_are_those_that_torch_writes(tmp_path: Path) -> None:
-    dcp.save({"x": torch.zeros(3)}, storage_writer=dcp.FileSystemWriter(tmp_path), no_dist=True)
-    found: set[tuple[str, str]] = set()
-
-    class Recorder(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            found.add((module, name))
-            return super().find_class(module, name)
-
-    with open(tmp_path / ".metadata", "rb") as file:
-        Recorder(file).load()
-    own = {(module, name) for module, name in found if module.startswith("torch.distributed.checkpoint.")}
-    assert found - own - {("torch", "float32")} == set(compat.SHARD_METADATA_GLOBALS)
-
-
 @pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and supports_bfloat16(torch.device("cpu"))),
     reason="needs oneDNN and a CPU that multiplies in bfloat16",
@@ -228,6 +213,22 @@ def test_packed_linear_matches_linear(bias: bool) -> None:
     for rows in (1, 2, 7):
         x = torch.randn(3, rows, 48).bfloat16()
         torch.testing.assert_close(compat.packed_linear(x, packed_weight, layer.bias), layer(x))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.zeros(3), {compat.PICKLED_TENSOR}),
+        (torch.nn.Parameter(torch.zeros(3)), {compat.PICKLED_TENSOR, compat.PICKLED_PARAMETER}),
+    ],
+)
+def test_pickled_tensor_names_are_those_that_torch_writes(value: torch.Tensor, expected: set[tuple[str, str]]) -> None:
+    file = io.BytesIO()
+    torch.save(value, file)
+    with zipfile.ZipFile(file) as archive:
+        content = archive.read("archive/data.pkl")
+    found = {tuple(str(name).split()) for opcode, name, _ in pickletools.genops(content) if opcode.name == "GLOBAL"}
+    assert found - {("collections", "OrderedDict"), ("torch", "FloatStorage")} == expected
 
 
 # ---------------------------------------------------------------------------------------------------------- tiktoken

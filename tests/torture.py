@@ -34,7 +34,8 @@ from ranks import TWO_RANKS, ForkedRank, RankKill, kills_at_boundaries
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 import lit_gpt.files
-from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
+from lit_gpt.checkpoint.runs import newest_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
 

@@ -4,34 +4,24 @@ A checkpoint is one file in the format of torch.save. A model that was sharded o
 format of torch.distributed.checkpoint, with everything that is not a tensor in a file beside the shards.
 """
 
-import contextlib
 import functools
 import os
-import pickle
 import shutil
-import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
+from lit_gpt.checkpoint.archive import Refused, compare_checksums, examine
+from lit_gpt.checkpoint.contents import check_contents
+from lit_gpt.checkpoint.order import NON_TENSOR_FILE, Order, read_comment, write_comment
+from lit_gpt.device import is_out_of_memory
+from lit_gpt.digests import DIGESTS_FILE, damaged_files
 from lit_gpt.errors import UserError
-from lit_gpt.files import BACKUP_SUFFIX, atomic_replace, atomic_write, remove, temporary_path, write_error
+from lit_gpt.files import atomic_replace, atomic_write, open_regular, remove, temporary_path, write_error
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer, from_state
-
-NON_TENSOR_FILE = "rest.pt"  # in the folder of a sharded checkpoint, everything that is not a tensor
-
-# The keys that every checkpoint of this project has, and the types of their values.
-REQUIRED_KEYS = {
-    "state_dict": dict,
-    "hyper_parameters": dict,
-    "tokenizer": dict,
-    "data": dict,
-    "global_step": int,
-    "saved_at": float,
-}
 
 REMEDY = "give a .ckpt file that this project wrote, or --ckpt_path last for the newest undamaged one"
 
@@ -67,7 +57,7 @@ class Checkpoint:
             UserError: The path does not exist, or is damaged, or is not a checkpoint of this project.
         """
         path = Path(path)
-        checkpoint = cls(path, _load(path, device="meta", mmap=True))
+        checkpoint = cls(path, _load(path, device="meta"))
         if verify:
             checkpoint.verify()
         return checkpoint
@@ -81,7 +71,7 @@ class Checkpoint:
         if self._verified:
             return
         if self.is_sharded:
-            self.read()  # compares the checksums of all shards
+            _verify_folder(self.path)
         else:
             _verify_checksums(self.path)
         self._verified = True
@@ -108,26 +98,47 @@ class Checkpoint:
         Raises:
             UserError: The weights are damaged or not finite, or do not fit the description of the model.
         """
+        model, tokenizer, mode = self.build_model(), self.tokenizer, self.data_fingerprint.get("mode")
+        state_dict: dict[str, Tensor] = self.read()["state_dict"]
+        weights = {name.removeprefix("gpt."): value.float() for name, value in state_dict.items()}
+        model.load_state_dict(weights, assign=True)
+        model.tie_and_init_buffers()
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise self._no_model("its weights are not finite")
+        if mode not in ("rows", "raw"):
+            raise self._no_model(f"its data.mode is {mode!r}")
+        return model.eval(), tokenizer, mode
+
+    def build_model(self) -> GPT:
+        """Build the model without weights, on the meta device, and check that the weights of the checkpoint fit it.
+
+        Raises:
+            UserError: They do not, or the checkpoint does not describe a model.
+        """
+        weights = {name.removeprefix("gpt."): value for name, value in self.state_dict.items()}
         try:
+            config = GPTConfig(**self.hyper_parameters["config"])
+            if config.num_blocks > len(weights):
+                raise ValueError(f"num_blocks is {config.num_blocks}, and it has {len(weights)} weights")
+            elements = sum(value.numel() for value in weights.values())
+            if config.context_length * config.d_model > 2**24 + 16 * elements:  # tables of positions take this memory
+                raise ValueError(f"context_length is {config.context_length}, and it has {elements} weights")
             with torch.device("meta"):
-                model = GPT(GPTConfig(**self.hyper_parameters["config"]))
-            state_dict: dict[str, Tensor] = self.read()["state_dict"]
-            weights = {name.removeprefix("gpt."): value.float() for name, value in state_dict.items()}
+                model = GPT(config)
             model.load_state_dict(weights, assign=True)
-            model.tie_and_init_buffers()
-            if not all(parameter.isfinite().all() for parameter in model.parameters()):
-                raise ValueError("its weights are not finite")
-            return model.eval(), self.tokenizer, self.data_fingerprint["mode"]
-        except UserError:
-            raise
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.path} describes no model of lit_gpt ({reason}): {REMEDY}") from None
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+            raise self._no_model(" ".join(str(error).split())[:200]) from None
+        if self.tokenizer.vocab_size != config.vocab_size:
+            raise self._no_model(f"its tokenizer has {self.tokenizer.vocab_size} ids, its model {config.vocab_size}")
+        return model
+
+    def _no_model(self, reason: str) -> UserError:
+        return UserError(f"{self.path} describes no model of lit_gpt ({reason}): {REMEDY}")
 
     @property
     def is_sharded(self) -> bool:
         """Whether the checkpoint is a folder of shards."""
-        return (self.path / NON_TENSOR_FILE).is_file()
+        return _is_sharded(self.path)
 
     @property
     def step(self) -> int:
@@ -154,8 +165,15 @@ class Checkpoint:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the training data."""
-        return from_state(self.contents["tokenizer"])
+        """The tokenizer of the training data.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        try:
+            return from_state(self.contents["tokenizer"])
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
 
     @property
     def data_fingerprint(self) -> dict[str, Any]:
@@ -190,98 +208,93 @@ def load_model(path: str | Path) -> tuple[GPT, Tokenizer, str]:
     return Checkpoint.open(path).load_model()
 
 
-def newest_checkpoint(logs: Path, name: str | None = None) -> tuple[Checkpoint | None, str]:
-    """Find the newest undamaged checkpoint by the time stored in it, so that copying or moving folders is harmless.
-
-    Args:
-        logs: The folder with the runs, as logs/<name>/version_<n>/.
-        name: Which runs to search; all by default.
-
-    Returns:
-        The checkpoint, opened and verified, or None if there is none; and a warning that names the damaged checkpoints
-        that were skipped, or "".
-
-    Raises:
-        UserError: There are checkpoints, and all of them are damaged.
-    """
-    folders = list(Path(logs, name).glob("version_*") if name else logs.glob("*/version_*"))
-    opened, damaged = [], []
-    for folder in folders:
-        _restore_backups(folder)
-        for path in folder.glob("*.ckpt"):
-            try:
-                opened.append(Checkpoint.open(path, verify=False))
-            except UserError:
-                damaged.append(path)
-    opened.sort(key=lambda checkpoint: (checkpoint.saved_at, checkpoint.path.name == "last.ckpt", checkpoint.path))
-    newest: Checkpoint | None = None
-    while opened and newest is None:
-        checkpoint = opened.pop()
-        try:
-            checkpoint.verify()
-            newest = checkpoint
-        except UserError:
-            damaged.append(checkpoint.path)
-    if not damaged:
-        return newest, ""
-    paths = ", ".join(map(str, sorted(damaged)))
-    if newest is None:
-        raise UserError(
-            f"no checkpoint can be used: {paths}: give one of them as --ckpt_path to see what is wrong, or choose "
-            "another --name"
-        )
-    return newest, f"skipped damaged checkpoints {paths}; using {newest.path}"
-
-
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def _load(path: Path, device: str, mmap: bool) -> dict[str, Any]:
-    """Return the contents of a checkpoint with its tensors on the CPU, or on the meta device."""
-    is_sharded = (path / NON_TENSOR_FILE).is_file()
+def _is_sharded(path: Path) -> bool:
+    return (path / NON_TENSOR_FILE).is_file()
+
+
+def _load(path: Path, device: str, mmap: bool = False) -> dict[str, Any]:
+    """Return the contents of a checkpoint with its tensors on the CPU, or on the meta device.
+
+    Raises:
+        UserError: It does not exist, is damaged, or is not a checkpoint of this project.
+    """
+    is_sharded = _is_sharded(path)
     if not path.is_file() and not is_sharded:
-        problem = "is a folder, not a checkpoint" if path.is_dir() else "does not exist"
+        problem = (
+            "is a folder, not a checkpoint" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        )
         raise UserError(f"{path} {problem}: checkpoints are in logs/<name>/version_<n>/, for example last.ckpt")
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be opened (Permission denied): give yourself the permission to read it")
     try:
-        if not is_sharded and not zipfile.is_zipfile(path):  # torch.save writes zip files only
-            raise UserError(f"{path} cannot be opened (damaged, or not a checkpoint): {REMEDY}")
-        if is_sharded:
-            from lit_gpt.checkpoint.sharded import read_sharded  # slow to import
-
-            non_tensors = torch.load(path / NON_TENSOR_FILE, map_location="cpu", weights_only=True)
-            contents: Any = read_sharded(path, non_tensors, device)
-        else:
-            contents = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
-    except UserError:
-        raise
+        return _load_folder(path, device) if is_sharded else _load_file(path, device, mmap)
+    except Refused as error:
+        reason = str(error)
     except Exception as error:  # damaged bytes can raise almost any exception in these libraries
-        holds_code = isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error)
-        reason = "it holds code" if holds_code else "damaged"
-        raise UserError(f"{path} cannot be opened ({reason}): {REMEDY}") from None
-    if not isinstance(contents, dict) or not all(isinstance(contents.get(k), v) for k, v in REQUIRED_KEYS.items()):
-        raise UserError(f"{path} is not a checkpoint of lit_gpt: {REMEDY}")
+        if is_out_of_memory(error):
+            raise
+        reason = "damaged"
+    if is_sharded:
+        _verify_folder(path)  # it can name the damaged files
+    raise UserError(f"{path} cannot be opened ({reason}): {REMEDY}")
+
+
+def _load_file(path: Path, device: str, mmap: bool) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        contents: dict[str, Any] = examine(file)
+    check_contents(contents, path.stat().st_size)
+    _check_comment(path, contents)
+    if device != "meta":
+        contents = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     return contents
 
 
-def _verify_checksums(path: Path) -> None:
-    """Compare the entries of a checkpoint file with their checksums.
+def _load_folder(path: Path, device: str) -> dict[str, Any]:
+    from lit_gpt.checkpoint.sharded import read_sharded  # slow to import
 
-    Raises:
-        UserError: An entry is damaged, or has attributes that torch.save never writes and no checksum covers.
-    """
+    with open_regular(path / NON_TENSOR_FILE) as file:
+        examine(file)
+        file.seek(0)
+        rest = torch.load(file, map_location="cpu", weights_only=True)
+    contents = read_sharded(path, rest, device)
+    check_contents(contents, sum(file.lstat().st_size for file in path.iterdir()))
+    _check_comment(path, contents)
+    return contents
+
+
+def _check_comment(path: Path, contents: dict[str, Any]) -> None:
+    order = read_comment(path)
+    if order is not None and order != (contents["global_step"], contents["saved_at"]):
+        raise Refused("its comment contradicts its contents")
+
+
+def _verify_checksums(path: Path) -> None:
     try:
-        with zipfile.ZipFile(path) as archive:
-            altered = (entry.filename for entry in archive.infolist() if entry.external_attr or entry.compress_type)
-            damaged = archive.testzip() or next(altered, None)
-    except Exception:  # damaged bytes can raise almost any exception
-        raise UserError(f"{path} cannot be opened (damaged): {REMEDY}") from None
-    if damaged:
-        raise UserError(f"{path} is damaged (checksum of {damaged}): {REMEDY}")
+        with open(path, "rb") as file:
+            compare_checksums(file)
+    except (Refused, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}): {REMEDY}") from None
+
+
+def _verify_folder(path: Path) -> None:
+    from lit_gpt.checkpoint.sharded import needed_files  # slow to import
+
+    if damaged := damaged_files(path, needed_files(path)):
+        is_old = damaged == [DIGESTS_FILE] and not (path / DIGESTS_FILE).exists()
+        note = "; an earlier version of lit_gpt wrote none, and can consolidate it" if is_old else ""
+        raise UserError(f"{path} is damaged ({', '.join(damaged)}{note}): {REMEDY}")
 
 
 # ------------------------------------------------------------------------------------------------------- writing
+
+
+def write_contents(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Write a checkpoint, or what is no tensor of it, into an opened file."""
+    torch.save(checkpoint, file)
+    write_comment(file, Order(checkpoint["global_step"], checkpoint["saved_at"]))
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
@@ -291,7 +304,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         UserError: The file cannot be written. A previous file at `path` is unchanged.
     """
     try:
-        atomic_write(path, lambda file: torch.save(checkpoint, file))
+        atomic_write(path, lambda file: write_contents(checkpoint, file))
     except OSError as error:
         raise write_error(path, error) from error
 
@@ -306,7 +319,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
     try:
         if source.is_dir():
             remove(copy)
-            for path in source.iterdir():
+            for path in sorted(source.iterdir()):
                 _copy_file(path, copy / path.name)
             atomic_replace(copy, target)
         else:
@@ -318,24 +331,8 @@ def copy_checkpoint(source: Path, target: Path) -> None:
 
 def _copy_file(source: Path, target: Path) -> None:
     try:
-        file = open(source, "rb")  # noqa: SIM115
+        file = open_regular(source)
     except OSError as error:
         raise UserError(f"{source} cannot be read ({error.strerror}), so {target.name} was not written") from error
     with file:
         atomic_write(target, lambda out: shutil.copyfileobj(file, out, 2**24))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes left half-written or half-removed; no process may be writing to the folder."""
-    with contextlib.suppress(OSError):  # what cannot be removed does no harm
-        _restore_backups(folder)
-        for path in folder.glob(".*.ckpt.*"):
-            remove(path)
-
-
-def _restore_backups(folder: Path) -> None:
-    """Undo the first half of an `atomic_replace` whose process was killed before the second half."""
-    for backup in folder.glob(f".*.ckpt{BACKUP_SUFFIX}"):
-        path = backup.with_name(backup.name.removeprefix(".").removesuffix(BACKUP_SUFFIX))
-        if not path.exists():
-            backup.rename(path)

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
+from lit_gpt.checkpoint.runs import newest_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.messages import print_lines
 from lit_gpt.cli.validation import COMMANDS, check_run_name
 from lit_gpt.cli.yaml_text import MAX_CHARACTERS, LimitError, StrictLoader, check_limits

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.checkpoint.store import Checkpoint, write_contents
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_lines
 from lit_gpt.errors import UserError
@@ -37,7 +37,8 @@ def consolidate(args: list[str]) -> None:
     checkpoint = Checkpoint.open(options.source)
     contents = checkpoint.load_model()[0].state_dict() if options.weights else checkpoint.read()
     try:
-        atomic_write(options.file, lambda file: torch.save(contents, file))
+        write = torch.save if options.weights else write_contents
+        atomic_write(options.file, lambda file: write(contents, file))
     except OSError as error:
         raise write_error(options.file, error, "give a file elsewhere") from error
     print_lines(f"step {checkpoint.step:,}, {options.file.stat().st_size / 1e6:,.1f} MB: {options.file}")

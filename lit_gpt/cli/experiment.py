@@ -31,7 +31,8 @@ from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import available_cores, is_out_of_memory, supports_bfloat16
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, write_error
-from lit_gpt.training.checkpointing import AtomicCheckpointIO, StepCheckpoint
+from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
+from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.profiler import RunProfiler

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.checkpoint.store import Checkpoint, newest_checkpoint
+from lit_gpt.checkpoint.runs import newest_checkpoint
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_lines, print_text
 from lit_gpt.errors import UserError

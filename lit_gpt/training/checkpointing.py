@@ -1,4 +1,4 @@
-"""Save and resume runs: atomic checkpoints at whole optimizer steps, and early stopping."""
+"""Save and resume runs: checkpoints at whole optimizer steps, and early stopping."""
 
 import contextlib
 import sys
@@ -8,40 +8,17 @@ from typing import Any
 from weakref import proxy
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_gpt import compat
-from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint, remove_unfinished, save_checkpoint
+from lit_gpt.checkpoint.runs import remove_unfinished
+from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.files import remove, temporary_path
 from lit_gpt.sharding import full_tensor, is_sharded
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import LitGPT, module_and_data
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Write the Trainer's checkpoints atomically, and open them without running code in them.
-
-    Args:
-        checkpoint: A checkpoint that is verified already. It is not verified again when the Trainer loads it.
-    """
-
-    def __init__(self, checkpoint: Checkpoint | None = None) -> None:
-        self.checkpoint = checkpoint
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        save_checkpoint(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        is_verified = self.checkpoint is not None and self.checkpoint.path == Path(path)
-        return Checkpoint.open(path, verify=not is_verified).read()
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)
 
 
 def has_finite_weights(module: LitGPT) -> bool:

@@ -13,11 +13,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from lit_gpt import compat
-from lit_gpt.checkpoint.sharded import ShardReader, flatten_state
-from lit_gpt.checkpoint.store import NON_TENSOR_FILE, Checkpoint
-from lit_gpt.files import atomic_replace, atomic_write, fsync_folder, remove, temporary_path, write_error
+from lit_gpt.checkpoint.sharded import ShardReader, complete_folder, flatten_state, read_shards
+from lit_gpt.checkpoint.store import REMEDY, Checkpoint, write_contents
+from lit_gpt.digests import sha256_of_all
+from lit_gpt.errors import UserError
+from lit_gpt.files import atomic_replace, remove, temporary_path, write_error
 from lit_gpt.model import GPT
 from lit_gpt.sharding import shard_like
+from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -67,16 +70,34 @@ class FSDP2(ModelParallelStrategy):
                 remove(folder)
         self.barrier()
         try:
-            dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
+            metadata = dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder))
+            digests = self._digests_of_shards(folder)
             if self.is_global_zero:
-                atomic_write(folder / NON_TENSOR_FILE, lambda file: torch.save(rest, file))
-                fsync_folder(folder)
+                complete_folder(folder, metadata, digests, lambda file: write_contents(rest, file))
                 atomic_replace(folder, path)
         except (CheckpointException, OSError) as error:
             if self.is_global_zero:
                 shutil.rmtree(folder, ignore_errors=True)
             cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
             raise write_error(path, cause) from error
+
+    def _digests_of_shards(self, folder: Path) -> dict[str, str]:
+        """Return the digests of all shards in a folder; each rank reads those that it wrote; collective.
+
+        Raises:
+            OSError: A rank cannot read them. All ranks raise it.
+        """
+        digests: dict[str, str] | OSError
+        try:
+            digests = sha256_of_all(folder.glob(f"__{self.global_rank}_*.distcp"))
+        except OSError as error:
+            digests = error
+        of_ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(of_ranks, digests)
+        for found in of_ranks:
+            if isinstance(found, OSError):
+                raise found
+        return {name: digest for found in of_ranks for name, digest in found.items()}
 
     # --------------------------------------------------------------------------------------------------------- loading
 
@@ -85,17 +106,39 @@ class FSDP2(ModelParallelStrategy):
         """Load this rank's shards of the weights and of the optimizer state in place; return everything else."""
         path = Path(self.broadcast(str(checkpoint_path)))
         checkpoint = Checkpoint.open(path, verify=False)
+        self._verify(checkpoint)
         # the tensors of a folder are not read here: they stay on the meta device
         contents = checkpoint.contents if checkpoint.is_sharded else checkpoint.read(mmap=True)
         saved, rest = flatten_state(contents)
         targets = self._tensors_to_load(contents)
         targets = {name: target for name, target in targets.items() if name in saved}
         if checkpoint.is_sharded:
-            dcp.load(targets, storage_reader=ShardReader(path))
+            try:
+                dcp.load(targets, storage_reader=ShardReader(path, read_shards(path)))
+            except CheckpointException as error:
+                raise UserError(f"{path} cannot be read ({error}): {REMEDY}") from error
         else:
             for name, target in targets.items():
                 target.copy_(shard_like(saved[name], target))
         return rest
+
+    def _verify(self, checkpoint: Checkpoint) -> None:
+        """Compare the bytes with their digests, once for all ranks, unless the command line has done so; collective.
+
+        Raises:
+            UserError: They differ. All ranks raise it.
+        """
+        if isinstance(self.checkpoint_io, AtomicCheckpointIO) and self.checkpoint_io.is_verified(checkpoint.path):
+            return
+        failure: UserError | None = None
+        if self.is_global_zero:
+            try:
+                checkpoint.verify()
+            except UserError as error:
+                failure = error
+        failure = self.broadcast(failure)
+        if failure is not None:
+            raise failure
 
     def _tensors_to_load(self, contents: dict[str, Any]) -> dict[str, Tensor]:
         """Return the tensors to be filled from a checkpoint, by name; create the optimizer's state."""

@@ -1,0 +1,120 @@
+"""The checkpoints in the folders of runs: which is the newest, and which belong to a future that was given up.
+
+Within the folder of a run the later step is newer; between runs the time that is stored in the checkpoints decides. So
+copying or moving files is harmless, and so is a clock that was set back.
+"""
+
+import contextlib
+import itertools
+import math
+import os
+from pathlib import Path
+
+from lit_gpt.checkpoint.order import Order, read_comment
+from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.errors import UserError
+from lit_gpt.files import BACKUP_SUFFIX, fsync_folder, remove
+
+
+def newest_checkpoint(logs: Path, name: str | None = None) -> tuple[Checkpoint | None, str]:
+    """Find the newest undamaged checkpoint.
+
+    Args:
+        logs: The folder with the runs, as logs/<name>/version_<n>/.
+        name: Which runs to search; all by default.
+
+    Returns:
+        The checkpoint, opened and verified, or None if there is none; and a warning that names the damaged checkpoints
+        that were skipped, or "".
+
+    Raises:
+        UserError: There are checkpoints, and all of them are damaged.
+    """
+    folders = Path(logs, name).glob("version_*") if name else logs.glob("*/version_*")
+    found: list[tuple[float, int, bool, str]] = []
+    damaged: list[str] = []
+    for folder in folders:
+        _restore_backups(folder)
+        orders = {path: read_order(path) for path in _checkpoints(folder)}
+        damaged += [str(path) for path, order in orders.items() if order is None]
+        latest = 0.0  # a clock that was set back does not make a later step older
+        for order, path in sorted((order, path) for path, order in orders.items() if order is not None):
+            latest = max(latest, order.saved_at)
+            found.append((latest, order.step, path.name == "last.ckpt", str(path)))
+    found.sort()
+    newest: Checkpoint | None = None
+    while found and newest is None:
+        candidate = found.pop()[-1]
+        try:
+            newest = Checkpoint.open(candidate)
+        except UserError:
+            damaged.append(candidate)
+    if not damaged:
+        return newest, ""
+    paths = ", ".join(sorted(damaged))
+    if newest is None:
+        raise UserError(
+            f"no checkpoint can be used: {paths}: give one of them as --ckpt_path to see what is wrong, or choose "
+            "another --name"
+        )
+    return newest, f"skipped damaged checkpoints {paths}; using {newest.path}"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [folder / name for name in os.listdir(folder) if name.endswith(".ckpt") and not name.startswith(".")]
+    return []
+
+
+def read_order(path: Path) -> Order | None:
+    """Return the step and the time of a checkpoint; None if it is damaged."""
+    order = read_comment(path)
+    if order is None:
+        with contextlib.suppress(UserError):
+            checkpoint = Checkpoint.open(path, verify=False)
+            order = Order(checkpoint.step, checkpoint.saved_at)
+    return order
+
+
+def later_checkpoints(folder: Path, step: int) -> list[Path]:
+    """Return the checkpoints in the folder of a run that are later than a step, the latest first; damaged ones too."""
+    orders = {path: read_order(path) for path in _checkpoints(folder)}
+    steps = {path: math.inf if order is None else order.step for path, order in orders.items()}
+    return sorted((path for path in steps if steps[path] > step), key=lambda path: (steps[path], path), reverse=True)
+
+
+def set_aside_later_checkpoints(folder: Path, step: int) -> None:
+    """Move the checkpoints that are later than a step into a new folder abandoned_<n>: the run goes on from that step.
+
+    They move one after another, the latest first. So at any moment the checkpoints that remain are those of a run that
+    has reached one of these steps.
+
+    Raises:
+        OSError: One cannot be moved.
+    """
+    later = later_checkpoints(folder, step)
+    if later:
+        paths = (folder / f"abandoned_{number}" for number in itertools.count())
+        aside = next(path for path in paths if not path.exists())
+        aside.mkdir()
+        for path in later:
+            path.rename(aside / path.name)
+        fsync_folder(aside)
+        fsync_folder(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left half-written or half-removed; no process may be writing to the folder."""
+    with contextlib.suppress(OSError):  # what cannot be removed does no harm
+        _restore_backups(folder)
+        for path in folder.glob(".*.ckpt.*"):
+            remove(path)
+
+
+def _restore_backups(folder: Path) -> None:
+    """Undo the first half of an `atomic_replace` whose process was killed before the second half."""
+    for name in os.listdir(folder):
+        if name.startswith(".") and name.endswith(f".ckpt{BACKUP_SUFFIX}"):
+            path = folder / name.removeprefix(".").removesuffix(BACKUP_SUFFIX)
+            if not path.exists():
+                (folder / name).rename(path)
