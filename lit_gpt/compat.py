@@ -113,6 +113,11 @@ def set_mesh_sizes(strategy: "ModelParallelStrategy", data_parallel: int, tensor
     strategy._data_parallel_size, strategy._tensor_parallel_size = data_parallel, tensor_parallel
 
 
+# The argument of `load_from_checkpoint` that keeps Lightning from calling a function which the hyperparameters of the
+# checkpoint name. One that it allows, of its command line, builds the classes that other hyperparameters name.
+NO_INSTANTIATOR: dict[str, Any] = {"_instantiator": None}
+
+
 # ------------------------------------------------------------------------------------------------------------- torch
 
 

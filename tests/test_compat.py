@@ -201,6 +201,22 @@ def test_set_mesh_sizes_replaces_the_default_of_tensor_parallelism(
     assert unconnected["mesh_shape"] == (sizes or (1, 2))
 
 
+def test_no_instantiator_keeps_lightning_from_building_what_hyperparameters_name(tmp_path: Path) -> None:
+    class Untyped(LightningModule):
+        def __init__(self, part: Any = None) -> None:
+            super().__init__()
+            self.part = part
+
+    spec = {"class_path": "datetime.timedelta", "init_args": {"days": 1}}
+    hyper_parameters = {"_instantiator": "lightning.pytorch.cli.instantiate_module", "part": spec}
+    version = {"pytorch-lightning_version": "2.6.6"}
+    torch.save({"state_dict": {}, "hyper_parameters": hyper_parameters, **version}, tmp_path / "x.ckpt")
+    for arguments, part in (({}, timedelta(days=1)), (compat.NO_INSTANTIATOR, spec)):
+        with pytest.warns(UserWarning, match="contains no parameters"):
+            loaded = Untyped.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True, **arguments)
+        assert loaded.part == part
+
+
 @pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and supports_bfloat16(torch.device("cpu"))),
     reason="needs oneDNN and a CPU that multiplies in bfloat16",

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MetricCollection
 
-from lit_gpt.compat import set_logged_step, set_loop_progress
+from lit_gpt.compat import NO_INSTANTIATOR, set_logged_step, set_loop_progress
 from lit_gpt.data.batches import Batch, BatchLoader
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
@@ -445,9 +445,8 @@ class LitGPT(LightningModule):
             UserError: The file contains code or is damaged.
         """
         try:
-            # `_instantiator` in the hyperparameters names a function that would build what their other entries name
-            safe = {"weights_only": True, "_instantiator": None}
-            return super().load_from_checkpoint(checkpoint_path, *args, **{**kwargs, **safe})
+            safe = {**kwargs, "weights_only": True, **NO_INSTANTIATOR}
+            return super().load_from_checkpoint(checkpoint_path, *args, **safe)
         except (pickle.UnpicklingError, RuntimeError, EOFError):
             raise UserError(
                 f"{checkpoint_path} holds code, or is damaged: give a .ckpt file this project wrote"
