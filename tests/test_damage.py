@@ -8,7 +8,7 @@ from conftest import ROOT, Fit
 from damage import Target, damage, make_cache, read_checkpoint
 
 FSDP = ["--config", ROOT / "configs" / "fsdp.yaml", "--trainer.devices", 1]
-FOLDER_FILES = {".metadata", "__0_0.distcp", "rest.pt", "SHA256SUMS"}
+FOLDER_FILES = {".metadata", "shards.json", "__0_0.distcp", "rest.pt", "SHA256SUMS"}
 
 
 @pytest.mark.parametrize(

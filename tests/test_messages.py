@@ -235,7 +235,7 @@ def test_what_crafted_settings_print_is_printable(genuine: Callable[[], dict[str
         ended = fit("--ckpt_path", path, "--trainer.max_steps", 2, config=None)
         assert_printable(ended.out + ended.err)
         assert ended.status in (0, 2), name
-    save_checkpoint({**genuine(), "config": BAD, "saved_at": 3e9}, path)
+    save_checkpoint({**genuine(), "config": BAD, "saved_at": 3e9}, Path("logs", "small", "version_99", "last.ckpt"))
     ended = fit("validate", "--ckpt_path", "last", "--name", "small", config=None)
     assert_printable(ended.out + ended.err)
     assert ended.status == 2
