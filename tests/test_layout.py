@@ -41,7 +41,7 @@ def test_shards_hold_documents_ordered_by_split(
             ordered += [(split, token_id) for token_id in range(next_id, next_id + tokens)]
             next_id += tokens
         path = tmp_path / f"{index:03}.npz"
-        np.savez(path, ids=np.arange(next_id - total, next_id, dtype=np.uint32), record=records)
+        np.savez(path, ids=np.arange(next_id - total, next_id, dtype=np.uint32), record=records, known="{}")
         documents_per_block[path] = len(block)
         all_records.append(records)
     np.concatenate(all_records).tofile(tmp_path / "records.bin")

