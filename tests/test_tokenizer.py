@@ -128,6 +128,30 @@ def test_no_text_encodes_to_end_of_text() -> None:
         assert tokenizer.decode([*tokenizer.encode(text), tokenizer.end_of_text]) == text
 
 
+BYTES = [base64.b64encode(bytes([byte])).decode() for byte in range(256)]
+STATE = {"name": "bpe", "pieces": BYTES, "pattern": ".", "end_of_text": 256, "vocab_size": 257}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(None, "byte", [], {}, {"name": "byte "}, {"name": ["byte"]}, {"name": "char"}),
+        *({"name": "char", "characters": characters} for characters in ("aa", "\ud800", ["a"], None, 5)),
+        *({"name": name, "pieces": None} for name in ("/etc/passwd", "x.tiktoken", "bpe", "char", "", None)),
+        *({**STATE, "pieces": pieces} for pieces in ([], BYTES[:255], [*BYTES[:255], "YQ=="], [*BYTES, ""], BYTES[0])),
+        *({**STATE, "pieces": [*BYTES[:255], piece]} for piece in ("!", "_w==", 5, None, ["/w=="])),
+        *({**STATE, "end_of_text": number} for number in (255, 257, -1, 256.0, "256", None, True, 2**70)),
+        *({**STATE, "vocab_size": number} for number in (256, 0, 10**9, 257.0, float("nan"), "257", None, True)),
+        *({**STATE, "pattern": pattern} for pattern in ("", "(", None, 5, ["."])),
+        *({key: value for key, value in STATE.items() if key != missing} for missing in STATE),
+    ],
+)
+def test_from_state_refuses_what_no_tokenizer_has_written(state: Any) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_state(state)
+    assert from_state(STATE).encode("a") == [97]
+
+
 def test_from_state_restores_equal_tokenizer_from_json() -> None:
     for tokenizer in all_tokenizers(POEMS):
         again = from_state(json.loads(json.dumps(tokenizer.state())))
