@@ -82,6 +82,7 @@ def test_make_goals_exist() -> None:
 
 
 PAGES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/performance.md"]
+PAGES += ["docs/security.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -89,3 +90,20 @@ def test_linked_files_exist(name: str) -> None:
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text(encoding="utf-8")):
         assert (path.parent / target).exists(), target
+
+
+def test_every_promise_of_the_page_on_security_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    section = page.partition("## What is promised")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| **")]
+    assert len(rows) >= 8
+    for row in rows:
+        named = re.findall(r"`(test_\w+|tests/\w+\.py)`", row.rpartition(" | ")[2])
+        assert any(name.startswith("test_") for name in named), row
+        path = ROOT
+        for name in named:
+            if name.endswith(".py"):
+                path = ROOT / name
+                assert path.is_file(), name
+            else:
+                assert f"\ndef {name}(" in path.read_text(encoding="utf-8"), f"{path} has no {name}"
