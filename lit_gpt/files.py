@@ -26,19 +26,23 @@ def fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def open_regular(path: Path) -> io.BufferedReader:
+def open_regular(path: str | Path) -> io.BufferedReader:
     """Open a file that somebody else may have put there, for reading.
 
     Raises:
+        IsADirectoryError: It is a folder.
         OSError: It cannot be opened, or is no regular file: not a symbolic link, which could lead elsewhere, and not a
             pipe or a device, which could be read without end.
     """
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags)  # without O_NONBLOCK, opening a pipe waits for a writer
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    return open(descriptor, "rb")
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "Not a regular file", str(path))
 
 
 def remove(path: Path) -> None:

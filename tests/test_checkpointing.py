@@ -1,5 +1,6 @@
 """StepCheckpoint: which checkpoints a run writes, and when. StopEarly: when a run stops."""
 
+import itertools
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from lit_gpt import GPTConfig, LitGPT, TextDataModule, UserError
-from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.checkpoint.runs import newest_checkpoint, set_aside_later_checkpoints
+from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.progress import StepProgress
@@ -32,14 +34,101 @@ def test_run_writes_config_and_checkpoints(fit: Fit) -> None:
     assert steps == {"best.ckpt": 7, "last.ckpt": 7, "step_00000004.ckpt": 4, "step_00000006.ckpt": 6}
 
 
-def test_run_resumed_from_an_earlier_checkpoint_keeps_its_own_checkpoints(fit: Fit) -> None:
+def test_run_resumed_at_an_earlier_step_sets_the_later_checkpoints_aside(fit: Fit) -> None:
     saving = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 3]
     resuming = ["--ckpt_path", RUN / "step_00000002.ckpt", "--trainer.max_steps"]
-    assert fit(*saving).status == 0
-    assert fit(*saving, *resuming, 4).status == 0
-    assert sorted(path.name for path in RUN.glob("step_*")) == [f"step_0000000{n}.ckpt" for n in (2, 4, 6)]
+    assert fit(*saving, "--trainer.val_check_interval", 2).status == 0
+    before = {name: (RUN / name).read_bytes() for name in ("best.ckpt", "last.ckpt", "step_00000004.ckpt")}
+    result = fit(*saving, *resuming, 2)
+    assert "later       step_00000006.ckpt, last.ckpt, best.ckpt, step_00000004.ckpt: they move" in result.out
+    assert all((RUN / name).read_bytes() == content for name, content in before.items())  # nothing was saved
+    assert fit(*saving, *resuming, 3).status == 0
+    assert {path.name for path in RUN.glob("*.ckpt")} == {"last.ckpt", "best.ckpt", "step_00000002.ckpt"}
+    assert all(Checkpoint.open(path).step <= 3 for path in RUN.glob("*.ckpt"))
+    assert all((RUN / "abandoned_0" / name).read_bytes() == content for name, content in before.items())
+    assert fit(*saving, *resuming, 4, "--ckpt_path", "last").status == 0
+    assert not (RUN / "abandoned_1").exists()
     assert fit("--checkpoint.every_n_steps", 1, "--checkpoint.keep", 1, *resuming, 5).status == 0
-    assert sorted(path.name for path in RUN.glob("step_*")) == ["step_00000005.ckpt", "step_00000006.ckpt"]
+    assert [path.name for path in RUN.glob("step_*")] == ["step_00000005.ckpt"]
+    assert (RUN / "abandoned_1" / "last.ckpt").exists()
+    assert Checkpoint.open(RUN / "best.ckpt").callbacks["StepCheckpoint"]["best_step"] <= 5
+
+
+def test_best_checkpoint_gets_its_name_again_when_a_later_one_is_set_aside(fit: Fit) -> None:
+    flags = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 9, "--trainer.val_check_interval", 2]
+    assert fit(*flags).status == 0
+    assert Checkpoint.open(RUN / "best.ckpt").step == 6
+    # with this learning rate no later validation is better
+    worse = ["--model.learning_rate", 1.0, "--model.schedule", "constant", "--trainer.max_steps", 5]
+    assert fit(*flags, *worse, "--ckpt_path", RUN / "step_00000004.ckpt").status == 0
+    assert Checkpoint.open(RUN / "best.ckpt").step == 4
+    assert (RUN / "best.ckpt").read_bytes() == (RUN / "step_00000004.ckpt").read_bytes()
+
+
+def test_time_of_a_checkpoint_never_goes_back_with_the_clock(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(2e9, -3600)
+    monkeypatch.setattr("lit_gpt.training.module.time.time", lambda: next(clock))
+    flags = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 9]
+    assert fit(*flags, "--trainer.max_steps", 4).status == 0
+    assert fit(*flags, "--trainer.max_steps", 6, "--ckpt_path", "last").status == 0
+    saved = [Checkpoint.open(path) for path in RUN.glob("*.ckpt")]
+    assert len({checkpoint.saved_at for checkpoint in saved}) == 1  # that of the first
+    newest, _ = newest_checkpoint(Path("logs"))
+    assert newest is not None
+    assert (newest.path, newest.step) == (RUN / "last.ckpt", 6)
+
+
+def test_later_step_of_a_run_is_newer_where_a_clock_was_set_back(fit: Fit) -> None:
+    """As runs of an earlier version have them: best.ckpt is older in steps, and newer by its clock."""
+    assert fit("--checkpoint.every_n_steps", 4).status == 0
+    contents = Checkpoint.open(RUN / "step_00000004.ckpt").read()
+    for time, name in ((0.0, "step_00000004.ckpt"), (3600.0, "best.ckpt")):
+        save_checkpoint({**contents, "saved_at": contents["saved_at"] + time}, RUN / name)
+    before = (RUN / "last.ckpt").read_bytes()
+    assert fit("--ckpt_path", "last").status == 0
+    assert (RUN / "last.ckpt").read_bytes() == before
+    newest, _ = newest_checkpoint(Path("logs"))
+    assert newest is not None
+    assert newest.path == RUN / "last.ckpt"
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_process_killed_between_two_renames_loses_no_checkpoint(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    assert fit("--checkpoint.every_n_steps", 1, "--checkpoint.keep", 9, "--trainer.max_steps", 4).status == 0
+    straight = {path.name: path.read_bytes() for path in RUN.glob("*.ckpt")}
+    rename = Path.rename
+    for count in range(1, 6):
+        calls = 0
+
+        def killed_rename(path: Path, target: Path, count: int = count) -> Path:
+            nonlocal calls
+            calls += 1
+            if calls == count and not after:
+                raise KeyboardInterrupt
+            renamed = rename(path, target)
+            if calls == count:
+                raise KeyboardInterrupt
+            return renamed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", killed_rename)
+            with pytest.raises(KeyboardInterrupt):
+                set_aside_later_checkpoints(RUN, 1)
+        for name, content in straight.items():
+            (found,) = [path for path in (RUN / name, RUN / "abandoned_0" / name) if path.exists()]
+            assert found.read_bytes() == content
+        newest, warning = newest_checkpoint(RUN.parent.parent)
+        assert newest is not None
+        assert warning == ""
+        best_step = newest.callbacks["StepCheckpoint"]["best_step"]
+        steps = [Checkpoint.open(path).step for path in RUN.glob("*.ckpt")]
+        assert newest.step == max(steps)
+        assert best_step <= newest.step
+        for path in (RUN / "abandoned_0").iterdir():
+            rename(path, RUN / path.name)
+        (RUN / "abandoned_0").rmdir()
 
 
 def test_next_run_removes_unfinished_files_of_a_killed_process(fit: Fit) -> None:

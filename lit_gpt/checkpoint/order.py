@@ -35,10 +35,12 @@ def write_comment(file: BinaryIO, order: Order) -> None:
     file.write(struct.pack("<H", len(comment)) + comment)
 
 
-def read_comment(path: Path) -> Order | None:
+def read_comment(path: str | Path) -> Order | None:
     """Return what `write_comment` wrote for a checkpoint, a file or a folder; None if that is missing or damaged."""
     try:
-        file = open_regular(path / NON_TENSOR_FILE if path.is_dir() else path)
+        file = open_regular(path)
+    except IsADirectoryError:
+        return read_comment(Path(path, NON_TENSOR_FILE))
     except OSError:
         return None
     with file:

@@ -34,13 +34,12 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> tuple[Checkpoint |
     found: list[tuple[float, int, bool, str]] = []
     damaged: list[str] = []
     for folder in folders:
-        _restore_backups(folder)
         orders = {path: read_order(path) for path in _checkpoints(folder)}
-        damaged += [str(path) for path, order in orders.items() if order is None]
+        damaged += [path for path, order in orders.items() if order is None]
         latest = 0.0  # a clock that was set back does not make a later step older
         for order, path in sorted((order, path) for path, order in orders.items() if order is not None):
             latest = max(latest, order.saved_at)
-            found.append((latest, order.step, path.name == "last.ckpt", str(path)))
+            found.append((latest, order.step, path.endswith("/last.ckpt"), path))
     found.sort()
     newest: Checkpoint | None = None
     while found and newest is None:
@@ -60,13 +59,18 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> tuple[Checkpoint |
     return newest, f"skipped damaged checkpoints {paths}; using {newest.path}"
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    with contextlib.suppress(OSError):
-        return [folder / name for name in os.listdir(folder) if name.endswith(".ckpt") and not name.startswith(".")]
+def _checkpoints(folder: Path) -> list[str]:
+    """Return the paths of all checkpoints in the folder of a run. They are strings, because there may be many."""
+    with contextlib.suppress(OSError):  # it is no folder
+        names = os.listdir(folder)
+        if any(map(_is_backup, names)):
+            _restore_backups(folder)
+            names = os.listdir(folder)
+        return [f"{folder}/{name}" for name in names if name.endswith(".ckpt") and not name.startswith(".")]
     return []
 
 
-def read_order(path: Path) -> Order | None:
+def read_order(path: str) -> Order | None:
     """Return the step and the time of a checkpoint; None if it is damaged."""
     order = read_comment(path)
     if order is None:
@@ -80,7 +84,8 @@ def later_checkpoints(folder: Path, step: int) -> list[Path]:
     """Return the checkpoints in the folder of a run that are later than a step, the latest first; damaged ones too."""
     orders = {path: read_order(path) for path in _checkpoints(folder)}
     steps = {path: math.inf if order is None else order.step for path, order in orders.items()}
-    return sorted((path for path in steps if steps[path] > step), key=lambda path: (steps[path], path), reverse=True)
+    later = sorted((steps[path], path) for path in steps if steps[path] > step)
+    return [Path(path) for _, path in reversed(later)]
 
 
 def set_aside_later_checkpoints(folder: Path, step: int) -> None:
@@ -111,10 +116,13 @@ def remove_unfinished(folder: Path) -> None:
             remove(path)
 
 
+def _is_backup(name: str) -> bool:
+    return name.startswith(".") and name.endswith(f".ckpt{BACKUP_SUFFIX}")
+
+
 def _restore_backups(folder: Path) -> None:
     """Undo the first half of an `atomic_replace` whose process was killed before the second half."""
-    for name in os.listdir(folder):
-        if name.startswith(".") and name.endswith(f".ckpt{BACKUP_SUFFIX}"):
-            path = folder / name.removeprefix(".").removesuffix(BACKUP_SUFFIX)
-            if not path.exists():
-                (folder / name).rename(path)
+    for name in filter(_is_backup, os.listdir(folder)):
+        path = folder / name.removeprefix(".").removesuffix(BACKUP_SUFFIX)
+        if not path.exists():
+            (folder / name).rename(path)

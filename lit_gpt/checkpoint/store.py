@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.checkpoint.archive import Refused, compare_checksums, examine
-from lit_gpt.checkpoint.contents import check_contents
+from lit_gpt.checkpoint.contents import REQUIRED_KEYS, check_contents
 from lit_gpt.checkpoint.order import NON_TENSOR_FILE, Order, read_comment, write_comment
 from lit_gpt.device import is_out_of_memory
 from lit_gpt.digests import DIGESTS_FILE, damaged_files
@@ -294,7 +294,8 @@ def _verify_folder(path: Path) -> None:
 def write_contents(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     """Write a checkpoint, or what is no tensor of it, into an opened file."""
     torch.save(checkpoint, file)
-    write_comment(file, Order(checkpoint["global_step"], checkpoint["saved_at"]))
+    if REQUIRED_KEYS.keys() <= checkpoint.keys():
+        write_comment(file, Order(checkpoint["global_step"], checkpoint["saved_at"]))
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:

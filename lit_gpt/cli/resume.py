@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from lit_gpt.checkpoint.runs import later_checkpoints
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.experiment import Experiment
 from lit_gpt.cli.saved_config import read_saved_config
@@ -109,6 +110,9 @@ def describe_resume(experiment: Experiment, checkpoint: Checkpoint) -> list[str]
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
         ]
+    if experiment.resumes_in_place and (later := later_checkpoints(checkpoint.path.parent, step)):
+        names = ", ".join(path.name for path in later)
+        lines += [f"later       {names}: they move to a subfolder abandoned_<n> when the next checkpoint is written"]
     for callback in experiment.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StopEarly):
             waited = checkpoint.callbacks.get(callback.state_key, {}).get("wait_count", 0)

@@ -12,10 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from lit_gpt import compat
-from lit_gpt.checkpoint.runs import remove_unfinished
+from lit_gpt.checkpoint.runs import remove_unfinished, set_aside_later_checkpoints
 from lit_gpt.checkpoint.store import Checkpoint, copy_checkpoint
 from lit_gpt.errors import Stopped, UserError
-from lit_gpt.files import remove, temporary_path
+from lit_gpt.files import remove, temporary_path, write_error
 from lit_gpt.sharding import full_tensor, is_sharded
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import LitGPT, module_and_data
@@ -75,6 +75,7 @@ class StepCheckpoint(ModelCheckpoint):
         self.save_seconds = 0.0
         self._completed_step = self._validated_step = self._saved_step = -1  # the last one of each
         self._last_save_failed = False  # then an exception does not try to save again
+        self._start_step: int | None = None  # where this command began, until its first save
         self._event_file_sizes: dict[str, int] = {}  # bytes, when the checkpoint resumed from was written
         self._resumed_metrics: dict[str, float] = {}  # of the Trainer at that time
 
@@ -96,11 +97,14 @@ class StepCheckpoint(ModelCheckpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         logger = step_logger(trainer)
-        if trainer.is_global_zero and logger is not None:
-            # The event files are truncated at the first save of a resumed run, not at its start. If the process is
-            # killed before, the newer checkpoints that are still in the folder need these events.
-            logger.truncate_event_files(self._event_file_sizes)
-            checkpoint["events"] = logger.event_file_sizes()
+        if trainer.is_global_zero:
+            # Where a run is resumed at an earlier step, its later checkpoints and events give way at its first save,
+            # and not at its start: a process that is killed before leaves them as they were. The checkpoints come
+            # first, because they need the events.
+            self._set_aside_later_checkpoints()
+            if logger is not None:
+                logger.truncate_event_files(self._event_file_sizes)
+                checkpoint["events"] = logger.event_file_sizes()
         # EarlyStopping may monitor a metric that was logged before the checkpoint
         checkpoint["callback_metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -116,6 +120,7 @@ class StepCheckpoint(ModelCheckpoint):
         self.dirpath = str(trainer.strategy.broadcast(self.dirpath))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_step = trainer.global_step
         if trainer.ckpt_path is None:
             return
         self._completed_step = self._saved_step = trainer.global_step
@@ -191,14 +196,42 @@ class StepCheckpoint(ModelCheckpoint):
             return
         self.load_state_dict(state)
         remove_unfinished(checkpoint.path.parent)
+        self._restore_best()
         for name in (*self._due_names(checkpoint.step), "last.ckpt"):
             copy = checkpoint.path.with_name(name)
             try:
-                is_current = Checkpoint.open(copy, verify=False).saved_at >= checkpoint.saved_at
+                is_current = Checkpoint.open(copy, verify=False).step >= checkpoint.step
             except UserError:  # missing or damaged
                 is_current = False
             if not is_current:
                 copy_checkpoint(checkpoint.path, copy)
+
+    def _set_aside_later_checkpoints(self) -> None:
+        """At the first save, move checkpoints of later steps than that at which this command began out of the way.
+
+        They are of a future that this run does not have. If one of them was best.ckpt, the best checkpoint so far gets
+        this name again, if it is still there.
+
+        Raises:
+            UserError: One cannot be moved.
+        """
+        if self._start_step is not None:
+            try:
+                set_aside_later_checkpoints(self._folder, self._start_step)
+            except OSError as error:
+                raise write_error(self._folder, error) from error
+            self._start_step = None
+            self._restore_best()
+
+    def _restore_best(self) -> None:
+        """Write best.ckpt again if it is missing, from the periodic checkpoint of its step.
+
+        Raises:
+            UserError: It cannot be written.
+        """
+        source, best = self._folder / f"step_{self.best_step:08d}.ckpt", self._folder / "best.ckpt"
+        if source.exists() and not best.exists():
+            copy_checkpoint(source, best)
 
     def _can_save_after_exception(self, trainer: Trainer) -> bool:
         """Return whether the state is that of a completed step, is not yet saved, and one rank alone can save it."""
@@ -273,7 +306,6 @@ class StepCheckpoint(ModelCheckpoint):
 
     def _remove_old_checkpoints(self, step: int) -> None:
         """Remove the oldest periodic checkpoints up to `step`, so that `keep` of them remain."""
-        # Where a run was resumed at an earlier step, the later checkpoints belong to the first attempt: they stay.
         newest_name = f"step_{step:08d}.ckpt"
         periodic = sorted(path for path in self._folder.glob("step_*.ckpt") if path.name <= newest_name)
         for path in periodic[: max(0, len(periodic) - self.keep)]:

@@ -106,6 +106,7 @@ class LitGPT(LightningModule):
         self.gpt.blocks.activation_checkpointing = activation_checkpointing
         self.finite: Tensor | bool = True
         self.updating = False
+        self._saved_at = 0.0  # when the latest checkpoint of this run was written, in seconds since 1970
         self._compiled = self._batch_checked = False
         self._max_steps: int | None = None  # the last optimizer step of the run; None: it has no end
         self._loss_sum: Tensor | float = 0.0  # over the batches of the current optimizer step
@@ -414,7 +415,8 @@ class LitGPT(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the tokenizer and a description of the data."""
-        checkpoint["saved_at"] = time.time()  # seconds since 1970
+        self._saved_at = max(time.time(), self._saved_at)  # does not go back where the clock does
+        checkpoint["saved_at"] = self._saved_at
         if self.text_data is not None:
             checkpoint["tokenizer"] = self.text_data.tokenizer.state()
             checkpoint["data"] = fingerprint(self.text_data)
@@ -426,6 +428,7 @@ class LitGPT(LightningModule):
         """
         if not self.is_attached or self.trainer.state.fn != "fit":
             return
+        self._saved_at = checkpoint.get("saved_at", 0.0)
         states = checkpoint.setdefault("callbacks", {})
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, EarlyStopping) and callback.state_key in states:
