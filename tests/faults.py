@@ -37,7 +37,7 @@ from conftest import Result, at_step, forked
 from ranks import TWO_RANKS, ForkedRank
 from torture import compare_runs, write_inputs
 
-from lit_gpt.checkpoint.store import newest_checkpoint
+from lit_gpt.checkpoint.runs import newest_checkpoint
 
 # kind of call -> how it can fail; "short": only half of the bytes are written
 ERRORS: dict[str, tuple[int | str, ...]] = {

@@ -33,5 +33,5 @@ def test_run_with_a_fault_ends_in_one_line_and_equals_an_undisturbed_run_when_re
 
 def test_resumed_run_with_a_fault_equals_an_undisturbed_run(tmp_path: Path) -> None:
     scenario = Scenario(tmp_path, is_resumed=True)
-    for fault in (Fault("open", 30, errno.EIO, persists=False), Fault("truncate", 1, errno.EIO, persists=False)):
+    for fault in (Fault("rename", 3, errno.EACCES, persists=False), Fault("write", 30, errno.ENOSPC, persists=True)):
         assert scenario.check(fault) == (2, "")
