@@ -1,5 +1,6 @@
 """Whatever ends a run, its checkpoints stay complete and finite, and the message names them."""
 
+import errno
 import multiprocessing
 import os
 import resource
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Fit, at_step, drop_capabilities, forked, points
+from faults import Fault, FaultInjector
+from ranks import ForkedRank
+from torch.utils.tensorboard import SummaryWriter
 from torture import compare_runs
 
 from lit_gpt.checkpoint.store import Checkpoint
@@ -242,9 +246,14 @@ def limit_file_size(size: int) -> Callable[[], None]:
 @pytest.mark.parametrize("rank_flags", [[], TWO_RANKS], ids=["1 rank", "2 ranks"])
 def test_failed_save_stops_the_run_and_keeps_the_files_before(folder: Path, rank_flags: list[object]) -> None:
     flags = ["--config", "small.yaml", *rank_flags]
-    assert forked(folder, *flags, "--trainer.max_steps", 3).status == 0
+    assert forked(folder, *flags, "--trainer.max_steps", 3, prepare=ForkedRank.prepare).status == 0
     before = {path: path.read_bytes() for path in (folder / RUN).glob("*.ckpt")}
-    ended = forked(folder, *flags, "--ckpt_path", "last", prepare=limit_file_size(100_000))
+
+    def prepare() -> None:
+        ForkedRank.prepare()
+        limit_file_size(100_000)()
+
+    ended = forked(folder, *flags, "--ckpt_path", "last", prepare=prepare)
     assert ended.status == 2, ended.err
     (line,) = [line for line in ended.err.splitlines() if line]
     assert "version_0/best.ckpt cannot be written (File too large); the previous file is unchanged" in line
@@ -268,6 +277,29 @@ def test_event_file_that_cannot_be_written_stops_the_run_in_one_line(folder: Pat
     ended = forked(folder, *words, "--checkpoint.every_n_steps", 100, prepare=limit_file_size(200_000))
     assert (ended.status, ended.err.count("\n")) == (2, 1), ended.err
     assert "error: logs/small/version_0: the curves cannot be written (File too large)" in ended.err
+
+
+def test_error_of_rank_1_alone_is_printed(folder: Path) -> None:
+    """Rank 1 cannot read the token cache that rank 0 has opened."""
+    injector = FaultInjector(folder, Fault("open", 1, errno.EIO, persists=True))
+    flags = ["--config", "small.yaml", *TWO_RANKS]
+    ended = forked(folder, *flags, prepare=lambda: ForkedRank.prepare(injector.install))
+    assert ended.status != 0
+    assert "error: data/cache: the token cache cannot be written or read (Input/output error): free" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_write_error_of_rank_0_alone_ends_both_ranks_in_one_line(folder: Path) -> None:
+    def fail_to_log() -> None:
+        def patched(*args: object, **kwargs: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        SummaryWriter.add_text = patched  # type: ignore[method-assign]
+
+    flags = ["--config", "small.yaml", *TWO_RANKS]
+    ended = forked(folder, *flags, prepare=lambda: (ForkedRank.prepare(), fail_to_log()))
+    assert (ended.status, ended.err.count("\n")) == (2, 1), ended.err
+    assert "error: logs/small/version_0: the curves cannot be written (No space left on device): free" in ended.err
 
 
 def test_run_folder_that_becomes_read_only_keeps_its_files(folder: Path) -> None:

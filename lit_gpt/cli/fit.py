@@ -199,7 +199,8 @@ def train(experiment: Experiment, stop: GracefulStop) -> None:
         if not stop.started and isinstance(error, MisconfigurationException):
             raise UserError(str(error)) from error
         if not stop.started and is_out_of_memory(error):
-            raise UserError(f"the model does not fit into memory ({error}): give a smaller --model.config") from error
+            reason = str(error) or type(error).__name__
+            raise UserError(f"the model does not fit into memory ({reason}): give a smaller --model.config") from error
         if not stop.started and isinstance(error, OSError | ImportError):
             name = failed_part(error, experiment.trainer)
             if name is not None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -14,9 +15,12 @@ from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.exit_status import classify, is_distributed_failure, print_failure
 from lit_gpt.cli.fit import run
 from lit_gpt.cli.messages import format_traceback, quiet_lightning
+from lit_gpt.cli.validation import is_externally_launched
 from lit_gpt.device import configure_malloc, is_out_of_memory
-from lit_gpt.errors import Stopped
+from lit_gpt.errors import Stopped, UserError
 from lit_gpt.training.stop import GracefulStop, global_rank
+
+KILL_SECONDS = 10  # rank 0 saves before it ends the processes that Lightning has started
 
 
 def main(default_config: Path) -> int:
@@ -45,10 +49,13 @@ def main(default_config: Path) -> int:
 def handle_failure(error: BaseException, stop: GracefulStop) -> int:
     """Print why the command failed, once for all processes of a run; return the exit status of this process.
 
-    All processes know of a stop and of an error that the user can correct, except where rank 0 could not write a file.
-    Rank 0 prints it, and the others end with status 0: Lightning kills rank 0 if another process fails. Before the
-    processes have met, the first process on each machine prints it. Any other error, such as a lack of memory, may be
-    known to this process only, which therefore exits without waiting for the others.
+    All processes know of a stop and of an error that the user can correct. Rank 0 prints it, and the others end with
+    status 0: Lightning kills rank 0 if another process fails. Before the processes have met, the first process on each
+    machine prints it.
+
+    There are exceptions: only rank 0 writes files, and a file may be unreadable for one process only. So rank 0 kills
+    the processes that Lightning has started, and one that is not killed prints its error itself. Any other error, such
+    as a lack of memory, may be known to this process only, which therefore exits without waiting for the others.
     """
     rank, is_distributed = global_rank(), torch.distributed.is_initialized()
     status, message = classify(
@@ -56,10 +63,14 @@ def handle_failure(error: BaseException, stop: GracefulStop) -> int:
     )
     is_known_to_all = status not in (1, 141) and not is_out_of_memory(error)
     if is_known_to_all:
+        if rank != 0 and isinstance(error, UserError) and not is_externally_launched():
+            if is_distributed:
+                time.sleep(KILL_SECONDS)
+            hard_exit(stop, status, message or "")  # rank 0 has not killed this process, so it has no such error
         local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
         if rank != 0 and (local_rank != "0" or is_distributed):
             return 0
-        stop.kill_child_processes()  # they may not know: only rank 0 writes files
+        stop.kill_child_processes()
     elif status != 141 and (rank != 0 or is_distributed or is_distributed_failure(error)):
         hard_exit(stop, status, message or format_traceback(error))
     print_failure(error, message)
