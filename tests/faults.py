@@ -53,7 +53,7 @@ WATCHED = ("logs", "data")  # folders below the working folder
 STEPS, KILLED_STEP = 8, 6
 FLAGS = ["--config", "torture.yaml", "--trainer.max_steps", STEPS, "--trainer.val_check_interval", 4]
 FLAGS += ["--trainer.log_every_n_steps", 1, "--checkpoint.every_n_steps", 3, "--data.global_batch_size", 8]
-REMEDY = re.compile("free|choose|give|remove|run in")  # a message that says what to do has one of these words
+REMEDY = re.compile(": (free|choose|give|remove|run in|check)")  # a message that says what to do has one of these words
 
 
 @dataclass

@@ -334,6 +334,9 @@ def _copy_file(source: Path, target: Path) -> None:
     try:
         file = open_regular(source)
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}), so {target.name} was not written") from error
+        raise UserError(
+            f"{source} cannot be read ({error.strerror}), so {target.name} was not written: check this disk, and "
+            "resume with --ckpt_path last"
+        ) from error
     with file:
         atomic_write(target, lambda out: shutil.copyfileobj(file, out, 2**24))
