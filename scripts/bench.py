@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from lit_gpt.benchmark.benchmark import main
     from lit_gpt.cli.messages import prepare_console
 
-    prepare_console()
+    prepare_console()  # before the other imports, which may fail or warn
+    from lit_gpt.benchmark.benchmark import main
+
     sys.exit(main(sys.argv[1:], default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))

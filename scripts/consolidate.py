@@ -3,8 +3,9 @@
 import sys
 
 if __name__ == "__main__":
-    from lit_gpt.cli.consolidate import main
     from lit_gpt.cli.messages import prepare_console
 
-    prepare_console()
+    prepare_console()  # before the other imports, which may fail or warn
+    from lit_gpt.cli.consolidate import main
+
     sys.exit(main(sys.argv[1:]))

@@ -18,10 +18,11 @@ if __name__ == "__main__":
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN if is_child else signal.SIG_DFL)
     gc.disable()  # imports create hardly any garbage, and each collection traverses all that has been imported so far
-    from lit_gpt.cli.main import main
     from lit_gpt.cli.messages import prepare_console
+
+    prepare_console()  # before the other imports, which may fail or warn
+    from lit_gpt.cli.main import main
 
     gc.enable()
 
-    prepare_console()
     sys.exit(main(default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))

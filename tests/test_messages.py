@@ -158,10 +158,11 @@ def test_errors_about_configs_are_printable(fit: Fit, folder: Path, settings: di
 @pytest.mark.parametrize("name", ["MASTER_ADDR", "MASTER_PORT"])
 def test_errors_about_the_environment_are_printable(fit: Fit, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, BAD)
-    ended = fit("--trainer.devices", 2, "--trainer.strategy", "ddp")
-    assert_printable(ended.out + ended.err)
-    assert ended.status == 2
-    assert name in ended.err
+    for strategy in ("auto", "ddp"):
+        ended = fit("--trainer.devices", 2, "--trainer.strategy", strategy)
+        assert_printable(ended.out + ended.err)
+        assert ended.status == 2
+        assert name in ended.err
 
 
 def test_printed_config_is_printable_and_keeps_every_value(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,15 +209,16 @@ def _device_errors(settings: Namespace) -> Iterator[str]:
         yield f"--trainer.devices {trainer.devices} on {cores} cores: give {cores} or fewer"
     if workers > 8 * cores:
         yield f"--data.num_workers {workers} on {cores} cores: give {cores} or fewer"
-    if re.search("ddp|fsdp", str(trainer.strategy), re.IGNORECASE):
+    address = os.environ.get("MASTER_ADDR", "localhost")
+    if not re.fullmatch(r"[\w.:%-]+", address):
+        yield f"MASTER_ADDR is {address!r}: give the name or the address of the first machine, or unset it"
+    has_several_devices = trainer.strategy == "auto" and str(trainer.devices) not in ("auto", "1")
+    if has_several_devices or re.search("ddp|fsdp", str(trainer.strategy), re.IGNORECASE):
         yield from _port_errors()
 
 
 def _port_errors() -> Iterator[str]:
-    """Yield an error if MASTER_ADDR is no address, or if the first process cannot listen on MASTER_PORT."""
-    address = os.environ.get("MASTER_ADDR", "localhost")
-    if not re.fullmatch(r"[\w.:%-]+", address):
-        yield f"MASTER_ADDR is {address!r}: give the name or the address of the first machine, or unset it"
+    """Yield an error if MASTER_PORT is set and the first process cannot listen on it."""
     port = os.environ.get("MASTER_PORT")
     if port is None or "LOCAL_RANK" in os.environ:
         return
