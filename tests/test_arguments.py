@@ -47,6 +47,24 @@ CONFIGS: dict[str, Case] = {
         "--name None: use only letters, digits and ._-",
         write("name:\ntrainer: {max_steps: 3}\n", "overlay.yaml"),
     ),
+    "null timeout": Case(
+        OVERLAY, "--timeout null: give a value, or leave it out", write("timeout:\nname: x\n", "overlay.yaml")
+    ),
+    "null timeout alone": Case(
+        OVERLAY, "the config timeout: gives no value: write one", write("timeout:\n", "overlay.yaml")
+    ),
+    "section below a section is a list": Case(
+        OVERLAY, "overlay.yaml: model.config is [1]: write its", write("model: {config: [1]}", "overlay.yaml")
+    ),
+    "NUL in a text": Case(
+        OVERLAY, "--data.files contains a NUL character", write('data: {files: "a\\0b"}', "overlay.yaml")
+    ),
+    "value that does not fit its tag": Case(
+        OVERLAY, "overlay.yaml is not YAML in UTF-8", write("timeout: !!bool x", "overlay.yaml")
+    ),
+    "text for a switch": Case(
+        OVERLAY, "--preflight x: give true, false or no value", write("preflight: x", "overlay.yaml")
+    ),
     "null Trainer argument": Case(
         OVERLAY, "--trainer.overfit_batches null: give", write("trainer: {overfit_batches: }", "overlay.yaml")
     ),
@@ -80,6 +98,26 @@ FLAGS: dict[str, Case] = {
     "name with a slash": Case(["--name", "a/b"], "--name 'a/b': use only letters, digits and ._-"),
     "name of dots only": Case(["--name", ".."], "--name '..': use only letters, digits and ._-"),
     "name too long": Case(["--name", "a" * 300], "at most 100 of them"),
+    "wrong type of two": Case(["--trainer.max_epochs", "true"], "--trainer.max_epochs true: give int, null"),
+    "dash": Case(["--trainer.benchmark", "-"], "--trainer.benchmark -: give bool, null"),
+    "blank": Case(["--model.compile", " "], "--model.compile ' ': give bool"),
+    "null": Case(["--timeout", "null"], "--timeout None: give int"),
+    "long value": Case(["--trainer.logger", "x" * 5000], f"--trainer.logger {'x' * 80}...: give Logger, bool, null"),
+    "long value of another program": Case(["--trainer.strategy", "x" * 5000], f"strategy='{'x' * 100}"),
+    "thousands of digits": Case(["--model.weight_decay", "9" * 5000], "--model.weight_decay: a number of thousands of"),
+    "more than 64 bits": Case(
+        ["--trainer.reload_dataloaders_every_n_epochs", "9" * 400],
+        "--trainer.reload_dataloaders_every_n_epochs is a number of more than 64 bits",
+    ),
+    "infinite number": Case(["--early_stopping.min_delta", ".inf"], "--early_stopping.min_delta is inf: give a finite"),
+    "step of too many tokens": Case(
+        ["--trainer.accumulate_grad_batches", "2147483647"],
+        "accumulate_grad_batches 2147483647 gives an optimizer step of 137,438,953,408 tokens: give fewer batches",
+    ),
+    "path too long": Case(["--ckpt_path", "9" * 5000], ": File name too long: give a shorter path"),
+    "argument of no class": Case(
+        ["--trainer.callbacks.init_args.x", "1"], "--trainer.callbacks.x: give --trainer.callbacks CLASS"
+    ),
     "last and a wrong type": Case(
         ["--ckpt_path", "last", "--trainer.max_steps", "many"], "--trainer.max_steps many: give int"
     ),

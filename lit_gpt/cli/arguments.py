@@ -200,9 +200,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
     if not isinstance(config, dict):
         raise UserError(f"{path} has no settings: write them as `trainer:` and, below it, `max_steps: 100`")
-    for key in SECTIONS:
-        if not isinstance(config.get(key, {}), dict):
-            raise UserError(f"{path}: {key} is {config[key]!r}: write its settings below it, one `name: value` a line")
+    for key in (*SECTIONS, "model.config"):
+        section = _get_nested(config, key, default={})
+        if not isinstance(section, dict):
+            raise UserError(f"{path}: {key} is {section!r}: write its settings below it, one `name: value` a line")
     for dotted in _find_dotted_keys(config):
         raise UserError(f"{path}: {dotted}: write it as {': '.join(dotted.split('.'))}, key below key")
     if "allow_imports" in config:

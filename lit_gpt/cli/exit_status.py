@@ -1,5 +1,6 @@
 """Decide how a failed command ends: its exit status, and what it prints. Every script uses this module."""
 
+import errno
 import os
 import re
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def classify(
     | KeyboardInterrupt                        | 130     | none              |
     | BrokenPipeError: the reader has left     | 141     | none              |
     | UserError: what the user can correct     | 2       | one line          |
+    | the name of a file is too long           | 2       | one line          |
     | the memory does not suffice              | 2       | one line          |
     | another process of the run is lost       | 1       | one line          |
     | anything else: a bug                     | 1       | its traceback     |
@@ -66,7 +68,9 @@ def classify(
         return 141, ""
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
     if isinstance(error, UserError):
-        return 2, one_line(f"error: {error}{notes}")
+        return 2, one_line(_shorten_words(f"error: {error}{notes}"))
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, one_line(_shorten_words(f"error: {error.filename}: {error.strerror}: give a shorter path"))
     resume = f"; resume it with: {resume_command}" if is_training else ""
     if is_out_of_memory(error):
         remedy = "a smaller --data.batch_size with the same --data.global_batch_size" if is_training else "less at once"
@@ -88,6 +92,11 @@ def _reason(error: BaseException) -> str:
     """Return the first sentence of an error of torch, without the place in its source."""
     sentence = re.sub(r"^\[[^]]*\] ?(err == 0\. )?", "", str(error)).split("\n")[0].split(". ")[0]
     return sentence[:200].rstrip(".") or type(error).__name__
+
+
+def _shorten_words(text: str) -> str:
+    """Return text whose words are short enough for a person to find what is around them."""
+    return re.sub(r"\S{400,}", lambda match: f"{match[0][:200]}...{match[0][-100:]}", text)
 
 
 def _find_stopped(error: BaseException | None) -> Stopped | None:

@@ -13,14 +13,15 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
-from lit_gpt.cli.arguments import LINKED_SETTINGS, CommandLine, remove_flags
+from lit_gpt.cli.arguments import CommandLine, remove_flags
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.messages import print_lines
+from lit_gpt.cli.parser_errors import rewrite_parser_error
 from lit_gpt.cli.saved_config import describe_left_out, take_settings
-from lit_gpt.cli.validation import COMMANDS, TRAINER_DEFAULTS, check_not_null, check_run_name, validate_args
+from lit_gpt.cli.validation import TRAINER_DEFAULTS, check_not_null, check_run_name, check_values, validate_args
 from lit_gpt.cli.yaml_text import dump_yaml, limit_parser
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.errors import UserError, did_you_mean
+from lit_gpt.errors import UserError
 from lit_gpt.model import GPTConfig
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.module import LitGPT
@@ -206,6 +207,7 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
     """
     check_run_name(settings.name)
     check_not_null(settings)
+    check_values(settings)
     if settings.ckpt_path == "":
         raise UserError("--ckpt_path is empty: give a .ckpt file or last, or leave it out")
     if settings.ckpt_path == "last":
@@ -237,55 +239,3 @@ def check_lightning_version(checkpoint: Checkpoint) -> None:
         raise UserError(
             f"{checkpoint.path} says that Lightning {str(version)[:20]!r} wrote it, which is no version 2: {REMEDY}"
         )
-
-
-# ----------------------------------------------------------------------------------------------- the parser's errors
-
-
-def rewrite_parser_error(message: str, keys: list[str]) -> str:
-    """Rewrite an error message of jsonargparse as one line that says what to type.
-
-    Args:
-        message: The message; one that is not known is only joined into one line.
-        keys: All settings of the command, for a suggestion.
-    """
-    message = " ".join(message.split())
-    if match := re.match(r"unrecognized arguments: (-?-?)([^\s=]+)", message):
-        dashes, name = match.groups()
-        if dashes:
-            return f"unknown flag {dashes}{name}{did_you_mean(name, keys)}: see --help"
-        commands = ", ".join(COMMANDS)
-        return f"unexpected word {name!r}: commands are {commands}; quote a glob or a text with spaces"
-    if match := re.match(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'", message):
-        key = ".".join(filter(None, match.groups()))
-        return f"unknown key {key}{did_you_mean(key, keys)}: see --help"
-    if match := re.match(r'Linked "(.+?)" must be given', message):
-        return f"--{match[1]} follows from {LINKED_SETTINGS[match[1]]}: leave it out"
-    if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: '(.*)'", message):
-        return f"{match[1]} {match[2]}: give true, false or no value"
-    if match := re.match(r'Parser key "(.+?)": (.*?)(?:Got value|Given value): ?(.*)', message):
-        key, expected, value = match.groups()
-        key = "seed_everything" if key == "data.seed" else key  # the parser names the linked setting
-        if problem := re.search(r"Problem with given class_path '.*?': (.*?) Not a valid", expected):
-            return f"--{key}: {problem[1]}"
-        if denied := re.search(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' entry", expected):
-            path, entry = denied.groups()
-            package = path.partition(".")[0] if entry == "*" else entry
-            return f"--{key}: {path} may not be imported: if you trust it, give --allow_imports {package} too"
-        required = re.search(r"the following arguments are required: (\w+)", expected)
-        class_name = re.match(r"Namespace\(class_path='(?:\w+\.)*(\w+)'", value)
-        if required and class_name:
-            return f"--{key} {class_name[1]}: give --{key}.{required[1]} too"
-        return f"--{key} {value}: give {_describe_type(expected)}"
-    return message
-
-
-def _describe_type(expected: str) -> str:
-    """Return the choices and types in jsonargparse's description of what it expected, in a few words."""
-    choices = [
-        choice.strip("'") for listed in re.findall(r"Literal\[(.*?)\]", expected) for choice in listed.split(", ")
-    ]
-    types = re.findall(r"<class '(?:\w+\.)*(\w+)'>", expected.partition("Errors:")[0])
-    types = ["null" if name == "NoneType" else name for name in types]
-    names = ", ".join(dict.fromkeys([*choices, *types]))
-    return f"{'one of ' if choices else ''}{names or expected.removeprefix('Expected ')}"

@@ -89,6 +89,9 @@ def check_not_null(settings: Namespace) -> None:
     Raises:
         UserError: A setting is null.
     """
+    for name in ("seed_everything", "name", "timeout", "validate_at_start", "allow_data_change", "preflight"):
+        if settings[name] is None:
+            raise UserError(f"--{name} null: give a value, or leave it out")
     for section, constructor in CONSTRUCTORS.items():
         values = settings.get(section)
         if not isinstance(values, Namespace):
@@ -100,6 +103,22 @@ def check_not_null(settings: Namespace) -> None:
         nullable = None in (parameter.default, TRAINER_DEFAULTS.get(name, parameter.default))
         if name in settings.trainer and settings.trainer[name] is None and not nullable:
             raise UserError(f"--trainer.{name} null: give a value, or leave it out")
+
+
+def check_values(settings: Namespace) -> None:
+    """Check that numbers are finite and fit into 64 bits, and that texts have no NUL. The parser accepts them all.
+
+    Raises:
+        UserError: A value is not so.
+    """
+    for key, value in settings.items():
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, int) and abs(item) >= 2**63:
+                raise UserError(f"--{key} is a number of more than 64 bits: give a smaller one")
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(f"--{key} is {item}: give a finite number")
+            if isinstance(item, str) and "\0" in item:
+                raise UserError(f"--{key} contains a NUL character: remove it")
 
 
 def validate_args(settings: Namespace, command: str) -> Iterator[str]:

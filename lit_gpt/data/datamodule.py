@@ -272,6 +272,12 @@ class TextDataModule(LightningDataModule):
                 f"{self.world_size} device(s), and the Trainer accumulates {accumulation}: give "
                 f"Trainer(accumulate_grad_batches={expected}), or leave out global_batch_size"
             )
+        tokens = self.plan.windows_per_step * self.context_length
+        if tokens >= 2**31:
+            raise UserError(
+                f"--trainer.accumulate_grad_batches {accumulation} gives an optimizer step of {tokens:,} tokens: give "
+                "fewer batches"
+            )
         overfits = trainer.overfit_batches > 0  # type: ignore[attr-defined]  # it sets the limits of both splits
         limit, name = trainer.limit_train_batches, "overfit_batches" if overfits else "limit_train_batches"
         num_batches = self.plan.num_batches
