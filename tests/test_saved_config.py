@@ -143,7 +143,7 @@ def test_hyperparameters_name_no_class_to_build(folder: Path, trained: Path) -> 
     assert not Path("harmed").exists()
 
 
-@pytest.mark.parametrize("version", ["0.5.0", "1.0.0", "x", "2.6.6.x", 5, None])
+@pytest.mark.parametrize("version", ["0.5.0", "1.0.0", "x", "2.6.6.x", ""])
 def test_checkpoint_of_no_lightning_2_is_refused(fit: Fit, plant: Callable[..., None], version: Any) -> None:
     plant({})
     change(Path("planted.ckpt"), pytorch__lightning_version=version)
@@ -314,7 +314,7 @@ def test_yaml_bomb_is_refused(fit: Fit, trained: Path, text: str, message: str, 
     assert not Path("harmed").exists()
 
 
-@pytest.mark.parametrize("config", [5, None, {"a": 1}, "", "- a", "a"])
+@pytest.mark.parametrize("config", ["", "- a", "a", "5", "null"])
 def test_checkpoint_without_a_config_is_refused(fit: Fit, trained: Path, config: Any) -> None:
     change(trained, config=config)
     assert_user_error(fit(*PLANTED, config=None), ": give --config")
