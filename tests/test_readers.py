@@ -137,7 +137,7 @@ def test_after_an_unclosed_quote_reading_continues_with_the_next_line(
     rows = read_rows(path)
     assert [row[:2] for row in rows if isinstance(row, Row)] == expected
     assert [row.line for row in rows if isinstance(row, RejectedRow)] == [3, 7]
-    monkeypatch.setattr(readers, "MAX_ROW_CHARACTERS", 15)  # the quote in line 3 would run up to line 5
+    monkeypatch.setattr(readers, "MAX_ROW_LINES", 2)  # the quote in line 3 would run up to line 5
     assert read_rows(path)[1] == RejectedRow(
         3, "a quote is opened and never closed: correct the quotes of that row, or give --data.quote none"
     )

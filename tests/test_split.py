@@ -12,7 +12,7 @@ from lit_gpt.data import split
 from lit_gpt.data.config import SPLITS, SplitOptions
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.sources import Source
-from lit_gpt.data.split import LEFT_OUT, TEST, TRAIN, VAL, assign_splits, count_leaked, find_duplicates
+from lit_gpt.data.split import LEFT_OUT, TEST, TRAIN, VAL, assign_splits, count_leaked, duplicates, find_originals
 from lit_gpt.data.tokenize import DOCUMENT_DTYPE
 
 ROWS = [(f"poem {i % 90}", ["train", "Validation", "test"][i % 3], f"writer {i % 17}") for i in range(1000)]
@@ -126,12 +126,12 @@ def test_duplicates_are_counted_and_left_out_with_dedupe(tmp_path: Path, monkeyp
 @pytest.mark.usefixtures("small_chunks")
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(hashes=st.lists(st.integers(0, 8), min_size=1, max_size=40))
-def test_find_duplicates_matches_dictionary(tmp_path: Path, hashes: list[int]) -> None:
-    is_duplicate, examples = find_duplicates(write_records(tmp_path / "records.bin", hashes))
+def test_find_originals_matches_dictionary(tmp_path: Path, hashes: list[int]) -> None:
+    originals = find_originals(write_records(tmp_path / "records.bin", hashes))
     first: dict[int, int] = {}
-    expected = [(i, first[value]) for i, value in enumerate(hashes) if first.setdefault(value, i) != i]
-    assert np.flatnonzero(is_duplicate).tolist() == [duplicate for duplicate, _ in expected]
-    assert examples == expected[:20]
+    expected = [first.setdefault(value, i) for i, value in enumerate(hashes)]
+    assert originals.tolist() == expected
+    assert duplicates(originals).tolist() == [original != i for i, original in enumerate(expected)]
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -145,7 +145,7 @@ def test_count_leaked_matches_sets(tmp_path: Path, documents: list[tuple[int, in
     path = write_records(tmp_path / "records.bin", [value for value, _ in documents])
     trained = {value for value, part in documents if part == TRAIN}
     expected = sum(part in (VAL, TEST) and value in trained for value, part in documents)
-    assert count_leaked(path, np.array([part for _, part in documents], dtype=np.uint8)) == expected
+    assert count_leaked(find_originals(path), np.array([part for _, part in documents], dtype=np.uint8)) == expected
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -153,5 +153,4 @@ def test_texts_that_share_half_of_their_hash_are_different(tmp_path: Path) -> No
     records = np.zeros(3, dtype=DOCUMENT_DTYPE)
     records["hash"] = [[1, 2], [1, 3], [2, 2]]
     records.tofile(tmp_path / "records.bin")
-    is_duplicate, _ = find_duplicates(tmp_path / "records.bin")
-    assert not is_duplicate.any()
+    assert not duplicates(find_originals(tmp_path / "records.bin")).any()

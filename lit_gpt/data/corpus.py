@@ -45,7 +45,7 @@ from lit_gpt.data.readers import with_detected_encoding
 from lit_gpt.data.report import TextCounts, duplicate_report, merge_blocks, vocab_report
 from lit_gpt.data.shards import TOKENS_PER_SHARD
 from lit_gpt.data.sources import Source
-from lit_gpt.data.split import assign_splits, find_duplicates
+from lit_gpt.data.split import assign_splits, duplicates, find_originals
 from lit_gpt.data.tokenize import read_blocks, tokenize_block, train_tokenizer
 from lit_gpt.device import available_cores
 from lit_gpt.digests import DIGESTS_FILE, damaged_files, sha256_of_all, write_digests
@@ -60,6 +60,7 @@ BLOCK_CHARACTERS = 2**20
 TOKENIZER_FILE = "tokenizer.json"  # of an unfinished build
 KEPT_FILES = (TOKENIZER_FILE, DIGESTS_FILE)
 MIN_REJECTED_TO_STOP = 10_000  # rows
+MIN_LARGE_CHARACTERS, MAX_EXPANSION = 2**28, 2000  # a large text has fewer characters for each stored byte
 MIN_PARALLEL_BYTES = 2**24  # to start processes for a shorter text takes longer than they save
 
 logger = logging.getLogger(__name__)
@@ -222,8 +223,11 @@ def _tokenize(
     """Tokenize all blocks into `work_folder`, and return their files in order.
 
     Stop early if more than half of many rows are rejected. `TextCounts.check` fails on the blocks that are there.
+
+    Raises:
+        UserError: The files are so well compressed that they cannot be text.
     """
-    total, rows, rejected = sum(source.size() for source in sources), 0, 0
+    total, rows, rejected, characters = sum(source.size() for source in sources), 0, 0, 0
     blocks: list[Path] = []
     damaged: list[Path] = []
     read = partial(read_blocks, sources, read_options, config.split_options, BLOCK_CHARACTERS)
@@ -234,6 +238,12 @@ def _tokenize(
             damaged += [progress.path] * progress.was_damaged
             rows += progress.rows
             rejected += progress.rejected
+            characters += progress.characters
+            if characters > max(MIN_LARGE_CHARACTERS, MAX_EXPANSION * total):
+                raise UserError(
+                    f"{', '.join(map(str, sources))}: more than {characters:,} characters in {total:,} bytes, which is "
+                    "no text: give other files"
+                )
             bar.set_postfix_str(f"{rows:,} rows", refresh=False)
             bar.update(progress.bytes_read)
             if rejected >= MIN_REJECTED_TO_STOP and rows < 2 * rejected:
@@ -255,10 +265,10 @@ def _split_and_write(
     work_folder = unfinished / "work"
     records = work_folder / "records.bin"
     is_raw, has_split_files = config.read_options.mode == "raw", any(source.split for source in sources)
-    is_duplicate = np.zeros(sum(counts.documents_per_block.values()), dtype=bool)
-    examples: list[tuple[int, int]] = []
-    if not is_raw:  # in raw mode a record is a block, not a document
-        is_duplicate, examples = find_duplicates(records)
+    num_records = sum(counts.documents_per_block.values())
+    # in raw mode a record is a block, not a document, and none is a duplicate
+    originals = np.arange(num_records) if is_raw else find_originals(records)
+    is_duplicate = duplicates(originals)
     splits = assign_splits(records, sources, config, is_duplicate)
     shards = plan_shards(counts.documents_per_block, splits, records, TOKENS_PER_SHARD)
     new_ids = np.arange(tokenizer.vocab_size, dtype=np.uint32)
@@ -282,7 +292,7 @@ def _split_and_write(
         "rejected_first": counts.rejected_examples,
         "empty_rows": counts.empty_rows,
         "documents": sum(documents),
-        **duplicate_report(records, sources, config, splits, is_duplicate, examples),
+        **duplicate_report(records, sources, config, splits, is_duplicate, originals),
         "characters": counts.characters,
         "bytes": counts.num_bytes,
         "tokens": sum(tokens),

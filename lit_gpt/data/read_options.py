@@ -3,6 +3,7 @@
 import functools
 import json
 import string
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,8 @@ from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError, did_you_mean
 
 Mode = Literal["rows", "raw"]
+
+MAX_COMPARED_NAMES = 1000  # names of columns among which a similar one is searched
 
 
 @dataclass(frozen=True)
@@ -79,18 +82,22 @@ def select_columns(source: Source | str, options: ReadOptions, names: list[str])
     Raises:
         UserError: A column is missing or ambiguous, or none is named and the table has several.
     """
-    columns = options.named_columns()
+    columns, counts = options.named_columns(), Counter(names)
     if not columns:
         columns = [name for name in names if name != options.split_key_column]
         if len(columns) != 1:
             raise UserError(f"{source} has columns {join_names(names)}: choose with --data.columns or --data.template")
     for name in [*columns, options.split_key_column]:
-        if name is not None and name not in names:
+        if name is not None and name not in counts:
             flag = "--data.template" if options.template else "--data.columns"
-            hint = did_you_mean(name, names) or (f": choose with {flag}" if name in columns else "")
+            hint = did_you_mean(name, names[:MAX_COMPARED_NAMES]) or (
+                f": choose with {flag}" if name in columns else ""
+            )
             raise UserError(f"{source} has no column {name!r}; it has {join_names(names)}{hint}")
-        if name is not None and names.count(name) > 1:
-            raise UserError(f"{source} has {names.count(name)} columns called {name!r}: rename all but one in the file")
+        if name is not None and counts[name] > 1:
+            raise UserError(
+                f"{source} has {counts[name]} columns called {shorten(name)!r}: rename all but one in the file"
+            )
     return columns
 
 
@@ -142,5 +149,10 @@ def field_to_text(value: Any) -> str:
 
 
 def join_names(names: list[str]) -> str:
-    """Return at most 20 names, separated by commas."""
-    return ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    """Return at most 20 names, each of at most 80 characters, separated by commas."""
+    return ", ".join(map(shorten, names[:20])) + (", …" if len(names) > 20 else "")
+
+
+def shorten(text: str) -> str:
+    """Return at most 80 characters of a text, for a message."""
+    return text if len(text) <= 80 else text[:79] + "…"

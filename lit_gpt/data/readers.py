@@ -15,42 +15,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from io import TextIOBase
 from typing import Any, BinaryIO, NamedTuple
 
-from lit_gpt.data.read_options import ReadOptions, field_to_text, join_names, make_formatter, select_columns, unescape
+from lit_gpt.data.parquet import read_parquet
+from lit_gpt.data.read_options import (
+    ReadOptions,
+    field_to_text,
+    join_names,
+    make_formatter,
+    select_columns,
+    shorten,
+    unescape,
+)
+from lit_gpt.data.rows import RejectedRow, Row
 from lit_gpt.data.sources import Source, detect_encoding, open_text
 from lit_gpt.errors import UserError
 
 CHUNK_CHARACTERS = 2**20  # read at once in raw mode
 MAX_CHUNK_CHARACTERS = 2**24  # a text without line ends is cut after so many
-MAX_ROW_CHARACTERS = 2**26  # in a longer row a quote was not closed
+MAX_ROW_CHARACTERS = 2**24  # a longer line is no row of a table, and in a longer row a quote was not closed
 
-
-class Row(NamedTuple):
-    """A document of a file.
-
-    Attributes:
-        line: Line in which it begins, from 1; in Parquet the number of the row.
-        text: Text of the document.
-        split_key: Field of the column `ReadOptions.split_key_column`.
-    """
-
-    line: int
-    text: str
-    split_key: str = ""
-
-
-class RejectedRow(NamedTuple):
-    """A row that cannot be read.
-
-    Attributes:
-        line: Line in which it begins, from 1; in Parquet the number of the row.
-        reason: What is wrong and how to correct it.
-    """
-
-    line: int
-    reason: str
+MAX_ROW_LINES = 2**20
 
 
 def with_detected_encoding(source: Source, options: ReadOptions) -> tuple[ReadOptions, float]:
@@ -114,7 +101,9 @@ def normalize_rows(
             if isinstance(row, Row):
                 if "\r" in row.text:
                     row = Row(row.line, row.text.replace("\r\n", "\n").replace("\r", "\n"), row.split_key)
-                if not _is_valid_text(row.text):
+                if len(row.text) > MAX_ROW_CHARACTERS:
+                    row = RejectedRow(row.line, f"more than {MAX_ROW_CHARACTERS:,} characters: shorten that text")
+                elif not _is_valid_text(row.text):
                     row = RejectedRow(row.line, _describe_surrogates(row.text, options.encoding))
             yield row
 
@@ -170,6 +159,7 @@ def open_text_chunks(source: Source, options: ReadOptions) -> Iterator[tuple[Ite
 
 def _read_chunks(source: Source, options: ReadOptions, file: TextIOBase) -> Iterator[str]:
     pending, lines = "", 0  # text not yet returned, and the number of lines before it
+    last_cut = re.compile(r"(?s).*\S\n(?=\S)")
     with source.translate_errors():
         while text := file.read(CHUNK_CHARACTERS):
             if not _is_valid_text(text):
@@ -177,10 +167,11 @@ def _read_chunks(source: Source, options: ReadOptions, file: TextIOBase) -> Iter
                 assert first is not None
                 line = lines + pending.count("\n") + text.count("\n", 0, first.start()) + 1
                 raise UserError(f"{source} line {line}: {_describe_surrogates(text, options.encoding)}")
+            searched = max(0, len(pending) - 2)  # a cut before would have been found
             pending += text
-            last_cut = re.match(r"(?s).*\S\n(?=\S)", pending)
-            if last_cut or len(pending) > MAX_CHUNK_CHARACTERS:
-                end = last_cut.end() if last_cut else len(pending)
+            cut = last_cut.match(pending, searched)
+            if cut or len(pending) > MAX_CHUNK_CHARACTERS:
+                end = cut.end() if cut else len(pending)
                 yield pending[:end]
                 lines += pending.count("\n", 0, end)
                 pending = pending[end:]
@@ -189,6 +180,21 @@ def _read_chunks(source: Source, options: ReadOptions, file: TextIOBase) -> Iter
 
 
 # ------------------------------------------------------------------------------------------------------- formats
+
+
+def read_limited_lines(source: Source, file: TextIOBase) -> Iterator[str]:
+    """Yield the lines of a file.
+
+    Raises:
+        UserError: A line is so long that the file is no table: it may be compressed, and not fit into memory.
+    """
+    for number, line in enumerate(iter(partial(file.readline, MAX_ROW_CHARACTERS), ""), start=1):
+        if len(line) == MAX_ROW_CHARACTERS and not line.endswith(("\n", "\r")):
+            raise UserError(
+                f"{source} line {number} has more than {MAX_ROW_CHARACTERS:,} characters, which is no row of a table: "
+                "give --data.mode raw if the file is one text"
+            )
+        yield line
 
 
 class UnclosedQuoteError(Exception):
@@ -212,9 +218,9 @@ class _RewindableLines:
     def __iter__(self) -> Iterator[str]:
         while line := self._rewound.popleft() if self._rewound else next(self.file, ""):
             self._row_characters += len(line)
-            if self._row_characters > MAX_ROW_CHARACTERS:
+            self._row.append(line)  # before the error, after which it is read again
+            if self._row_characters > MAX_ROW_CHARACTERS or len(self._row) > MAX_ROW_LINES:
                 raise UnclosedQuoteError
-            self._row.append(line)
             yield line
 
     def end_row(self) -> None:
@@ -230,14 +236,14 @@ class _RewindableLines:
         self.end_row()
 
 
-def read_csv(source: Source, file: Iterable[str], options: ReadOptions) -> Iterator[Row | RejectedRow]:
+def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator[Row | RejectedRow]:
     """Read a CSV or TSV table. After a quote that is not closed, reading continues with the next line."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit is 128 KiB
     delimiter = unescape(options.delimiter or ("\t" if source.suffix == ".tsv" else ","))
     dialect: dict[str, Any] = {"delimiter": delimiter, "strict": True, "quotechar": options.quote}
     if options.quote == "none":
         dialect |= {"quotechar": None, "quoting": csv.QUOTE_NONE}
-    lines = _RewindableLines(file)
+    lines = _RewindableLines(read_limited_lines(source, file))
     rows = csv.reader(lines, **dialect)
     format_row = make_formatter(options)
     names: list[str] = []  # of all columns; empty until the first row is read
@@ -263,8 +269,9 @@ def read_csv(source: Source, file: Iterable[str], options: ReadOptions) -> Itera
             continue
         if not names:
             names = _column_names(source, line, row, options)
-            indices = [names.index(name) for name in select_columns(source, options, names)]
-            key_index = names.index(options.split_key_column) if options.split_key_column is not None else None
+            index_of = {name: index for index, name in enumerate(names)}
+            indices = [index_of[name] for name in select_columns(source, options, names)]
+            key_index = None if options.split_key_column is None else index_of[options.split_key_column]
             if options.header:
                 continue
         if len(row) != len(names):
@@ -290,24 +297,24 @@ def _column_names(source: Source, line: int, first_row: list[str], options: Read
     for delimiter, typed in ((";", "';'"), ("\t", "'\\t'"), ("|", "'|'")):
         if options.delimiter is None and len(first_row) == 1 and delimiter in first_row[0]:
             raise UserError(
-                f"{source}: its only column is {first_row[0]!r}: give --data.delimiter {typed} if that separates "
-                "columns, otherwise ','"
+                f"{source}: its only column is {shorten(first_row[0])!r}: give --data.delimiter {typed} if that "
+                "separates columns, otherwise ','"
             )
     return names
 
 
-def read_lines(source: Source, file: Iterable[str], options: ReadOptions) -> Iterator[Row | RejectedRow]:
+def read_lines(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator[Row | RejectedRow]:
     """Read a plain text, in which every line is a document."""
     if options.split_key_column is not None:
         raise UserError(f"{source} has no columns, so no column {options.split_key_column!r}: give a table")
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(read_limited_lines(source, file), start=1):
         yield Row(number, line.removesuffix("\n"))
 
 
-def read_jsonl(source: Source, file: Iterable[str], options: ReadOptions) -> Iterator[Row | RejectedRow]:
+def read_jsonl(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator[Row | RejectedRow]:
     """Read JSON Lines: one object per line, whose fields are the columns."""
     named_columns, format_row = dict.fromkeys(options.named_columns()), make_formatter(options)
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(read_limited_lines(source, file), start=1):
         if not line.strip():
             continue
         try:
@@ -329,41 +336,12 @@ def read_jsonl(source: Source, file: Iterable[str], options: ReadOptions) -> Ite
 
 def _object_with_unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object as a dict; raise UserError if a field is there twice, where `json` keeps the last."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        duplicate = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two fields called {duplicate!r}: rename or remove one")
+    row: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in row:
+            raise UserError(f"two fields called {shorten(name)!r}: rename or remove one")
+        row[name] = value
     return row
-
-
-def read_parquet(source: Source, file: BinaryIO, options: ReadOptions) -> Iterator[Row | RejectedRow]:
-    """Read a Parquet table, batch by batch."""
-    from pyarrow import ArrowException  # imported here because it takes long
-    from pyarrow.parquet import ParquetFile
-
-    key, format_row, number = options.split_key_column, make_formatter(options), 0
-    try:
-        with ParquetFile(file) as table:
-            columns = select_columns(source, options, table.schema_arrow.names)
-            columns_to_read = list(dict.fromkeys(columns if key is None else [*columns, key]))
-            for batch in table.iter_batches(batch_size=2**12, columns=columns_to_read):
-                for row in batch.to_pylist():
-                    number += 1
-                    try:
-                        text = format_row([row[name] for name in columns])
-                    except UnicodeDecodeError as error:
-                        reason = f"bytes that are not text in UTF-8 ({error.reason}): choose other columns"
-                        yield RejectedRow(number, reason)
-                    else:
-                        yield Row(number, text, "" if key is None else field_to_text(row[key]))
-    except (ArrowException, ValueError, ArithmeticError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{source} cannot be read as a Parquet table of text ({reason}): choose other columns"
-        ) from None
 
 
 class Reader(NamedTuple):

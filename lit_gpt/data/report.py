@@ -16,6 +16,7 @@ from lit_gpt.tokenizer import Tokenizer
 
 MAX_REJECTED = 0.1  # fraction of the rows
 NUM_REJECTED = 20  # rejected rows that are listed
+NUM_DUPLICATES = 20  # duplicates that are listed
 NUM_RAREST = 10  # tokens that are listed
 
 
@@ -91,7 +92,7 @@ def duplicate_report(
     config: CorpusConfig,
     splits: np.ndarray,
     is_duplicate: np.ndarray,
-    examples: list[tuple[int, int]],
+    originals: np.ndarray,
 ) -> dict[str, Any]:
     """Return what the report says about duplicates and long documents.
 
@@ -103,7 +104,7 @@ def duplicate_report(
         config: The settings of the corpus.
         splits: The split of each document, (documents,) uint8.
         is_duplicate: Mask of the duplicates, (documents,) bool.
-        examples: Duplicates to list, from `find_duplicates`.
+        originals: The first document with the same text for every document; any in raw mode, (documents,).
     """
     is_raw = config.read_options.mode == "raw"
 
@@ -112,12 +113,13 @@ def duplicate_report(
         return [str(sources[file]), line]
 
     duplicates = int(is_duplicate.sum())
+    listed = np.flatnonzero(is_duplicate)[:NUM_DUPLICATES]
     longest = [] if is_raw else longest_documents(records)
     return {
         "duplicates": duplicates,
         "duplicates_left_out": duplicates if config.split_options.dedupe else 0,
-        "duplicates_across": 0 if is_raw else count_leaked(records, splits),
-        "duplicates_first": [[place(duplicate), place(original)] for duplicate, original in examples],
+        "duplicates_across": 0 if is_raw else count_leaked(originals, splits),
+        "duplicates_first": [[place(document), place(int(originals[document]))] for document in listed.tolist()],
         "longest": [[str(sources[file]), line, characters] for file, line, characters in longest],
     }
 

@@ -18,8 +18,6 @@ LEFT_OUT = len(SPLITS)  # stands for the split of a duplicate that is left out
 
 RECORDS_PER_READ = 2**16
 RECORDS_PER_SORT = 2**20  # approximate
-
-NUM_EXAMPLES = 20  # duplicates that are listed
 NUM_LONGEST = 5  # documents that are listed
 
 
@@ -31,65 +29,68 @@ def read_records(path: Path) -> Iterator[tuple[int, np.ndarray]]:
         start += len(records)
 
 
-def find_duplicates(path: Path) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Find the documents whose text has occurred before.
-
-    Args:
-        path: File with the records of all documents.
-
-    Returns:
-        A mask of the duplicates, (documents,) bool, and the first ones, each as the pair of its index and the index of
-        the first document with the same text.
-    """
-    count = path.stat().st_size // DOCUMENT_DTYPE.itemsize
-    is_duplicate = np.zeros(count, dtype=bool)
-    examples = []
-    for documents, is_first in _sort_by_text(path):
-        is_duplicate[documents[~is_first]] = True
-        originals = documents[is_first][np.cumsum(is_first) - 1]  # (n,)
-        earliest = np.argsort(np.where(is_first, count, documents))[:NUM_EXAMPLES]
-        examples += [(int(documents[i]), int(originals[i])) for i in earliest if not is_first[i]]
-    return is_duplicate, sorted(examples)[:NUM_EXAMPLES]
-
-
-def count_leaked(path: Path, splits: np.ndarray) -> int:
-    """Return the number of val and test documents whose text is also in the train split.
-
-    Args:
-        path: File with the records of all documents.
-        splits: The split of each document, (documents,) uint8.
-    """
-    leaked = 0
-    for documents, is_first in _sort_by_text(path):
-        if len(documents):
-            split = splits[documents]
-            in_train = np.logical_or.reduceat(split == TRAIN, np.flatnonzero(is_first))  # (distinct texts,)
-            is_held_out = (split == VAL) | (split == TEST)
-            leaked += int((is_held_out & in_train[np.cumsum(is_first) - 1]).sum())
-    return leaked
-
-
-def _sort_by_text(path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Sort documents so that those with the same text are adjacent, in their order.
+def find_originals(path: Path) -> np.ndarray:
+    """Return the index of the first document with the same text, for every document, (documents,) uint32.
 
     Documents with the same hash have the same text. They are sorted in groups of about `RECORDS_PER_SORT` by the
-    remainder of the hash.
+    remainder of the hash, where a text that is there many times counts once for each chunk that is read.
 
-    Yields:
-        For every group the indices of its documents, (n,) int64, and whether each is the first with its text, (n,)
-        bool.
+    Args:
+        path: File with the records of all documents.
     """
-    num_groups = 1 + path.stat().st_size // DOCUMENT_DTYPE.itemsize // RECORDS_PER_SORT
+    count = path.stat().st_size // DOCUMENT_DTYPE.itemsize
+    originals = np.zeros(count, dtype=np.uint32 if count < 2**32 else np.uint64)
+    num_groups = 1 + count // RECORDS_PER_SORT
     for group in range(num_groups):
         index_chunks, hash_chunks = [], []
         for start, records in read_records(path):
-            positions = np.flatnonzero(records["hash"][:, 0] % num_groups == group)
-            index_chunks.append(start + positions)
-            hash_chunks.append(records["hash"][positions])
-        indices, hashes = np.concatenate(index_chunks), np.concatenate(hash_chunks)  # (n,), (n, 2)
-        order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # a stable sort
-        hashes = hashes[order]
-        yield indices[order], np.append(True, (hashes[1:] != hashes[:-1]).any(axis=1))[: len(order)]
+            positions = np.flatnonzero(records["hash"][:, 0] % num_groups == group)  # (n,)
+            hashes = records["hash"][positions]  # (n, 2)
+            first = _first_equal(hashes)  # (n,)
+            originals[start + positions] = start + positions[first]
+            is_first = first == np.arange(len(first))
+            index_chunks.append(start + positions[is_first])
+            hash_chunks.append(hashes[is_first])
+        if index_chunks:
+            indices = np.concatenate(index_chunks)
+            originals[indices] = indices[_first_equal(np.concatenate(hash_chunks))]
+    for start in range(0, count, RECORDS_PER_READ):  # from the first of its chunk to the first of all
+        chunk = originals[start : start + RECORDS_PER_READ]
+        chunk[:] = originals[chunk]
+    return originals
+
+
+def _first_equal(hashes: np.ndarray) -> np.ndarray:
+    """Return the index of the first equal row for every row of (n, 2) uint64, (n,) int64."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # a stable sort
+    hashes = hashes[order]
+    is_first = np.append(True, (hashes[1:] != hashes[:-1]).any(axis=1))[: len(order)]
+    first = np.empty(len(order), dtype=np.int64)
+    first[order] = order[is_first][np.cumsum(is_first) - 1]
+    return first
+
+
+def duplicates(originals: np.ndarray) -> np.ndarray:
+    """Return the mask of the documents whose text has occurred before, (documents,) bool."""
+    return originals != np.arange(len(originals), dtype=originals.dtype)
+
+
+def count_leaked(originals: np.ndarray, splits: np.ndarray) -> int:
+    """Return the number of val and test documents whose text is also in the train split.
+
+    Args:
+        originals: The first document with the same text for every document, from `find_originals`.
+        splits: The split of each document, (documents,) uint8.
+    """
+    in_train = np.zeros(len(originals), dtype=bool)
+    leaked = 0
+    chunks = [slice(start, start + RECORDS_PER_READ) for start in range(0, len(originals), RECORDS_PER_READ)]
+    for chunk in chunks:
+        in_train[originals[chunk][splits[chunk] == TRAIN]] = True
+    for chunk in chunks:
+        is_held_out = (splits[chunk] == VAL) | (splits[chunk] == TEST)
+        leaked += int((is_held_out & in_train[originals[chunk]]).sum())
+    return leaked
 
 
 def assign_splits(path: Path, sources: list[Source], config: CorpusConfig, is_duplicate: np.ndarray) -> np.ndarray:

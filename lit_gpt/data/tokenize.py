@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
-from lit_gpt.data.read_options import ReadOptions
+from lit_gpt.data.read_options import ReadOptions, shorten
 from lit_gpt.data.readers import RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
 from lit_gpt.files import atomic_write, open_regular
@@ -158,7 +158,7 @@ def _read_row_blocks(
         for row in rows:
             block.rows += 1
             if not isinstance(row, RejectedRow) and (key := split_key(row.split_key, split_options)) is None:
-                row = RejectedRow(row.line, f"{row.split_key!r} is not a split: write train, val or test")
+                row = RejectedRow(row.line, f"{shorten(row.split_key)!r} is not a split: write train, val or test")
             if isinstance(row, RejectedRow):
                 block.rejected.append(row)
             elif not row.text.strip():
@@ -256,6 +256,7 @@ class BlockProgress(NamedTuple):
     Attributes:
         rows: Number of rows read.
         rejected: Number of rows that cannot be read.
+        characters: Number of characters of its documents.
         bytes_read: Number of bytes of the source that were read.
         path: The file of the block.
         was_damaged: Whether the file was there before, and was not that of this block.
@@ -263,6 +264,7 @@ class BlockProgress(NamedTuple):
 
     rows: int
     rejected: int
+    characters: int
     bytes_read: int
     path: Path
     was_damaged: bool
@@ -287,7 +289,8 @@ def tokenize_block(work_folder: Path, is_raw: bool, block: Block) -> BlockProgre
             np.savez(file, ids=encoded.ids, record=encoded.records, known=known)
 
         atomic_write(path, write, temporary_folder=work_folder)
-    return BlockProgress(block.rows, len(block.rejected), block.bytes_read, path, exists and not is_complete)
+    characters, was_damaged = sum(map(len, block.texts)), exists and not is_complete
+    return BlockProgress(block.rows, len(block.rejected), characters, block.bytes_read, path, was_damaged)
 
 
 def read_block(path: Path) -> EncodedBlock:

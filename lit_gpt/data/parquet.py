@@ -1,0 +1,73 @@
+"""Read Parquet tables into rows."""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from lit_gpt.data.read_options import ReadOptions, field_to_text, make_formatter, select_columns, shorten
+from lit_gpt.data.rows import RejectedRow, Row
+from lit_gpt.data.sources import Source
+from lit_gpt.errors import UserError
+
+MAX_COLUMN_BYTES, MAX_COMPRESSION = 2**28, 200  # of a column in a part of a Parquet table; a text has at most one
+
+
+def read_parquet(source: Source, file: BinaryIO, options: ReadOptions) -> Iterator[Row | RejectedRow]:
+    """Read a Parquet table, batch by batch. A text that the file stores once and uses often is in memory once."""
+    from pyarrow import ArrowException, types  # imported here because it takes long
+    from pyarrow.parquet import ParquetFile
+
+    key, format_row, number = options.split_key_column, make_formatter(options), 0
+    try:
+        with ParquetFile(file) as table:
+            columns = select_columns(source, options, table.schema_arrow.names)
+            columns_to_read = list(dict.fromkeys(columns if key is None else [*columns, key]))
+            _check_parquet_sizes(source, table.metadata, columns_to_read)
+            is_text = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+            texts = [field.name for field in table.schema_arrow if any(check(field.type) for check in is_text)]
+        with ParquetFile(file, read_dictionary=texts) as table:
+            for batch in table.iter_batches(batch_size=2**12, columns=columns_to_read):
+                fields = {name: _column_values(batch.column(name)) for name in columns_to_read}
+                for row in zip(*fields.values(), strict=True):
+                    number += 1
+                    values = dict(zip(fields, row, strict=True))
+                    try:
+                        text = format_row([values[name] for name in columns])
+                    except UnicodeDecodeError as error:
+                        reason = f"bytes that are not text in UTF-8 ({error.reason}): choose other columns"
+                        yield RejectedRow(number, reason)
+                    else:
+                        yield Row(number, text, "" if key is None else field_to_text(values[key]))
+    except (ArrowException, ValueError, ArithmeticError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{source} cannot be read as a Parquet table of text ({reason}): choose other columns"
+        ) from None
+
+
+def _check_parquet_sizes(source: Source, metadata: Any, columns: list[str]) -> None:
+    """Check that no column of a Parquet table is so well compressed that it cannot be text.
+
+    Raises:
+        UserError: One is.
+    """
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            size, name = chunk.total_uncompressed_size, chunk.path_in_schema.split(".")[0]
+            if name in columns and size > max(MAX_COLUMN_BYTES, MAX_COMPRESSION * chunk.total_compressed_size):
+                raise UserError(
+                    f"{source} has a column {shorten(name)!r} of {size:,} bytes, compressed to "
+                    f"{chunk.total_compressed_size:,}, which is no text: choose other columns"
+                )
+
+
+def _column_values(column: Any) -> list[Any]:
+    """Return the values of a column of a Parquet batch; those of equal texts are the same object."""
+    from pyarrow import DictionaryArray, compute
+
+    if not isinstance(column, DictionaryArray):
+        return column.to_pylist()
+    used = column.indices.unique()
+    texts = dict(zip(used.to_pylist(), compute.take(column.dictionary, used).to_pylist(), strict=True))
+    return [texts[index] for index in column.indices.to_pylist()]

@@ -1,0 +1,29 @@
+"""A row of a file, as every reader gives it."""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A document of a file.
+
+    Attributes:
+        line: Line in which it begins, from 1; in Parquet the number of the row.
+        text: Text of the document.
+        split_key: Field of the column `ReadOptions.split_key_column`.
+    """
+
+    line: int
+    text: str
+    split_key: str = ""
+
+
+class RejectedRow(NamedTuple):
+    """A row that cannot be read.
+
+    Attributes:
+        line: Line in which it begins, from 1; in Parquet the number of the row.
+        reason: What is wrong and how to correct it.
+    """
+
+    line: int
+    reason: str
