@@ -23,6 +23,7 @@ from conftest import DEFAULT, Fit, Result, forked
 from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
 from lit_gpt.cli.consolidate import main as consolidate
 from lit_gpt.cli.generate import main as generate
+from lit_gpt.cli.messages import print_text
 from lit_gpt.cli.prepare import main as prepare
 
 # Colours, a line end that forges a line of a report, the one-byte form of ESC [, and right-to-left text.
@@ -273,6 +274,16 @@ def test_terminal_shows_only_the_controls_of_the_progress_bar(fit: Fit, folder: 
     assert "Step:" in printed
     assert r"v_num=n_\x9b\u202e" in printed
     assert_printable(printed.replace("\r", "").replace("\x1b[A", ""))
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_generated_text_is_printable_on_a_terminal_and_exact_elsewhere(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    print_text(f"{BAD}\t床前\n")
+    escaped = "\\x1b[31m\\r\\x9b\\u202e\nforged      line\t床前\n"
+    assert capsys.readouterr().out == (escaped if is_terminal else f"{BAD}\t床前\n")
 
 
 LIBRARIES = f"""
