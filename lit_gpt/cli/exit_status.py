@@ -74,7 +74,7 @@ def classify(
     resume = f"; resume it with: {resume_command}" if is_training else ""
     if is_out_of_memory(error):
         remedy = "a smaller --data.batch_size with the same --data.global_batch_size" if is_training else "less at once"
-        remedy += ", or where it samples a smaller --generate.num_samples" if is_training else ""
+        remedy += ", and fewer --generate.num_samples" if is_training else ""
         return 2, one_line(f"error: not enough memory ({_reason(error)}): free memory, or give {remedy}{notes}{resume}")
     if is_lost_worker(error):
         return 1, one_line(f"error: a process that reads batches is gone ({_reason(error)}){notes}{resume}")
