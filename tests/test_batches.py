@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,18 @@ def test_script_with_a_running_worker_exits(tmp_path: Path) -> None:
     command = [sys.executable, "script.py"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "torch.Size([2, 8])\n", "")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()], ids=repr)
+def test_worker_killed_while_it_hands_over_a_batch_is_reported_as_lost(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def batches(loader: BatchLoader) -> Iterator[int]:
+        yield 7
+        raise error
+
+    monkeypatch.setattr(BatchLoader, "_start_iterator", batches)
+    iterator = iter(BatchLoader(train_batches(), batch_size=None, num_workers=1))
+    assert next(iterator) == 7
+    with pytest.raises(RuntimeError, match="DataLoader worker exited unexpectedly"):
+        next(iterator)

@@ -55,6 +55,11 @@ FAILURES: dict[str, Case] = {
         (1, WORKER_GONE + "; resume it with: go"),
     ),
     "lost worker in validate": (LOST_WORKER, {}, (1, WORKER_GONE)),
+    "worker lost while it sends": (
+        RuntimeError("DataLoader worker exited unexpectedly (EOFError())"),
+        {},
+        (1, "error: a p"),
+    ),
     "no memory": (MemoryError(), {"is_training": True, "resume_command": "go"}, (2, "error: not enough memory (Mem")),
     "no memory on a CPU": (ALLOCATOR, {}, (2, f"error: not enough memory ({ALLOCATED}): free memory, or give less")),
     "no memory on a GPU": (

@@ -22,9 +22,7 @@ def is_distributed_failure(error: BaseException) -> bool:
 
 def is_lost_worker(error: BaseException) -> bool:
     """Return whether the error says that a process that draws batches, of `--data.num_workers`, is gone."""
-    return isinstance(error, RuntimeError) and bool(
-        re.match(r"DataLoader worker \(pid.*\) (is killed|exited)", str(error))
-    )
+    return isinstance(error, RuntimeError) and bool(re.match(r"DataLoader worker .*(is killed|exited)", str(error)))
 
 
 def classify(

@@ -130,6 +130,9 @@ def _print_lost_error(args: Any) -> None:
         print_traceback(args.exc_value)
 
 
+TRACKER_OPTION = "ignore:resource_tracker:UserWarning"
+
+
 def quiet_lightning() -> None:
     """Silence Lightning's announcements, which the preflight replaces, and warnings that do not apply."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -142,6 +145,10 @@ def quiet_lightning() -> None:
         r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # lightning 2.6 calls what torch has renamed
     ):
         warnings.filterwarnings("ignore", message=message)
+    # Python's resource tracker, a process of its own, warns when it removes the semaphores of a process that ended at
+    # once. It takes over these options.
+    if TRACKER_OPTION not in sys.warnoptions:
+        sys.warnoptions.append(TRACKER_OPTION)
 
 
 # ----------------------------------------------------------------------------------------------- flags and programs

@@ -150,12 +150,18 @@ class BatchLoader(DataLoader):
 
         The Trainer may create the iterator before it has read the step from a checkpoint: a learning rate schedule
         that asks for `trainer.estimated_stepping_batches` needs the loader.
+
+        Raises:
+            RuntimeError: A worker is gone.
         """
         if self.num_workers == 0 and not self.pin_memory:
             for index in self.sampler:  # 0.1 ms a batch faster than DataLoader's iterator
                 yield self.dataset[index]
         else:
-            yield from self._start_iterator()
+            try:
+                yield from self._start_iterator()
+            except (ConnectionError, EOFError) as error:  # the worker was killed while it handed over a batch
+                raise RuntimeError(f"DataLoader worker exited unexpectedly ({error!r})") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing. By these two methods the Trainer knows that the loader can continue within an epoch."""
