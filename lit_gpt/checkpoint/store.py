@@ -7,8 +7,9 @@ format of torch.distributed.checkpoint, with everything that is not a tensor in 
 import functools
 import os
 import shutil
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -118,6 +119,10 @@ class Checkpoint:
         weights = {name.removeprefix("gpt."): value for name, value in self.state_dict.items()}
         try:
             config = GPTConfig(**self.hyper_parameters["config"])
+            for field in fields(config):
+                value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
+                if get_origin(field.type) is not Literal and type(value) not in kinds and kinds != (float,):
+                    raise TypeError(f"{field.name} is {value!r}")
             if config.num_blocks > len(weights):
                 raise ValueError(f"num_blocks is {config.num_blocks}, and it has {len(weights)} weights")
             elements = sum(value.numel() for value in weights.values())
@@ -172,8 +177,10 @@ class Checkpoint:
         """
         try:
             return from_state(self.contents["tokenizer"])
-        except UserError as error:
-            raise UserError(f"{self.path}: {error}") from None
+        except UserError:  # its vocabulary is not installed
+            raise
+        except ValueError:
+            raise UserError(f"{self.path} has a damaged tokenizer: {REMEDY}") from None
 
     @property
     def data_fingerprint(self) -> dict[str, Any]:

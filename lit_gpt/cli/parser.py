@@ -216,6 +216,7 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
         checkpoint = checkpoint or Checkpoint.open(settings.ckpt_path, verify=False)
         checkpoint.verify()
         check_lightning_version(checkpoint)
+        checkpoint.build_model()
     if not 0 <= settings.seed_everything < 2**32:
         raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
     for message in validate_args(settings, command):
@@ -225,7 +226,25 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
         GPTConfig(vocab_size=1, **shape)
     except ValueError as error:
         raise UserError(f"--model.config: {error}") from None
+    if checkpoint is not None and (found := differences(checkpoint.hyper_parameters["config"], shape)):
+        raise other_model_error(checkpoint, found)
     return checkpoint
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Describe every value of `current` that differs from the checkpoint's."""
+    return [
+        f"{key} {saved.get(key)} in the checkpoint, {value} now"
+        for key, value in current.items()
+        if saved.get(key) != value
+    ]
+
+
+def other_model_error(checkpoint: Checkpoint, found: list[str]) -> UserError:
+    """Return the error that the checkpoint's model differs in what `differences` found from that of the settings."""
+    return UserError(
+        f"{checkpoint.path} has another model ({'; '.join(found)}): remove the flags that change it, or --ckpt_path"
+    )
 
 
 def check_lightning_version(checkpoint: Checkpoint) -> None:

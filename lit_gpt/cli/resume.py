@@ -7,6 +7,7 @@ import torch
 from lit_gpt.checkpoint.runs import later_checkpoints
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.experiment import Experiment
+from lit_gpt.cli.parser import differences, other_model_error
 from lit_gpt.cli.saved_config import read_saved_config
 from lit_gpt.cli.yaml_text import load_yaml
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
@@ -14,15 +15,6 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.module import LitGPT
-
-
-def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Describe every value of `current` that differs from the checkpoint's."""
-    return [
-        f"{key} {saved.get(key)} in the checkpoint, {value} now"
-        for key, value in current.items()
-        if saved.get(key) != value
-    ]
 
 
 def check_same_model(checkpoint: Checkpoint, model: LitGPT, tokenizer: Tokenizer) -> None:
@@ -46,9 +38,7 @@ def check_same_model(checkpoint: Checkpoint, model: LitGPT, tokenizer: Tokenizer
         different = [name for name in names if saved_shapes.get(name) != shapes.get(name)]
         found = [f"{name} {saved_shapes.get(name)} in the checkpoint, {shapes.get(name)} now" for name in different[:3]]
     if found:
-        raise UserError(
-            f"{checkpoint.path} has another model ({'; '.join(found)}): remove the flags that change it, or --ckpt_path"
-        )
+        raise other_model_error(checkpoint, found)
 
 
 def check_same_optimizer(checkpoint: Checkpoint, model: LitGPT) -> None:
