@@ -89,6 +89,17 @@ def parameter_groups(
     return [{"name": name, **group} for name, group in groups.items() if "params" in group]
 
 
+def state_names(optimizer: str, group: str) -> set[str]:
+    """Return the names of the tensors that an optimizer keeps for each parameter.
+
+    Args:
+        optimizer: "adamw" or "muon".
+        group: The name of the parameter's group.
+    """
+    is_muon = optimizer == "muon" and group == "blocks"
+    return {"step", "momentum_buffer"} if is_muon else {"step", "exp_avg", "exp_avg_sq"}
+
+
 class MuonAdamW(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for the group "blocks", `torch.optim.AdamW` for all other groups.
 

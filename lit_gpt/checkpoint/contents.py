@@ -57,6 +57,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
+def _is_scheduler(value: Any) -> bool:
+    """Whether it is the state of a LambdaLR: numbers, and lists of one value for each group of parameters."""
+    lists = ("lr", "lrs", "lambdas")
+    return _dict_of(_is_text)(value) and all(
+        isinstance(item, list) if key.endswith(lists) else isinstance(item, bool | int | float)
+        for key, item in value.items()
+    )
+
+
 def _is_optimizer_state(value: Any) -> bool:
     if not isinstance(value, dict) or not _list_of(_is_dict)(value.get("param_groups")):
         return False
@@ -79,7 +88,7 @@ CHECKS: dict[str, Check] = {
     "epoch": _is_count,
     "loops": _is_dict,
     "optimizer_states": _list_of(_is_optimizer_state),
-    "lr_schedulers": _list_of(_is_dict),
+    "lr_schedulers": _list_of(_is_scheduler),
     "pytorch-lightning_version": _is_text,
 }
 

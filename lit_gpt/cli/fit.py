@@ -7,12 +7,19 @@ from collections.abc import Callable, Iterator
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.experiment import Experiment, build_experiment
 from lit_gpt.cli.messages import print_lines, program_name
 from lit_gpt.cli.preflight import describe_run
-from lit_gpt.cli.resume import check_same_data, check_same_model, check_same_optimizer, describe_resume, flatten
+from lit_gpt.cli.resume import (
+    check_same_callbacks,
+    check_same_data,
+    check_same_model,
+    check_same_optimizer,
+    describe_resume,
+    flatten,
+)
 from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory, is_out_of_memory
 from lit_gpt.errors import UserError
@@ -41,6 +48,7 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
     if checkpoint is not None:
         check_same_model(checkpoint, experiment.model, experiment.datamodule.tokenizer)
         check_same_optimizer(checkpoint, experiment.model)
+        check_same_callbacks(checkpoint, experiment.trainer)
         if not experiment.settings.allow_data_change:
             check_same_data(checkpoint, experiment.datamodule)
     check_steps(experiment)
@@ -62,7 +70,7 @@ def validate(experiment: Experiment, stop: GracefulStop) -> None:
     checkpoint = experiment.checkpoint
     assert checkpoint is not None
     check_same_model(checkpoint, experiment.model, experiment.datamodule.tokenizer)
-    with misconfiguration_as_user_error():
+    with misconfiguration_as_user_error(), restore_error_as_user_error(checkpoint):
         experiment.trainer.validate(
             experiment.model, datamodule=experiment.datamodule, ckpt_path=checkpoint.path, verbose=False
         )
@@ -86,7 +94,7 @@ def test(experiment: Experiment, stop: GracefulStop) -> None:
             f"warning     the checkpoint was trained on {saved_tokens:,} tokens, and this split has {tokens:,} "
             "training tokens: the test text may have been trained on; give the split of the training"
         )
-    with misconfiguration_as_user_error():
+    with misconfiguration_as_user_error(), restore_error_as_user_error(checkpoint):
         experiment.trainer.test(experiment.model, datamodule=datamodule, ckpt_path=checkpoint.path, verbose=False)
     print_metrics(experiment)
 
@@ -184,6 +192,27 @@ def misconfiguration_as_user_error() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
+@contextlib.contextmanager
+def restore_error_as_user_error(checkpoint: Checkpoint | None) -> Iterator[None]:
+    """Turn what is raised where the Trainer restores its state from a damaged checkpoint into a `UserError`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if checkpoint is None or isinstance(error, UserError) or is_out_of_memory(error) or not is_restoring(error):
+            raise
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise UserError(f"{checkpoint.path} cannot be resumed ({reason}): {REMEDY}") from error
+
+
+def is_restoring(error: Exception) -> bool:
+    """Return whether an error was raised while the Trainer restored its state from a checkpoint."""
+    return any(
+        frame.f_globals["__name__"].endswith(".checkpoint_connector")
+        and frame.f_code.co_name.lstrip("_").startswith(("resume", "restore"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
+
+
 def train(experiment: Experiment, stop: GracefulStop) -> None:
     """Train to the end.
 
@@ -192,9 +221,10 @@ def train(experiment: Experiment, stop: GracefulStop) -> None:
             package, or the model does not fit into memory.
     """
     try:
-        experiment.trainer.fit(
-            experiment.model, datamodule=experiment.datamodule, ckpt_path=experiment.settings.ckpt_path
-        )
+        with restore_error_as_user_error(experiment.checkpoint):
+            experiment.trainer.fit(
+                experiment.model, datamodule=experiment.datamodule, ckpt_path=experiment.settings.ckpt_path
+            )
     except Exception as error:
         if not stop.started and isinstance(error, MisconfigurationException):
             raise UserError(str(error)) from error

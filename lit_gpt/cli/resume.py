@@ -3,15 +3,17 @@
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 
 from lit_gpt.checkpoint.runs import later_checkpoints
-from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.experiment import Experiment
 from lit_gpt.cli.parser import differences, other_model_error
 from lit_gpt.cli.saved_config import read_saved_config
 from lit_gpt.cli.yaml_text import load_yaml
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
+from lit_gpt.optim import state_names
 from lit_gpt.tokenizer import Tokenizer
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.module import LitGPT
@@ -57,21 +59,50 @@ def check_same_optimizer(checkpoint: Checkpoint, model: LitGPT) -> None:
         raise UserError(
             f"--model.optimizer {optimizer}: {checkpoint.path} was trained with {saved}: give --model.optimizer {saved}"
         )
-    if any("step" not in state for state in checkpoint.optimizer_state.values()):
+    if any(not isinstance(state.get("step"), torch.Tensor) for state in checkpoint.optimizer_state.values()):
         raise UserError(
             f"{checkpoint.path} has the optimizer state of an earlier version of lit_gpt: use it with validate or "
             "scripts/generate.py"
         )
-    shapes = [parameter.shape for group in model.parameter_groups() for parameter in group["params"]]
-    if any(
-        value.shape != shapes[i]
+    parameters = [(group["name"], p) for group in model.parameter_groups() for p in group["params"]]
+    expected = {
+        i: {name: () if name == "step" else tuple(p.shape) for name in state_names(optimizer, group)}
+        for i, (group, p) in enumerate(parameters)
+    }
+    found = {
+        i: {name: tuple(value.shape) if isinstance(value, torch.Tensor) else None for name, value in state.items()}
         for i, state in checkpoint.optimizer_state.items()
-        for value in state.values()
-        if value.ndim > 0
-    ):
+    }
+    if found not in ({}, expected):  # it has none before the first step
         raise UserError(
             f"{checkpoint.path} has the optimizer state of another model: use it with validate or scripts/generate.py"
         )
+
+
+def check_same_callbacks(checkpoint: Checkpoint, trainer: Trainer) -> None:
+    """Check that the states of callbacks in the checkpoint have the types of those of this run's callbacks.
+
+    Raises:
+        UserError: They do not.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        saved = checkpoint.callbacks.get(callback.state_key)
+        if callback.state_key in checkpoint.callbacks and not has_types_of(callback.state_dict(), saved):
+            raise UserError(f"{checkpoint.path} has a damaged state of {type(callback).__name__}: {REMEDY}")
+
+
+def has_types_of(own: Any, saved: Any) -> bool:
+    """Return whether `saved` has the type of `own`, and in a dictionary all its keys, each with a value of its type.
+
+    An integer is accepted as a float; anything is accepted in the place of None.
+    """
+    if isinstance(own, dict):
+        return isinstance(saved, dict) and all(k in saved and has_types_of(own[k], saved[k]) for k in own)
+    if isinstance(own, float):
+        return type(saved) in (int, float) and saved == saved
+    if isinstance(own, bool | int | str | list | torch.Tensor):
+        return isinstance(saved, torch.Tensor) if isinstance(own, torch.Tensor) else type(saved) is type(own)
+    return True
 
 
 def check_same_data(checkpoint: Checkpoint, datamodule: TextDataModule) -> None:

@@ -190,6 +190,7 @@ class LitGPT(LightningModule):
             optimizer = MuonAdamW(groups, betas, fused)
         else:
             optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
+        optimizer.register_load_state_dict_pre_hook(keep_groups)
         steps = self.trainer.estimated_stepping_batches
         check_schedule(self.hparams["schedule"], steps)
         self._max_steps = None if steps == math.inf else int(steps)
@@ -426,7 +427,11 @@ class LitGPT(LightningModule):
 
         The checkpoint may have been written in the middle of the loops, or with another batch size or number of ranks.
         """
-        if not self.is_attached or self.trainer.state.fn != "fit":
+        if not self.is_attached:
+            return
+        if self.trainer.state.fn != "fit":
+            loops = {"validate_loop": self.trainer.validate_loop, "test_loop": self.trainer.test_loop}
+            checkpoint["loops"] = {name: loop.state_dict() for name, loop in loops.items()}
             return
         self._saved_at = checkpoint.get("saved_at", 0.0)
         states = checkpoint.setdefault("callbacks", {})
@@ -454,6 +459,11 @@ class LitGPT(LightningModule):
             raise UserError(
                 f"{checkpoint_path} holds code, or is damaged: give a .ckpt file this project wrote"
             ) from None
+
+
+def keep_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a loaded optimizer state with the optimizer's own groups: all their settings are those of this command."""
+    return {**state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def module_and_data(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
