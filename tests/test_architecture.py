@@ -1,6 +1,7 @@
 """The dependency rules of docs/architecture.md, read from the source."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import inspect
@@ -50,6 +51,7 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+@functools.cache
 def imported_modules(path: Path) -> set[str]:
     """Every module a file imports, wherever in it, except for type checking."""
     found: set[str] = set()
@@ -156,6 +158,7 @@ def test_only_the_listed_functions_print() -> None:
 DOCUMENTED = ("_exit",)  # os._exit is public
 
 
+@functools.cache
 def own_private_names() -> set[str]:
     """The names with one leading underscore that this package defines or assigns, anywhere."""
     names: set[str] = set()
