@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import runpy
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -71,7 +73,8 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         configs = ["--config", config] if config else []
         monkeypatch.setattr(sys, "argv", ["fit.py", *command, *configs, *words])
         capsys.readouterr()
-        status = main(DEFAULT)
+        with patch.dict(os.environ):  # Lightning sets LOCAL_RANK, after which a later run would start no other rank
+            status = main(DEFAULT)
         printed = capsys.readouterr()
         return Result(status, printed.out, printed.err)
 
@@ -98,6 +101,7 @@ def forked(
     out, err = folder / "out.txt", folder / "err.txt"
     pid = os.fork()
     if pid == 0:
+        gc.freeze()  # to destroy a process group of the parent would wait for threads that only the parent has
         status = 70
         try:
             for signum in (signal.SIGINT, signal.SIGTERM):  # until the command installs its own handlers
