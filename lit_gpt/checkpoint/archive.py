@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from lit_gpt.checkpoint.order import MAX_COMMENT_BYTES
 from lit_gpt.compat import PICKLED_PARAMETER, PICKLED_TENSOR
 
 # Limits, with what reaches them: a checkpoint of 25,000 tensors, or of a vocabulary of 400,000 tokens.
@@ -29,9 +30,10 @@ MAX_BUILDS = 100  # attributes set on objects; torch.save does it for each state
 MAX_DEPTH = 100  # of nested containers
 MAX_VALUES = 1_000_000  # where a value that occurs in several places counts in each of them
 
-# The end of an archive of torch.save: the zip64 record, its locator, and the record of the plain format.
-END = struct.Struct("<4sQ2H2L4Q 4sLQL 4s4H2LH")
-MAX_COMMENT_BYTES = 200
+# The three records at the end of an archive of torch.save, as the zip format defines them (APPNOTE.TXT, 4.3.14-4.3.16).
+ZIP64_END = struct.Struct("<4s Q 2H 2L 4Q")  # ..., entries (2), bytes of the directory, its position
+ZIP64_LOCATOR = struct.Struct("<4s L Q L")  # ..., position of ZIP64_END, number of disks
+PLAIN_END = struct.Struct("<4s 2H 2H 2L H")  # ..., entries (2), bytes of the directory, its position, bytes of comment
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -100,20 +102,23 @@ def open_archive(file: BinaryIO) -> zipfile.ZipFile:
             directory is too long, or not the one torch would read.
     """
     size = file.seek(0, io.SEEK_END)
-    file.seek(max(0, size - END.size - MAX_COMMENT_BYTES))
+    file.seek(max(0, size - ZIP64_END.size - ZIP64_LOCATOR.size - PLAIN_END.size - MAX_COMMENT_BYTES))
     tail = file.read()
-    end = tail.rfind(b"PK\5\6") + 22
-    if end < END.size:
+    plain_at = tail.rfind(b"PK\5\6")
+    locator_at = plain_at - ZIP64_LOCATOR.size
+    zip64_at = locator_at - ZIP64_END.size
+    if zip64_at < 0 or plain_at + PLAIN_END.size > len(tail):
         raise Refused("damaged, or not a checkpoint")
-    sig64, _, _, _, _, _, count, _, length, start, locator, _, position, _, _, *plain = END.unpack(
-        tail[end - END.size : end]
-    )
-    record = size - len(tail) + end - END.size
-    plain_expected = [0, 0, min(count, 2**16 - 1), min(count, 2**16 - 1), min(length, 2**32 - 1), min(start, 2**32 - 1)]
-    if (sig64, locator, position, start + length) != (b"PK\6\6", b"PK\6\7", record, record) or plain != [
-        *plain_expected,
-        len(tail) - end,
-    ]:
+    signature, *_, count, length, start = ZIP64_END.unpack_from(tail, zip64_at)
+    locator_signature, _, zip64_position, _ = ZIP64_LOCATOR.unpack_from(tail, locator_at)
+    # The plain record repeats the numbers, as far as they fit into it. Nothing lies between the records, or after them.
+    entries, comment_bytes = min(count, 2**16 - 1), len(tail) - plain_at - PLAIN_END.size
+    plain = (b"PK\5\6", 0, 0, entries, entries, min(length, 2**32 - 1), min(start, 2**32 - 1), comment_bytes)
+    if (
+        (signature, locator_signature) != (b"PK\6\6", b"PK\6\7")
+        or not zip64_position == start + length == size - len(tail) + zip64_at
+        or PLAIN_END.unpack_from(tail, plain_at) != plain
+    ):
         raise Refused("damaged, or not a checkpoint")
     if length > MAX_DIRECTORY_BYTES:
         raise Refused("its list of entries is too long")
@@ -166,15 +171,19 @@ CODES = {op.name: ord(op.code) for op in pickletools.opcodes}
 def check_opcodes(content: bytes) -> None:
     """Check that a pickle is made of few enough of the opcodes that torch.save writes.
 
-    Each opcode makes at most one object, and it takes bounded time, once those are excluded that copy a container.
+    Each of these makes at most one object and takes bounded time. Others, as those that copy a container, do not.
 
     Raises:
-        Refused: It is not.
+        Refused: It has too many opcodes, or too large a number.
+        LookupError: It has an opcode that torch.save does not write, or ends within one.
+        ValueError: It ends within the name of a function.
     """
     lengths, counts = ARGUMENT_BYTES, [0] * 256
-    line, text, long, put, stop = (CODES[name] for name in ("GLOBAL", "BINUNICODE", "LONG1", "LONG_BINPUT", "STOP"))
+    function, text, integer, put, stop = (
+        CODES[name] for name in ("GLOBAL", "BINUNICODE", "LONG1", "LONG_BINPUT", "STOP")
+    )
     position, opcode = 0, -1
-    for count in range(MAX_OPCODES):
+    for count in range(MAX_OPCODES):  # `count` opcodes have been read
         if opcode == stop:
             break
         opcode = content[position]
@@ -184,13 +193,13 @@ def check_opcodes(content: bytes) -> None:
         if lengths[opcode] < 0 or opcode == put:
             if opcode == text:
                 position = argument + 4 + int.from_bytes(content[argument : argument + 4], "little")
-            elif opcode == line:
+            elif opcode == function:  # two lines: module and name
                 position = content.index(b"\n", content.index(b"\n", argument) + 1) + 1
-            elif opcode == long:  # longer numbers could be chosen so that a dictionary of them is slow
+            elif opcode == integer:
                 position = argument + 1 + content[argument]
-                if content[argument] > 9:
+                if content[argument] > 9:  # of longer ones many can have the same hash, and a dictionary would be slow
                     raise Refused("it has a number that is too large")
-            elif int.from_bytes(content[argument:position], "little") > count:  # would allocate as many places
+            elif int.from_bytes(content[argument:position], "little") > count:  # the memo would get as many places
                 raise Refused("damaged")
     if opcode != stop or counts[CODES["REDUCE"]] > MAX_CALLS or counts[CODES["BUILD"]] > MAX_BUILDS:
         raise Refused("it has too many values")
@@ -242,7 +251,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _ordered_dict() -> OrderedDict:
-    return OrderedDict()
+    return OrderedDict()  # always empty: torch.save fills it by opcodes, which are counted
 
 
 def _size(sizes: tuple[int, ...]) -> torch.Size:

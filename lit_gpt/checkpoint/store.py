@@ -120,8 +120,9 @@ class Checkpoint:
         try:
             config = GPTConfig(**self.hyper_parameters["config"])
             for field in fields(config):
-                value, kinds = getattr(config, field.name), get_args(field.type) or (field.type,)
-                if get_origin(field.type) is not Literal and type(value) not in kinds and kinds != (float,):
+                value, types = getattr(config, field.name), get_args(field.type) or (field.type,)
+                # GPTConfig itself compares the values of a Literal, and the bounds of a float, which may be an int
+                if get_origin(field.type) is not Literal and types != (float,) and type(value) not in types:
                     raise TypeError(f"{field.name} is {value!r}")
             if config.num_blocks > len(weights):
                 raise ValueError(f"num_blocks is {config.num_blocks}, and it has {len(weights)} weights")

@@ -31,10 +31,9 @@ from lit_gpt.training.stop import global_rank
 # Seconds. A disk of 50 MB/s writes a checkpoint of 15 GB in this time, and all ranks wait for it.
 DEFAULT_TIMEOUT = 300
 
-
-# What configs and flags may name, for example as the class of a callback; and what of it compiles, loads or starts what
-# its arguments name.
+# The packages whose classes and functions configs and flags may name, for example as a callback.
 ALLOWED_IMPORTS = ("lightning", "lit_gpt", "torch")
+# The parts of these packages that compile, load or start what their arguments say.
 DENIED_IMPORTS = (
     *("torch.hub", "torch.load", "torch.serialization", "torch.package", "torch.jit", "torch.fx", "torch.export"),
     *("torch.ops", "torch.classes", "torch.library", "torch.utils.cpp_extension", "torch.utils.benchmark"),

@@ -7,6 +7,7 @@ it. Only plain values of settings that are known here get to the parser. Everyth
 import math
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -116,7 +117,7 @@ def setting_checks() -> dict[str, Callable[[Any], bool]]:
     types |= {f"trainer.{name}": hint for name, (hint, _) in TRAINER_ARGUMENTS.items()}
     types |= COMMON_SETTINGS
     checks: dict[str, Callable[[Any], bool]] = {
-        name: lambda value, hint=hint: _is_plain_value(value, hint)  # type: ignore[misc]
+        name: partial(_is_plain_value, hint=hint)
         for name, hint in types.items()
         if _is_plain_type(hint) and name not in NEVER_TAKEN and name not in LINKED_SETTINGS
     }
@@ -188,7 +189,15 @@ def _find_url(value: Any) -> str | None:
 
 
 def _flatten(config: dict[Any, Any], names: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the settings of a config by name. What is no section is yielded as it is, for example an unknown key."""
+    """Yield the settings of a config by name.
+
+    A key with a dot in it is not what the parser understands by it, so it gets a name that no setting has.
+
+    Args:
+        config: The config, or one of its sections.
+        names: The names of all settings, which say what is a section.
+        prefix: What precedes the names in this section, as "trainer.".
+    """
     for key, value in config.items():
         name = f"{prefix}{key}"
         is_section = any(other.startswith(f"{name}.") for other in names)

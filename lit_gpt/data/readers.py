@@ -36,8 +36,7 @@ from lit_gpt.errors import UserError
 CHUNK_CHARACTERS = 2**20  # read at once in raw mode
 MAX_CHUNK_CHARACTERS = 2**24  # a text without line ends is cut after so many
 MAX_ROW_CHARACTERS = 2**24  # a longer line is no row of a table, and in a longer row a quote was not closed
-
-MAX_ROW_LINES = 2**20
+MAX_ROW_LINES = 2**20  # in a row of more lines a quote was not closed
 
 
 def with_detected_encoding(source: Source, options: ReadOptions) -> tuple[ReadOptions, float]:

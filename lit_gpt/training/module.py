@@ -429,7 +429,7 @@ class LitGPT(LightningModule):
         """
         if not self.is_attached:
             return
-        if self.trainer.state.fn != "fit":
+        if self.trainer.state.fn != "fit":  # validation and test begin at their first batch, whatever the file says
             loops = {"validate_loop": self.trainer.validate_loop, "test_loop": self.trainer.test_loop}
             checkpoint["loops"] = {name: loop.state_dict() for name, loop in loops.items()}
             return
