@@ -8,6 +8,7 @@ module stays cheap.
 import contextlib
 import errno
 import threading
+import traceback
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,19 @@ def set_mesh_sizes(strategy: "ModelParallelStrategy", data_parallel: int, tensor
     default "auto" is tensor parallelism within a machine.
     """
     strategy._data_parallel_size, strategy._tensor_parallel_size = data_parallel, tensor_parallel
+
+
+def is_restoring(error: BaseException) -> bool:
+    """Return whether an error was raised while the Trainer restored its state from a checkpoint.
+
+    The Trainer raises what its parts raise: no type of error says that the checkpoint is the cause. The functions on
+    the way do, in a private module of Lightning.
+    """
+    return any(
+        frame.f_globals["__name__"].endswith(".checkpoint_connector")
+        and frame.f_code.co_name.lstrip("_").startswith(("resume", "restore"))
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    )
 
 
 # The argument of `load_from_checkpoint` that keeps Lightning from calling a function which the hyperparameters of the

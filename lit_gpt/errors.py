@@ -27,6 +27,11 @@ class Stopped(BaseException):
         self.status = status
 
 
+def shorten(text: str) -> str:
+    """Return a text, or its first 79 characters and an ellipsis, for a message that repeats it."""
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 def did_you_mean(name: str, known_names: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the known name closest to `name`, or `""` if none is close."""
     matches = difflib.get_close_matches(name, list(known_names), n=1)

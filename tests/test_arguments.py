@@ -102,7 +102,7 @@ FLAGS: dict[str, Case] = {
     "dash": Case(["--trainer.benchmark", "-"], "--trainer.benchmark -: give bool, null"),
     "blank": Case(["--model.compile", " "], "--model.compile ' ': give bool"),
     "null": Case(["--timeout", "null"], "--timeout None: give int"),
-    "long value": Case(["--trainer.logger", "x" * 5000], f"--trainer.logger {'x' * 80}...: give Logger, bool, null"),
+    "long value": Case(["--trainer.logger", "x" * 5000], f"--trainer.logger {'x' * 79}…: give Logger, bool, null"),
     "long value of another program": Case(["--trainer.strategy", "x" * 5000], f"strategy='{'x' * 100}"),
     "thousands of digits": Case(["--model.weight_decay", "9" * 5000], "--model.weight_decay: a number of thousands of"),
     "more than 64 bits": Case(

@@ -94,6 +94,28 @@ def test_set_loop_progress_sets_step_epoch_and_batch() -> None:
     assert (trainer.fit_loop.total_batch_idx, trainer.fit_loop.batch_idx) == (11, 3)  # the last batch of step 6
 
 
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
+def test_is_restoring_knows_errors_of_a_damaged_checkpoint(tmp_path: Path) -> None:
+    class Failing(Regression):
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            raise KeyError("of a bug")
+
+    batches, path = DataLoader(torch.ones(1, 1)), tmp_path / "run.ckpt"
+    trainer = Trainer(max_steps=1, enable_checkpointing=False, **QUIET)
+    trainer.fit(Regression(), batches)
+    trainer.save_checkpoint(path)
+    for key, value, expected in (("optimizer_states", [{}], True), ("callbacks", {}, False)):
+        torch.save({**torch.load(path, weights_only=True), key: value}, tmp_path / "changed.ckpt")
+        with pytest.raises(KeyError) as raised:
+            Trainer(max_steps=2, enable_checkpointing=False, **QUIET).fit(
+                Failing(), batches, ckpt_path=tmp_path / "changed.ckpt", weights_only=True
+            )
+        assert compat.is_restoring(raised.value) == expected
+
+
 def test_event_file_writer_writes_one_event_and_opens_a_new_file_after_close(tmp_path: Path) -> None:
     writer = SummaryWriter(str(tmp_path))
     for step in (1, 2):
@@ -104,9 +126,6 @@ def test_event_file_writer_writes_one_event_and_opens_a_new_file_after_close(tmp
         writer.close()
     assert len(event_files(tmp_path)) == 2
     assert points(tmp_path) == {"a": [(1, 1.0), (2, 2.0)], "b": [(1, 1.0), (2, 2.0)]}
-
-
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
 def fit_regression(*callbacks: Callback, **flags: Any) -> Trainer:

@@ -20,6 +20,7 @@ from lit_gpt.cli.resume import (
     describe_resume,
     flatten,
 )
+from lit_gpt.compat import is_restoring
 from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory, is_out_of_memory
 from lit_gpt.errors import UserError
@@ -198,19 +199,12 @@ def restore_error_as_user_error(checkpoint: Checkpoint | None) -> Iterator[None]
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        if checkpoint is None or isinstance(error, UserError) or is_out_of_memory(error) or not is_restoring(error):
+        if checkpoint is None or isinstance(error, UserError) or is_out_of_memory(error):
+            raise
+        if not is_restoring(error):  # a bug
             raise
         reason = f"{type(error).__name__}: {error}"[:200]
         raise UserError(f"{checkpoint.path} cannot be resumed ({reason}): {REMEDY}") from error
-
-
-def is_restoring(error: Exception) -> bool:
-    """Return whether an error was raised while the Trainer restored its state from a checkpoint."""
-    return any(
-        frame.f_globals["__name__"].endswith(".checkpoint_connector")
-        and frame.f_code.co_name.lstrip("_").startswith(("resume", "restore"))
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-    )
 
 
 def train(experiment: Experiment, stop: GracefulStop) -> None:

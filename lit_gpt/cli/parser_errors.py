@@ -4,9 +4,7 @@ import re
 
 from lit_gpt.cli.arguments import LINKED_SETTINGS
 from lit_gpt.cli.validation import COMMANDS
-from lit_gpt.errors import did_you_mean
-
-MAX_VALUE = 80  # characters of a value that a message repeats
+from lit_gpt.errors import did_you_mean, shorten
 
 
 def rewrite_parser_error(message: str, keys: list[str]) -> str:
@@ -33,11 +31,11 @@ def rewrite_parser_error(message: str, keys: list[str]) -> str:
     if match := re.match(r'Linked "(.+?)" must be given', message):
         return f"--{match[1]} follows from {LINKED_SETTINGS[match[1]]}: leave it out"
     if match := re.match(r"argument (--\w+)/\S+: invalid _boolean_type value: '(.*)'", message):
-        return f"{match[1]} {shorten(match[2])}: give true, false or no value"
+        return f"{match[1]} {shorten_value(match[2])}: give true, false or no value"
     if match := re.match(r"Value not boolean: (.*)\.$", message):
-        return f"--preflight {shorten(match[1])}: give true, false or no value"
+        return f"--preflight {shorten_value(match[1])}: give true, false or no value"
     if match := re.match(r"Unexpected config: (.*)", message):  # `a:` may be a text to the parser
-        return f"the config {shorten(match[1])} gives no value: write one, or leave it out"
+        return f"the config {shorten_value(match[1])} gives no value: write one, or leave it out"
     return message
 
 
@@ -46,7 +44,7 @@ def _rewrite_value_error(key: str, problem: str) -> str:
     expected, separator, value = problem.rpartition("\n  Given value: ")  # a union of types: after the errors of each
     if not separator:
         expected, separator, value = problem.partition("Got value: ")
-    value, expected = shorten(value.partition("\nSubclass types expect")[0]), " ".join(expected.split())
+    value, expected = shorten_value(value.partition("\nSubclass types expect")[0]), " ".join(expected.split())
     if denied := re.search(r"Importing '(.+?)' is not allowed, denied by the '(.+?)' entry", expected):
         path, entry = denied.groups()
         package = path.partition(".")[0] if entry == "*" else entry
@@ -58,7 +56,7 @@ def _rewrite_value_error(key: str, problem: str) -> str:
     if "Exceeds the limit" in problem:
         return f"--{key}: a number of thousands of digits: give a smaller one"
     if loaded := re.match(r"Unable to load config ['\"]?(.*)['\"]", problem):
-        return f"--{key} {shorten(loaded[1])}: give its settings, as --{key}.NAME VALUE"
+        return f"--{key} {shorten_value(loaded[1])}: give its settings, as --{key}.NAME VALUE"
     if not separator:
         return f"--{key}: {' '.join(problem.split())}"
     required = re.search(r"the following arguments are required: (\w+)", expected)
@@ -68,10 +66,9 @@ def _rewrite_value_error(key: str, problem: str) -> str:
     return f"--{key} {value}: give {_describe_type(expected)}"
 
 
-def shorten(value: str) -> str:
-    """Return a value on one line, as much of it as a message can repeat."""
-    line = " ".join(value.split()) or repr(value)
-    return line if len(line) <= MAX_VALUE else f"{line[:MAX_VALUE]}..."
+def shorten_value(value: str) -> str:
+    """Return a value on one line, as much of it as a message can repeat; in quotes if it is empty or blank."""
+    return shorten(" ".join(value.split()) or repr(value))
 
 
 def _describe_type(expected: str) -> str:

@@ -20,7 +20,7 @@ from lit_gpt.cli.arguments import LINKED_SETTINGS
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.validation import CONSTRUCTORS
 from lit_gpt.cli.yaml_text import load_yaml
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shorten
 
 # Settings that belong to no constructor. Others of this kind hold for one command, and are not saved.
 COMMON_SETTINGS = {"seed_everything": int, "name": str, "timeout": int, "validate_at_start": bool}
@@ -96,7 +96,7 @@ def take_settings(checkpoint: Checkpoint, is_given: Callable[[str], bool]) -> tu
 
 def describe_left_out(checkpoint: Checkpoint, names: list[str]) -> str:
     """Return the line that says which settings of a checkpoint's config do not apply."""
-    shown = ", ".join(f"--{name[:80]}" for name in names[:MAX_SHOWN])
+    shown = ", ".join(f"--{shorten(name)}" for name in names[:MAX_SHOWN])
     more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
     return (
         f"warning: {checkpoint.path}: left out of its config, which may only give plain values: {shown}{more}; to use "

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from lit_gpt.data.read_options import ReadOptions, field_to_text, make_formatter, select_columns, shorten
+from lit_gpt.data.read_options import ReadOptions, field_to_text, make_formatter, select_columns
 from lit_gpt.data.rows import RejectedRow, Row
 from lit_gpt.data.sources import Source
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shorten
 
 MAX_COLUMN_BYTES, MAX_COMPRESSION = 2**28, 200  # of a column in a part of a Parquet table; a text has at most one
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_gpt.data.sources import Source
-from lit_gpt.errors import UserError, did_you_mean
+from lit_gpt.errors import UserError, did_you_mean, shorten
 
 Mode = Literal["rows", "raw"]
 
@@ -151,8 +151,3 @@ def field_to_text(value: Any) -> str:
 def join_names(names: list[str]) -> str:
     """Return at most 20 names, each of at most 80 characters, separated by commas."""
     return ", ".join(map(shorten, names[:20])) + (", …" if len(names) > 20 else "")
-
-
-def shorten(text: str) -> str:
-    """Return at most 80 characters of a text, for a message."""
-    return text if len(text) <= 80 else text[:79] + "…"

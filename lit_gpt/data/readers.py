@@ -20,18 +20,10 @@ from io import TextIOBase
 from typing import Any, BinaryIO, NamedTuple
 
 from lit_gpt.data.parquet import read_parquet
-from lit_gpt.data.read_options import (
-    ReadOptions,
-    field_to_text,
-    join_names,
-    make_formatter,
-    select_columns,
-    shorten,
-    unescape,
-)
+from lit_gpt.data.read_options import ReadOptions, field_to_text, join_names, make_formatter, select_columns, unescape
 from lit_gpt.data.rows import RejectedRow, Row
 from lit_gpt.data.sources import Source, detect_encoding, open_text
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, shorten
 
 CHUNK_CHARACTERS = 2**20  # read at once in raw mode
 MAX_CHUNK_CHARACTERS = 2**24  # a text without line ends is cut after so many

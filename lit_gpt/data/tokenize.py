@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
-from lit_gpt.data.read_options import ReadOptions, shorten
+from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
+from lit_gpt.errors import shorten
 from lit_gpt.files import atomic_write, open_regular
 from lit_gpt.tokenizer import CharTokenizer, Tokenizer, from_state, train_bpe
 
