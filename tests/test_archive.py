@@ -22,7 +22,7 @@ from conftest import Fit
 from test_sharded_folder import update_digests, write_folder
 
 from lit_gpt import UserError
-from lit_gpt.checkpoint.archive import MAX_CALLS, MAX_OPCODES, OPCODES, Refused, examine
+from lit_gpt.checkpoint.archive import END, MAX_CALLS, MAX_OPCODES, OPCODES, Refused, examine
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.generate import main as generate
 from lit_gpt.compat import PICKLED_TENSOR
@@ -262,6 +262,33 @@ def test_archive_with_something_before_or_after_it_is_refused() -> None:
     for crafted in (b"x" + content, content + b"x", content * 2, content + content[-22:], b"", content[:200]):
         with pytest.raises(Refused):
             examine(io.BytesIO(crafted))
+
+
+def test_name_that_zipfile_would_change_is_refused() -> None:
+    file = io.BytesIO()
+    torch.save({"a": torch.zeros(10)}, file)
+    content = bytearray(file.getvalue())
+    content[content.rindex(b"byteorder") + 4] = 0  # in the directory; zipfile ends the name here
+    with pytest.raises(Refused, match="name of an entry"):
+        examine(io.BytesIO(content))
+
+
+def test_file_of_the_older_format_with_an_archive_at_its_end_is_refused() -> None:
+    """torch.load would return the contents of the older format, and `examine` those of the archive."""
+    older, archived = io.BytesIO(), io.BytesIO()
+    torch.save({"a": "older"}, older, _use_new_zipfile_serialization=False)
+    torch.save({"a": "archived"}, archived)
+    added, content = len(older.getvalue()), bytearray(archived.getvalue())
+    end = len(content) - END.size
+    for position in (*(entry + 42 for entry in directory_entries(content)), len(content) - 6):
+        struct.pack_into("<L", content, position, struct.unpack_from("<L", content, position)[0] + added)
+    for position in (end + 48, end + 64):  # of the directory and of its record
+        struct.pack_into("<Q", content, position, struct.unpack_from("<Q", content, position)[0] + added)
+    crafted = io.BytesIO(older.getvalue() + content)
+    assert torch.load(crafted, weights_only=True) == {"a": "older"}
+    assert zipfile.ZipFile(crafted).testzip() is None
+    with pytest.raises(Refused):
+        examine(crafted)
 
 
 # ------------------------------------------------------------------------------------------------------- the commands

@@ -103,6 +103,19 @@ def test_damaged_field_ends_a_resume_in_one_line(fit: Fit) -> None:
         assert not Path("logs/resumed").exists(), path
 
 
+def test_value_that_no_run_writes_ends_a_resume_in_one_line(fit: Fit) -> None:
+    """Names that would replace a method or the optimizer of the schedule, and a metric that is no float."""
+    assert fit("--trainer.max_steps", 1).status == 0
+    contents = torch.load(LAST, weights_only=True)
+    names = [("lr_schedulers", 0, "step"), ("lr_schedulers", 0, "optimizer"), ("callback_metrics", "loss/val")]
+    for path in names:
+        torch.save(with_field(contents, path, [2**63]), "changed.ckpt")
+        result = fit("--trainer.max_steps", 2, "--ckpt_path", "changed.ckpt", "--name", "resumed")
+        assert (result.status, result.err.count("\n")) == (2, 1), (path, result.err)
+    torch.save(with_field(contents, ("lr_schedulers", 0, "get_lr"), [[]]), "changed.ckpt")
+    assert "its lr_schedulers is damaged" in message_of(Path("changed.ckpt"))
+
+
 def test_damaged_tokenizer_is_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--trainer.max_steps", 1).status == 0
     contents = torch.load(LAST, weights_only=True)

@@ -101,6 +101,9 @@ def open_archive(file: BinaryIO) -> zipfile.ZipFile:
         Refused: An entry is compressed, lies outside the file or overlaps with another one; a name occurs twice; or the
             directory is too long, or not the one torch would read.
     """
+    file.seek(0)
+    if file.read(4) != b"PK\3\4":  # torch takes a file that begins otherwise for one of its older format
+        raise Refused("damaged, or not a checkpoint")
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - ZIP64_END.size - ZIP64_LOCATOR.size - PLAIN_END.size - MAX_COMMENT_BYTES))
     tail = file.read()
@@ -132,6 +135,8 @@ def _check_entries(entries: list[zipfile.ZipInfo], end: int) -> None:
     if len(names) < len(entries) or len({name.partition("/")[0] for name in names}) != 1:
         raise Refused("an entry occurs twice")
     for entry in sorted(entries, key=lambda entry: entry.header_offset, reverse=True):
+        if entry.filename != entry.orig_filename:  # zipfile cuts names, and may replace them; torch does not
+            raise Refused("the name of an entry is not as torch.save writes it")
         if entry.compress_type or entry.file_size != entry.compress_size:
             raise Refused(f"{entry.filename} is compressed, which torch.save never does")
         if entry.external_attr or entry.flag_bits & 1:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from lit_gpt.checkpoint.archive import Refused
 
@@ -53,14 +54,19 @@ def _is_scalar(value: Any) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _is_float(value: Any) -> bool:
+    return type(value) is float
 
 
 def _is_scheduler(value: Any) -> bool:
-    """Whether it is the state of a LambdaLR: numbers, and lists of one value for each group of parameters."""
+    """Whether it is the state of a LambdaLR: numbers, and lists of one value for each group of parameters.
+
+    LambdaLR sets an attribute of itself for each key, so none may be the name of a method, or of its optimizer.
+    """
     lists = ("lr", "lrs", "lambdas")
-    return _dict_of(_is_text)(value) and all(
+    if not _dict_of(_is_text)(value) or any(key == "optimizer" or callable(getattr(LambdaLR, key, 0)) for key in value):
+        return False
+    return all(
         isinstance(item, list) if key.endswith(lists) else isinstance(item, bool | int | float)
         for key, item in value.items()
     )
@@ -83,7 +89,7 @@ CHECKS: dict[str, Check] = {
     "saved_at": _is_time,
     "config": lambda value: value is None or _is_text(value),
     "callbacks": _dict_of(_is_text),
-    "callback_metrics": _dict_of(_is_text, _is_number),
+    "callback_metrics": _dict_of(_is_text, _is_float),
     "events": _dict_of(_is_text, _is_count),
     "epoch": _is_count,
     "loops": _is_dict,
