@@ -100,6 +100,14 @@ def state_names(optimizer: str, group: str) -> set[str]:
     return {"step", "momentum_buffer"} if is_muon else {"step", "exp_avg", "exp_avg_sq"}
 
 
+def keep_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Return a loaded optimizer state with the optimizer's own groups, so that their settings are those of this run.
+
+    It is a `load_state_dict` pre-hook.
+    """
+    return {**state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
 class MuonAdamW(torch.optim.AdamW):
     """Muon (Jordan et al. 2024) for the group "blocks", `torch.optim.AdamW` for all other groups.
 

@@ -21,7 +21,15 @@ from lit_gpt.data.datamodule import TextDataModule, fingerprint
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.ops import IGNORE_INDEX
-from lit_gpt.optim import MuonAdamW, OptimizerName, Schedule, gradient_norm, learning_rate_factor, parameter_groups
+from lit_gpt.optim import (
+    MuonAdamW,
+    OptimizerName,
+    Schedule,
+    gradient_norm,
+    keep_groups,
+    learning_rate_factor,
+    parameter_groups,
+)
 from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.checks import (
     check_arguments,
@@ -459,11 +467,6 @@ class LitGPT(LightningModule):
             raise UserError(
                 f"{checkpoint_path} holds code, or is damaged: give a .ckpt file this project wrote"
             ) from None
-
-
-def keep_groups(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Return a loaded optimizer state with the optimizer's own groups: all their settings are those of this command."""
-    return {**state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def module_and_data(trainer: Trainer) -> tuple[LitGPT, TextDataModule]:
