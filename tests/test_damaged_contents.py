@@ -116,6 +116,17 @@ def test_value_that_no_run_writes_ends_a_resume_in_one_line(fit: Fit) -> None:
     assert "its lr_schedulers is damaged" in message_of(Path("changed.ckpt"))
 
 
+def test_score_of_early_stopping_that_is_no_number_ends_a_resume_in_one_line(fit: Fit) -> None:
+    flags = ("--early_stopping.patience", 3)
+    assert fit("--trainer.max_steps", 1, *flags).status == 0
+    contents = torch.load(LAST, weights_only=True)
+    key = next(key for key in contents["callbacks"] if key.startswith("StopEarly"))
+    torch.save(with_field(contents, ("callbacks", key, "best_score"), [torch.zeros(5)]), "changed.ckpt")
+    result = fit("--trainer.max_steps", 2, "--ckpt_path", "changed.ckpt", "--name", "resumed", *flags)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "has a damaged state of StopEarly" in result.err
+
+
 def test_damaged_tokenizer_is_named(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--trainer.max_steps", 1).status == 0
     contents = torch.load(LAST, weights_only=True)

@@ -94,14 +94,16 @@ def check_same_callbacks(checkpoint: Checkpoint, trainer: Trainer) -> None:
 def has_types_of(own: Any, saved: Any) -> bool:
     """Return whether `saved` has the type of `own`, and in a dictionary all its keys, each with a value of its type.
 
-    An integer is accepted as a float; anything is accepted in the place of None.
+    An integer is accepted as a float; anything is accepted in the place of None. A tensor has as many dimensions.
     """
     if isinstance(own, dict):
         return isinstance(saved, dict) and all(k in saved and has_types_of(own[k], saved[k]) for k in own)
     if isinstance(own, float):
         return type(saved) in (int, float) and saved == saved
-    if isinstance(own, bool | int | str | list | torch.Tensor):
-        return isinstance(saved, torch.Tensor) if isinstance(own, torch.Tensor) else type(saved) is type(own)
+    if isinstance(own, torch.Tensor):
+        return isinstance(saved, torch.Tensor) and saved.ndim == own.ndim
+    if isinstance(own, bool | int | str | list):
+        return type(saved) is type(own)
     return True
 
 
