@@ -17,6 +17,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lit_gpt import GPTConfig, LitGPT, TextDataModule, UserError
 from lit_gpt.checkpoint.runs import newest_checkpoint, set_aside_later_checkpoints
 from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
+from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.progress import StepProgress
@@ -388,3 +389,15 @@ def test_early_stopping_on_training_loss_counts_across_a_resume(fit: Fit) -> Non
     assert last % 5 != 0  # so it reads a value that was logged before the checkpoint
     assert fit(*flags, 80, "--ckpt_path", f"logs/straight/version_0/step_{last - 1:08d}.ckpt").status == 0
     assert points(RUN)["loss/val"] == straight["loss/val"][-1:]
+
+
+def test_checkpoint_that_is_removed_is_in_its_own_folder(tmp_path: Path) -> None:
+    """The state of Lightning's ModelCheckpoint in a crafted checkpoint can name a file outside its folder."""
+    own, other = tmp_path / "run" / "own.ckpt", tmp_path / "other.txt"
+    own.parent.mkdir()
+    own.touch()
+    other.touch()
+    AtomicCheckpointIO().remove_checkpoint(own)
+    AtomicCheckpointIO().remove_checkpoint(own.parent / ".." / other.name)
+    assert not own.exists()
+    assert other.exists()

@@ -31,4 +31,7 @@ class AtomicCheckpointIO(CheckpointIO):
         return self.checkpoint is not None and self.checkpoint.path == Path(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        Path(path).unlink(missing_ok=True)
+        # A ModelCheckpoint of the user takes this path from the checkpoint it resumes from, and only compares how it
+        # begins with its own folder.
+        if ".." not in Path(path).parts:
+            Path(path).unlink(missing_ok=True)
