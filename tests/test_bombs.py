@@ -11,7 +11,7 @@ import pytest
 import torch
 from corpora import build, documents
 
-from lit_gpt.data import corpus, parquet, readers
+from lit_gpt.data import parquet, readers, sources
 from lit_gpt.device import peak_memory, reset_peak_memory
 from lit_gpt.errors import UserError
 
@@ -70,14 +70,40 @@ def test_line_in_a_gzip_file_is_refused(tmp_path: Path, measured: Measured) -> N
     assert measured()[1] < 400e6
 
 
+@pytest.mark.parametrize(
+    ("name", "repeated", "tokenizer", "mode"),
+    [
+        ("t.txt.zst", b"a", "byte", "raw"),
+        ("t.txt.gz", b"a", "char", "raw"),
+        ("t.txt.zst", b"the same line\n", "bpe", "rows"),
+        ("t.csv.zst", b"\n", "byte", "rows"),  # blank lines are not rows
+    ],
+)
 def test_text_that_compresses_too_well_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
+    name: str,
+    repeated: bytes,
+    tokenizer: str,
+    mode: str,
 ) -> None:
-    monkeypatch.setattr(corpus, "MIN_LARGE_CHARACTERS", 2**25)
-    compress(tmp_path / "t.txt.zst", b"", b"a")
+    monkeypatch.setattr(sources, "MIN_LARGE", 2**20)
+    monkeypatch.setattr(sources, "MAX_EXPANSION", 20)
+    compress(tmp_path / name, b"text\n", repeated)
     with pytest.raises(UserError, match=r"more than [\d,]+ characters in [\d,]+ bytes, which is no text"):
-        build(tmp_path / "t.txt.zst", mode="raw")
+        build(tmp_path / name, tokenizer, mode=mode)
     assert measured()[1] < 500e6
+
+
+def test_table_in_which_every_line_opens_a_quote_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_READ_AGAIN", 2**16)
+    (tmp_path / "t.csv").write_text("a,b\n" + 'x","\n' * 10_000, encoding="utf-8")
+    with pytest.raises(UserError, match=r"line \d+: too many quotes: give --data.quote none"):
+        build(tmp_path / "t.csv", columns=("a",))
+    (tmp_path / "t.csv").write_text("a,b\n" + 'x,"open\ny,z\n' * 10_000, encoding="utf-8")  # read twice
+    with pytest.raises(UserError, match=r"rows cannot be read"):
+        build(tmp_path / "t.csv", columns=("a",))
 
 
 def test_long_quoted_field_and_long_rows_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +129,7 @@ def test_parquet_column_that_compresses_too_well_is_refused(tmp_path: Path, monk
 def test_text_in_a_parquet_dictionary_is_in_memory_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Measured
 ) -> None:
-    monkeypatch.setattr(corpus, "MIN_LARGE_CHARACTERS", 2**24)
+    monkeypatch.setattr(sources, "MIN_LARGE", 2**24)
     texts = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1000), ["a" * 2**19])
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "t.parquet")
     with pytest.raises(UserError, match="which is no text"):

@@ -143,6 +143,12 @@ def test_after_an_unclosed_quote_reading_continues_with_the_next_line(
     )
 
 
+def test_quoted_text_of_many_lines_may_be_longer_than_a_line(tmp_path: Path) -> None:
+    text = "a line of a novel, which is long\n" * (readers.MAX_LINE_CHARACTERS // 32)
+    (tmp_path / "t.csv").write_text(f'text\nbefore\n"{text}"\nafter\n', encoding="utf-8")
+    assert read_documents(tmp_path / "t.csv") == ["before", text, "after"]
+
+
 def test_quote_character_can_be_chosen_or_disabled(tmp_path: Path) -> None:
     path = tmp_path / "t.tsv"
     path.write_text("a\ttext\n1\t'with\ttab'\n", encoding="utf-8")

@@ -60,7 +60,6 @@ BLOCK_CHARACTERS = 2**20
 TOKENIZER_FILE = "tokenizer.json"  # of an unfinished build
 KEPT_FILES = (TOKENIZER_FILE, DIGESTS_FILE)
 MIN_REJECTED_TO_STOP = 10_000  # rows
-MIN_LARGE_CHARACTERS, MAX_EXPANSION = 2**28, 2000  # a large text has fewer characters for each stored byte
 MIN_PARALLEL_BYTES = 2**24  # to start processes for a shorter text takes longer than they save
 
 logger = logging.getLogger(__name__)
@@ -223,11 +222,8 @@ def _tokenize(
     """Tokenize all blocks into `work_folder`, and return their files in order.
 
     Stop early if more than half of many rows are rejected. `TextCounts.check` fails on the blocks that are there.
-
-    Raises:
-        UserError: The files are so well compressed that they cannot be text.
     """
-    total, rows, rejected, characters = sum(source.size() for source in sources), 0, 0, 0
+    total, rows, rejected = sum(source.size() for source in sources), 0, 0
     blocks: list[Path] = []
     damaged: list[Path] = []
     read = partial(read_blocks, sources, read_options, config.split_options, BLOCK_CHARACTERS)
@@ -238,12 +234,6 @@ def _tokenize(
             damaged += [progress.path] * progress.was_damaged
             rows += progress.rows
             rejected += progress.rejected
-            characters += progress.characters
-            if characters > max(MIN_LARGE_CHARACTERS, MAX_EXPANSION * total):
-                raise UserError(
-                    f"{', '.join(map(str, sources))}: more than {characters:,} characters in {total:,} bytes, which is "
-                    "no text: give other files"
-                )
             bar.set_postfix_str(f"{rows:,} rows", refresh=False)
             bar.update(progress.bytes_read)
             if rejected >= MIN_REJECTED_TO_STOP and rows < 2 * rejected:

@@ -27,8 +27,9 @@ from lit_gpt.errors import UserError, shorten
 
 CHUNK_CHARACTERS = 2**20  # read at once in raw mode
 MAX_CHUNK_CHARACTERS = 2**24  # a text without line ends is cut after so many
-MAX_ROW_CHARACTERS = 2**24  # a longer line is no row of a table, and in a longer row a quote was not closed
-MAX_ROW_LINES = 2**20  # in a row of more lines a quote was not closed
+MAX_LINE_CHARACTERS = 2**24  # a longer line is no row of a table
+MAX_ROW_CHARACTERS, MAX_ROW_LINES = 2**25, 2**20  # in a longer row a quote was not closed
+MAX_READ_AGAIN = 2**26  # characters, after quotes that were not closed; in a long file four times what was read
 
 
 def with_detected_encoding(source: Source, options: ReadOptions) -> tuple[ReadOptions, float]:
@@ -86,10 +87,17 @@ def open_rows(source: Source, options: ReadOptions) -> Iterator[tuple[Iterator[R
 def normalize_rows(
     source: Source, options: ReadOptions, rows: Iterator[Row | RejectedRow]
 ) -> Iterator[Row | RejectedRow]:
-    """Convert line ends to `\\n`, reject rows with invalid characters, and name the file in errors."""
+    """Convert line ends to `\\n`, reject rows with invalid characters, and name the file in errors.
+
+    Raises:
+        UserError: See `Source.check_expansion`. A text that a Parquet file stores once may be in many rows.
+    """
+    stored_size, characters = source.size(), 0
     with source.translate_errors():
         for row in rows:
             if isinstance(row, Row):
+                characters += len(row.text)
+                source.check_expansion(stored_size, characters)
                 if "\r" in row.text:
                     row = Row(row.line, row.text.replace("\r\n", "\n").replace("\r", "\n"), row.split_key)
                 if len(row.text) > MAX_ROW_CHARACTERS:
@@ -179,10 +187,10 @@ def read_limited_lines(source: Source, file: TextIOBase) -> Iterator[str]:
     Raises:
         UserError: A line is so long that the file is no table: it may be compressed, and not fit into memory.
     """
-    for number, line in enumerate(iter(partial(file.readline, MAX_ROW_CHARACTERS), ""), start=1):
-        if len(line) == MAX_ROW_CHARACTERS and not line.endswith(("\n", "\r")):
+    for number, line in enumerate(iter(partial(file.readline, MAX_LINE_CHARACTERS), ""), start=1):
+        if len(line) == MAX_LINE_CHARACTERS and not line.endswith(("\n", "\r")):
             raise UserError(
-                f"{source} line {number} has more than {MAX_ROW_CHARACTERS:,} characters, which is no row of a table: "
+                f"{source} line {number} has more than {MAX_LINE_CHARACTERS:,} characters, which is no row of a table: "
                 "give --data.mode raw if the file is one text"
             )
         yield line
@@ -205,10 +213,13 @@ class _RewindableLines:
         self._rewound: deque[str] = deque()  # to be read before the rest of the file
         self._row: list[str] = []  # lines of the current row
         self._row_characters = 0
+        self._characters = 0  # returned, those that were read again included
+        self._characters_again = 0
 
     def __iter__(self) -> Iterator[str]:
         while line := self._rewound.popleft() if self._rewound else next(self.file, ""):
             self._row_characters += len(line)
+            self._characters += len(line)
             self._row.append(line)  # before the error, after which it is read again
             if self._row_characters > MAX_ROW_CHARACTERS or len(self._row) > MAX_ROW_LINES:
                 raise UnclosedQuoteError
@@ -220,11 +231,18 @@ class _RewindableLines:
         self._row.clear()
         self._row_characters = 0
 
-    def skip_first_line(self) -> None:
-        """Skip the first line of the current row and read the others again, as rows of their own."""
+    def skip_first_line(self) -> bool:
+        """Skip the first line of the current row and read the others again, as rows of their own.
+
+        Returns:
+            Whether that may go on. The next quote mostly ends a row whose quote was not closed, so that a file is read
+            hardly more than twice; but in a table of other quotes every line could begin a row up to the end.
+        """
+        self._characters_again += sum(map(len, self._row[1:]))
         self._rewound.extendleft(reversed(self._row[1:]))
         del self._row[1:]
         self.end_row()
+        return self._characters_again <= MAX_READ_AGAIN + 4 * (self._characters - self._characters_again)
 
 
 def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator[Row | RejectedRow]:
@@ -249,7 +267,8 @@ def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator
             if not names:
                 raise UserError(f"{source} line {lines.row_line}: {reason}") from None
             yield RejectedRow(lines.row_line, reason)
-            lines.skip_first_line()
+            if not lines.skip_first_line():
+                raise UserError(f"{source} line {lines.row_line}: too many quotes: give --data.quote none") from None
             rows = csv.reader(lines, **dialect)
             continue
         if row is None:

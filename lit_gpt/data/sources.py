@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from lit_gpt.errors import UserError, did_you_mean
 
 COMPRESSIONS = (".gz", ".zst")
+MIN_LARGE, MAX_EXPANSION = 2**28, 2000  # a text of more bytes or characters has fewer for each stored byte
 DETECTION_BYTES = 2**22  # read from the start of a file to detect its encoding
 SAMPLE_BYTES = 2**16  # of them, given to charset-normalizer
 CANDIDATE_ENCODINGS = ("gb18030", "big5", "cp932", "euc_jp", "euc_kr", "cp1252", "cp1251", "koi8_r")
@@ -84,16 +85,33 @@ class Source:
             UserError: The file cannot be opened.
         """
         with self.open_stored() as stored:
+            if not self.compression:
+                yield stored, stored
+                return
+            decompressed: Any
             if self.compression == ".gz":
-                with gzip.GzipFile(fileobj=stored) as file:
-                    yield file, stored  # type: ignore[misc]
-            elif self.compression == ".zst":
+                decompressed = gzip.GzipFile(fileobj=stored)
+            else:
                 import pyarrow  # imported here because it takes long
 
-                with io.BufferedReader(pyarrow.CompressedInputStream(stored, "zstd")) as file:
-                    yield file, stored
-            else:
-                yield stored, stored
+                decompressed = pyarrow.CompressedInputStream(stored, "zstd")
+            with decompressed, io.BufferedReader(_LimitedReader(self, stored, decompressed), 2**16) as file:
+                yield file, stored
+
+    def check_expansion(self, stored_size: int, size: int) -> None:
+        """Check that the file is not so well compressed that it cannot be text.
+
+        Args:
+            stored_size: Its stored bytes.
+            size: The bytes or characters that were read from it.
+
+        Raises:
+            UserError: It is.
+        """
+        if size > max(MIN_LARGE, MAX_EXPANSION * stored_size):
+            raise UserError(
+                f"{self}: more than {size:,} characters in {stored_size:,} bytes, which is no text: give other files"
+            )
 
     @contextmanager
     def translate_errors(self) -> Iterator[None]:
@@ -124,6 +142,24 @@ class Source:
         """Return the SHA-256 of the stored bytes, in hexadecimal digits."""
         with self.translate_errors(), self.open_stored() as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+class _LimitedReader(io.RawIOBase):
+    """The decompressed bytes of a source, whose number is compared with the stored ones."""
+
+    def __init__(self, source: Source, stored: BinaryIO, decompressed: Any) -> None:
+        self.source, self.decompressed = source, decompressed
+        self.stored_size, self.size = stored.seek(0, os.SEEK_END), 0
+        stored.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.decompressed.readinto(buffer)
+        self.size += count
+        self.source.check_expansion(self.stored_size, self.size)
+        return count
 
 
 def _open_binary(name: str) -> Any:

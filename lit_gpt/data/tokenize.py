@@ -257,7 +257,6 @@ class BlockProgress(NamedTuple):
     Attributes:
         rows: Number of rows read.
         rejected: Number of rows that cannot be read.
-        characters: Number of characters of its documents.
         bytes_read: Number of bytes of the source that were read.
         path: The file of the block.
         was_damaged: Whether the file was there before, and was not that of this block.
@@ -265,7 +264,6 @@ class BlockProgress(NamedTuple):
 
     rows: int
     rejected: int
-    characters: int
     bytes_read: int
     path: Path
     was_damaged: bool
@@ -290,8 +288,7 @@ def tokenize_block(work_folder: Path, is_raw: bool, block: Block) -> BlockProgre
             np.savez(file, ids=encoded.ids, record=encoded.records, known=known)
 
         atomic_write(path, write, temporary_folder=work_folder)
-    characters, was_damaged = sum(map(len, block.texts)), exists and not is_complete
-    return BlockProgress(block.rows, len(block.rejected), characters, block.bytes_read, path, was_damaged)
+    return BlockProgress(block.rows, len(block.rejected), block.bytes_read, path, exists and not is_complete)
 
 
 def read_block(path: Path) -> EncodedBlock:
