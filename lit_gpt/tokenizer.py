@@ -123,14 +123,32 @@ class BytePairTokenizer(Tokenizer):
         return sorted(self.encoding.token_byte_values(), key=self.encoding.encode_single_token)
 
     def encode(self, text: str) -> list[int]:
-        return self.encoding.encode_ordinary(text)
+        """Return the ids of a text.
+
+        Raises:
+            UserError: The regular expression that splits a text fails on this one.
+        """
+        try:
+            return self.encoding.encode_ordinary(text)
+        except BaseException as error:
+            if not _is_pattern_error(error):
+                raise
+        raise UserError(
+            f"the tokenizer {self.name} cannot split the text that begins with {text.lstrip()[:40]!r}: shorten long "
+            "runs of white space, or train with --data.tokenizer byte"
+        )
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         joined = ENDOFTEXT.join([*texts, ""])
         if joined.count(ENDOFTEXT) != len(texts):  # a text contains these characters
             return super().encode_documents(texts)
         # One call, without lists of ints. The names of other special tokens in a text stay text.
-        ids = self.encoding.encode_to_numpy(joined, allowed_special={ENDOFTEXT}, disallowed_special=())
+        try:
+            ids = self.encoding.encode_to_numpy(joined, allowed_special={ENDOFTEXT}, disallowed_special=())
+        except BaseException as error:
+            if not _is_pattern_error(error):
+                raise
+            return super().encode_documents(texts)  # its error names the text
         ends = np.flatnonzero(ids == self.end_of_text) + 1
         return ids, np.diff(ends, prepend=0)
 
@@ -148,6 +166,11 @@ class BytePairTokenizer(Tokenizer):
         tokens = None if is_installed else [base64.b64encode(token).decode("ascii") for token in self.tokens]
         sizes = {"end_of_text": self.end_of_text, "vocab_size": self.vocab_size}
         return {"name": self.name, "pieces": tokens, "pattern": encoding_pattern(self.encoding), **sizes}
+
+
+def _is_pattern_error(error: BaseException) -> bool:
+    """Return whether tiktoken's regular expressions failed: a run of characters is too long, or they match nothing."""
+    return isinstance(error, ValueError) or type(error).__name__ == "PanicException"  # of Rust, and no `Exception`
 
 
 class ByteTokenizer(Tokenizer):
