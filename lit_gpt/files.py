@@ -6,8 +6,9 @@ import io
 import os
 import shutil
 import stat
+import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,6 +56,24 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """Create a folder for temporary files, and remove it at the end.
+
+    Raises:
+        UserError: The disk is full, or nothing may be written there.
+    """
+    try:
+        folder = tempfile.TemporaryDirectory()
+    except OSError as error:
+        raise UserError(
+            f"no temporary folder can be created ({error.strerror or error}): free disk space, or give TMPDIR a folder "
+            "with free space"
+        ) from None
+    with folder as name:
+        yield name
 
 
 def temporary_path(path: Path) -> Path:

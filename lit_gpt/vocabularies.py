@@ -15,7 +15,7 @@ import tiktoken
 
 from lit_gpt.compat import forbid_tiktoken_downloads
 from lit_gpt.errors import UserError
-from lit_gpt.files import open_regular
+from lit_gpt.files import open_regular, temporary_folder
 
 CACHE_VARIABLE = "TIKTOKEN_CACHE_DIR"
 CACHE_VARIABLES = (CACHE_VARIABLE, "DATA_GYM_CACHE_DIR")  # tiktoken takes the first that is set
@@ -157,7 +157,7 @@ def _tiktoken_cache(files: Mapping[str, Path]) -> Iterator[None]:
     before = os.environ.get(CACHE_VARIABLE)
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            folder = stack.enter_context(temporary_folder())
             for url, path in files.items():
                 Path(folder, _cache_name(url)).write_bytes(_read_file(path))
         except OSError as error:

@@ -1,6 +1,8 @@
 """Tests of scripts/prepare.py: the report, the comparison of tokenizers, and the files that the command writes."""
 
+import errno
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +112,16 @@ def test_print_rows_aligns_columns_and_formats_numbers(capsys: pytest.CaptureFix
         "   a  1.5000  12,346",
         "long            1.00  0.0123",
     ]
+
+
+def test_full_folder_for_temporary_files_is_one_line(
+    prepare: Prepare, table: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")  # Python's error on a full disk
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", fail)
+    result = prepare(*table)
+    assert result.status == 2
+    assert result.err.startswith("error: no temporary folder can be created (No usable temporary")

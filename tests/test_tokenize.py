@@ -154,7 +154,7 @@ def test_block_file_is_written_once_and_has_all_records(tmp_path: Path) -> None:
     (block,) = read_all([source], 1000)
     progress = tokenize_block(tmp_path, False, block)
     (path,) = tmp_path.glob("*.npz")
-    assert progress == (3, 0, 3, source.size(), path, False)
+    assert progress == (3, 0, source.size(), path, False)
     with np.load(path) as arrays:
         record, known = arrays["record"], json.loads(str(arrays["known"]))
         assert arrays["ids"].tolist() == [97, 98, 256, 99, 256]

@@ -311,7 +311,7 @@ def test_missing_temporary_folder_is_no_missing_package(monkeypatch: pytest.Monk
         raise FileNotFoundError(2, "No usable temporary directory found")
 
     monkeypatch.setattr(vocabularies.tempfile, "TemporaryDirectory", fail)
-    with pytest.raises(UserError, match=r"cannot be copied .* \(No usable temporary directory found\): give TMPDIR"):
+    with pytest.raises(UserError, match=r"created \(No usable temporary directory found\): .* give TMPDIR"):
         open_tokenizer("cl100k_base")
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +21,7 @@ from lit_gpt.cli.validation import TRAINER_DEFAULTS, check_not_null, check_run_n
 from lit_gpt.cli.yaml_text import dump_yaml, limit_parser
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
+from lit_gpt.files import temporary_folder, write_error
 from lit_gpt.model import GPTConfig
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.module import LitGPT
@@ -175,14 +175,17 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
         UserError: A flag or a key is unknown, or its value has the wrong type.
     """
     words = remove_flags(["--allow_imports"], arguments.args[1:])
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         if arguments.uses_saved_config:
             assert arguments.checkpoint is not None
             saved, left_out = take_settings(arguments.checkpoint, arguments.gives)
             if left_out and global_rank() == 0:
                 print_lines(describe_left_out(arguments.checkpoint, left_out), to_stderr=True)
             config = Path(folder, "config.yaml")
-            config.write_text(dump_yaml(saved), encoding="utf-8")
+            try:
+                config.write_text(dump_yaml(saved), encoding="utf-8")
+            except OSError as error:
+                raise write_error(config, error, "give TMPDIR another folder") from None
             words = [f"--config={config}", *words]
         try:
             return parser.parse_args(words)

@@ -2,7 +2,6 @@
 
 import contextlib
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from lit_gpt.data.executors import EXECUTORS
 from lit_gpt.data.sources import Source
 from lit_gpt.data.tokenize import read_texts, train_tokenizer
 from lit_gpt.errors import UserError
+from lit_gpt.files import temporary_folder
 from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, open_tokenizer, prune
 
 MAX_COMPARED_CHARACTERS = 2**24  # tokenizers are compared on the first characters of the text
@@ -73,7 +73,7 @@ def run(args: list[str], default_config: Path) -> None:
     if options.compare:
         print_rows(compare_tokenizers(data, settings.model.config), options.json)
         return
-    with tempfile.TemporaryDirectory() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
+    with temporary_folder() if options.dry_run else contextlib.nullcontext(CACHE) as folder:
         corpus = open_corpus(data.sources(), data.corpus_config, Path(folder), options.processes, options.engine)
         if options.json:
             print_json(corpus.report)

@@ -73,26 +73,26 @@ def open_rows(source: Source, options: ReadOptions) -> Iterator[tuple[Iterator[R
             f"{source}: unknown file format {suffix or '(no suffix)'}: give one of {', '.join(READERS)}, "
             "or any text with --data.mode raw"
         )
-    reader = READERS[suffix]
+    reader, size = READERS[suffix], source.size()
     if not reader.binary:
         with open_text(source, options.encoding, reader.newline) as (file, stored):
-            yield normalize_rows(source, options, reader.read(source, file, options)), stored
+            yield normalize_rows(source, options, size, reader.read(source, file, options)), stored
     elif source.compression:
         raise UserError(f"{source}: a compressed {suffix} file: decompress it")
     else:
         with source.open_stored() as stored:
-            yield normalize_rows(source, options, reader.read(source, stored, options)), stored
+            yield normalize_rows(source, options, size, reader.read(source, stored, options)), stored
 
 
 def normalize_rows(
-    source: Source, options: ReadOptions, rows: Iterator[Row | RejectedRow]
+    source: Source, options: ReadOptions, stored_size: int, rows: Iterator[Row | RejectedRow]
 ) -> Iterator[Row | RejectedRow]:
     """Convert line ends to `\\n`, reject rows with invalid characters, and name the file in errors.
 
     Raises:
         UserError: See `Source.check_expansion`. A text that a Parquet file stores once may be in many rows.
     """
-    stored_size, characters = source.size(), 0
+    characters = 0
     with source.translate_errors():
         for row in rows:
             if isinstance(row, Row):
