@@ -118,7 +118,10 @@ class Checkpoint:
         """
         weights = {name.removeprefix("gpt."): value for name, value in self.state_dict.items()}
         try:
-            config = GPTConfig(**self.hyper_parameters["config"])
+            arguments = self.hyper_parameters.get("config")
+            if not isinstance(arguments, dict):
+                raise ValueError("its hyper_parameters have no config")
+            config = GPTConfig(**arguments)
             for field in fields(config):
                 value, types = getattr(config, field.name), get_args(field.type) or (field.type,)
                 # GPTConfig itself compares the values of a Literal, and the bounds of a float, which may be an int
