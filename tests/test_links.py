@@ -40,7 +40,7 @@ PLACES = {
         *("KEY.unfinished/report.json", "KEY.unfinished/ids_00000.bin", "KEY.unfinished/ids_00001.bin"),
         "KEY.unfinished/SHA256SUMS",
     ),
-    "work": tuple(f"KEY.unfinished/work/{name}" for name in WORK),
+    "work": tuple(str(Path("KEY.unfinished", "work", name)) for name in WORK),
 }
 
 

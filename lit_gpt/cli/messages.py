@@ -43,10 +43,13 @@ def print_traceback(error: BaseException) -> None:
 
 
 def format_traceback(error: BaseException) -> str:
-    """Return the traceback as Python prints it, but no line of a message begins as a line of ours does."""
+    """Return the traceback as Python prints it, with control characters escaped.
+
+    The lines of a message after its first are indented, so that none looks like a line of this program.
+    """
     root = traceback.TracebackException.from_exception(error, compact=True)
     errors = [root]
-    for found in errors:  # grows meanwhile
+    for found in errors:  # the loop appends the causes and contexts, and so visits them too
         found.__notes__ = [escape_controls(str(note)) for note in found.__notes__ or []]
         errors += [other for other in (found.__cause__, found.__context__) if other is not None]
         errors += found.exceptions or []
