@@ -82,6 +82,26 @@ def test_stream_tokens_draws_for_padded_rows_as_for_unpadded_ones(sampling: dict
     assert [prompt + new for prompt, new in zip(prompts, fast)] == rows
 
 
+@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
+def test_row_with_a_generator_of_its_own_draws_as_it_does_alone(sampling: dict[str, Any]) -> None:
+    model, prompts = gpt(), [[5], [7, 200, 31, 8], [7, 200, 31, 8]]
+    together = generate(model, prompts, 24, **sampling, generator=[seeded(row) for row in range(3)])
+    alone = [generate(model, [prompt], 24, **sampling, generator=seeded(row)) for row, prompt in enumerate(prompts)]
+    assert [[tokens] for tokens in together] == alone
+
+
+@pytest.mark.parametrize("sampling", SAMPLING, ids=str)
+def test_stream_tokens_gives_the_log_probabilities_of_the_model(sampling: dict[str, Any]) -> None:
+    model, rows = gpt(), torch.randint(257, (2, 7), generator=seeded(1))
+    logprobs: list[Tensor] = []
+    for tokens in stream_tokens(model, rows, 12, **sampling, generator=seeded(5), logprobs=logprobs):
+        with torch.inference_mode():
+            expected = model(rows[:, -16:])[0][:, -1].softmax(dim=-1)[torch.arange(2), tokens].log()
+        torch.testing.assert_close(logprobs[-1], expected)
+        rows = torch.cat((rows, tokens[:, None]), dim=1)
+    assert len(logprobs) == 12
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"position": "rope"}, {"position": "learned"}, {"position": "sinusoidal"}, {"previous_tokens": 3}],

@@ -1,7 +1,6 @@
 """Generate text from a model and a prompt."""
 
 import codecs
-import functools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -31,8 +30,9 @@ def stream_tokens(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
     use_cache: bool = True,
+    logprobs: list[Tensor] | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B,) int64, `max_new_tokens` times.
 
@@ -49,12 +49,20 @@ def stream_tokens(
         top_p: See `sample_token`.
         generator: See `sample_token`.
         use_cache: Whether to use the KV cache.
+        logprobs: A list to which the log-probability of every token that is yielded is appended, (B,) float32, in nats.
+            It is that of the model, before `temperature`, `top_k` and `top_p`.
 
     Raises:
         UserError: `temperature`, `top_k` or `top_p` is out of range.
     """
     check_sampling(temperature, top_k, top_p)
-    sample = functools.partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+
+    def sample(logits: Tensor) -> Tensor:  # (B, V) -> (B,)
+        tokens = sample_token(logits, temperature, top_k, top_p, generator)
+        if logprobs is not None:
+            logprobs.append(logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0])
+        return tokens
+
     # As a decorator, the mode holds while the generator runs, but not while its consumer does. FSDP2 keeps tensors that
     # it creates for training, and a tensor that was created in inference mode can never be trained.
     without_gradients = torch.no_grad() if is_sharded(model) else torch.inference_mode()
@@ -96,7 +104,7 @@ def sample_token(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> Tensor:
     """Draw one token for each row, in the way of `GPT.generate`.
 
@@ -105,7 +113,8 @@ def sample_token(
         temperature: Divides the logits; 0 always takes the likeliest token.
         top_k: Draw among the k likeliest tokens only, see `keep_likeliest`.
         top_p: Draw among the likeliest tokens up to this total probability only, see `keep_likeliest`.
-        generator: The random number generator; the global one by default.
+        generator: The random number generator; the global one by default. With a list of B, each row draws from its
+            own, so that its tokens do not depend on the other rows.
 
     Returns:
         (B,) int64 token ids.
@@ -113,6 +122,9 @@ def sample_token(
     if temperature < MIN_TEMPERATURE:
         return logits.argmax(dim=-1)  # (B,)
     probs = keep_likeliest(logits.float() / temperature, top_k, top_p).softmax(dim=-1)  # (B, V)
+    if isinstance(generator, list):
+        draws = [torch.multinomial(row, 2, True, generator=own) for row, own in zip(probs, generator, strict=True)]
+        return torch.stack(draws)[:, 0]  # (B,)
     return torch.multinomial(probs, 2, replacement=True, generator=generator)[:, 0]  # (B,); why two: see GPT.generate
 
 
