@@ -17,6 +17,7 @@ _HOME = {
     "load_model": "checkpoint.store",
     "prepare_for_inference": "inference.generate",
     "stream_text": "inference.generate",
+    "utf8_constraint": "inference.utf8",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -36,6 +36,9 @@ def parse_options(args: list[str]) -> argparse.Namespace:
     parser.add_argument("--top_k", type=int, help="sample from the k most likely tokens only")
     parser.add_argument("--top_p", type=float, help="sample from the most likely tokens up to this total probability")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed generates the same text")
+    parser.add_argument(
+        "--raw_bytes", action="store_true", help="allow bytes that form no character; they appear as U+FFFD"
+    )
     options = parser.parse_args(args)
     for name in ("max_new_tokens", "num_samples"):
         if getattr(options, name) < 1:
@@ -67,6 +70,7 @@ def generate(options: argparse.Namespace) -> None:
             tokenizer,
             options.prompt,
             mode,
+            raw_bytes=options.raw_bytes,
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             top_k=options.top_k,

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lit_gpt.compat import pack_linear_weight, packed_linear
 from lit_gpt.device import supports_bfloat16
 from lit_gpt.errors import UserError
+from lit_gpt.inference.utf8 import Utf8Constraint, utf8_constraint
 from lit_gpt.kv_cache import KVCache
 from lit_gpt.layers import Linear
 from lit_gpt.model import GPT
@@ -33,12 +34,13 @@ def stream_tokens(
     generator: torch.Generator | list[torch.Generator] | None = None,
     use_cache: bool = True,
     logprobs: list[Tensor] | None = None,
+    constraint: Utf8Constraint | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B,) int64, `max_new_tokens` times.
 
     While all tokens fit into the context, a KV cache saves the model from computing earlier tokens again. Beyond that,
-    the last `context_length` tokens are computed again for every new one. The tokens are those of `GPT.generate`: in
-    float32, an equal generator draws equal ones. Nothing here waits for the device.
+    the last `context_length` tokens are computed again for every new one. Without a constraint, the tokens are those of
+    `GPT.generate`: in float32, an equal generator draws equal ones. Nothing here waits for the device.
 
     Args:
         model: A model in evaluation mode; in training mode dropout stays on.
@@ -50,34 +52,41 @@ def stream_tokens(
         generator: See `sample_token`.
         use_cache: Whether to use the KV cache.
         logprobs: A list to which the log-probability of every token that is yielded is appended, (B,) float32, in nats.
-            It is that of the model, before `temperature`, `top_k` and `top_p`.
+            It is that of the model, before `constraint`, `temperature`, `top_k` and `top_p`.
+        constraint: Keeps prompt and new tokens together valid UTF-8, see `utf8_constraint`. None: any token may follow.
 
     Raises:
         UserError: `temperature`, `top_k` or `top_p` is out of range.
     """
     check_sampling(temperature, top_k, top_p)
 
-    def sample(logits: Tensor) -> Tensor:  # (B, V) -> (B,)
+    def sample(logits: Tensor, states: Tensor, remaining: int) -> Tensor:  # (B, V), (B,) -> (B,)
+        if logprobs is not None:
+            log_total = logits.float().logsumexp(dim=-1)  # (B,)
+        if constraint is not None:
+            constraint.mask_(logits, states, remaining)
         tokens = sample_token(logits, temperature, top_k, top_p, generator)
         if logprobs is not None:
-            logprobs.append(logits.float().log_softmax(dim=-1).gather(1, tokens[:, None])[:, 0])
+            logprobs.append(logits.gather(1, tokens[:, None])[:, 0].float() - log_total)
         return tokens
 
     # As a decorator, the mode holds while the generator runs, but not while its consumer does. FSDP2 keeps tensors that
     # it creates for training, and a tensor that was created in inference mode can never be trained.
     without_gradients = torch.no_grad() if is_sharded(model) else torch.inference_mode()
-    yield from without_gradients(_decode)(model, prompts, max_new_tokens, sample, use_cache)
+    yield from without_gradients(_decode)(model, prompts, max_new_tokens, sample, use_cache, constraint)
 
 
 def _decode(
     model: GPT,
     prompts: Tensor | list[list[int]],
     max_new_tokens: int,
-    sample: Callable[[Tensor], Tensor],
+    sample: Callable[[Tensor, Tensor, int], Tensor],
     use_cache: bool,
+    constraint: Utf8Constraint | None,
 ) -> Iterator[Tensor]:
     context_length, weight = model.config.context_length, model.embedding.weight
     tokens, padding = (prompts, None) if isinstance(prompts, Tensor) else pad_left(prompts, weight.device)
+    states = tokens.new_zeros(len(tokens)) if constraint is None else constraint.start(tokens, padding)  # (B,)
     cropped_length = max(0, tokens.shape[1] - context_length)
     tokens = tokens[:, cropped_length:]  # (B, T)
     if padding is not None:
@@ -87,12 +96,14 @@ def _decode(
         return KVCache(model.config, len(tokens), weight.device, weight.dtype, padding)
 
     cache, uncached = new_cache(), tokens  # uncached: (B, up to T)
-    for _ in range(max_new_tokens):
+    for remaining in reversed(range(max_new_tokens)):
         if not use_cache or cache.length + uncached.shape[1] > context_length:
             cache, uncached = new_cache(), tokens
         hidden = model.hidden(uncached, cache)  # (B, up to T, D)
-        next_tokens = sample(model.head(hidden[:, -1]))  # (B,)
+        next_tokens = sample(model.head(hidden[:, -1]), states, remaining)  # (B,)
         yield next_tokens
+        if constraint is not None:
+            states = constraint.advance(states, next_tokens)
         uncached = next_tokens[:, None]  # (B, 1)
         if padding is not None and tokens.shape[1] == context_length:
             padding = (padding - 1).clamp(min=0)
@@ -161,7 +172,8 @@ def generate(
 
     Example:
         >>> prompt = encode_prompt(tokenizer, "静夜思", mode)
-        >>> (continuation,) = generate(model, [prompt], 100, end=tokenizer.end_of_text, temperature=0.8)
+        >>> constraint = utf8_constraint(model, tokenizer)
+        >>> (continuation,) = generate(model, [prompt], 100, end=tokenizer.end_of_text, constraint=constraint)
         >>> tokenizer.decode(continuation)
 
     Args:
@@ -208,7 +220,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, mode: str) -> list[int]:
         return [0]  # the training text has no line ends: start after an arbitrary character
 
 
-def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, mode: str, **sampling: Any) -> Iterator[str]:
+def stream_text(
+    model: GPT, tokenizer: Tokenizer, prompt: str, mode: str, raw_bytes: bool = False, **sampling: Any
+) -> Iterator[str]:
     """Yield the text that continues `prompt`, each character as soon as all its bytes are generated.
 
     Args:
@@ -216,14 +230,17 @@ def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, mode: str, **samp
         tokenizer: The model's tokenizer.
         prompt: May be empty.
         mode: The `data.mode` of training, "rows" or "raw". With "rows", the text ends at the end of its document.
+        raw_bytes: Whether the model may also generate bytes that form no character; each part of them becomes U+FFFD.
+            By default it generates whole characters only.
         **sampling: Further arguments of `stream_tokens`; `max_new_tokens` is required.
     """
+    constraint = None if raw_bytes else utf8_constraint(model, tokenizer)
     was_training = model.training
     model.eval()
     try:
         prompt_ids = torch.tensor([encode_prompt(tokenizer, prompt, mode)], device=model.embedding.weight.device)
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for next_token in stream_tokens(model, prompt_ids, **sampling):  # (1,)
+        for next_token in stream_tokens(model, prompt_ids, constraint=constraint, **sampling):  # (1,)
             token = int(next_token.item())
             if mode == "rows" and token == tokenizer.end_of_text:
                 break

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import check_sampling, encode_prompt, generate
+from lit_gpt.inference.utf8 import utf8_constraint
 from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import has_finite_weights
 from lit_gpt.training.logger import step_logger
@@ -94,13 +95,12 @@ class GenerateText(Callback):
         mode = data.corpus_config.read_options.mode
         prompt_ids = encode_prompt(data.tokenizer, prompt, mode)
         end = data.tokenizer.end_of_text if mode == "rows" else None
+        sampling = {**self.sampling, "constraint": utf8_constraint(module.gpt, data.tokenizer)}
         was_training = module.gpt.training
         module.gpt.eval()
         # A compiled block recompiles for every length of the KV cache. At the recompile limit, torch.compile would run
         # training eagerly too.
         with torch.compiler.set_stance("force_eager"):
-            samples = generate(
-                module.gpt, [prompt_ids] * self.num_samples, end=end, generator=generator, **self.sampling
-            )
+            samples = generate(module.gpt, [prompt_ids] * self.num_samples, end=end, generator=generator, **sampling)
         module.gpt.train(was_training)
         return [prompt + data.tokenizer.decode(ids) for ids in samples]
