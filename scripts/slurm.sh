@@ -23,7 +23,7 @@ trap 'again=yes; kill -TERM "$step"' USR1
 trap 'kill -TERM "$step"' TERM
 
 srun python scripts/fit.py --trainer.num_nodes "$SLURM_JOB_NUM_NODES" \
-    --trainer.devices "$SLURM_NTASKS_PER_NODE" "$@" --ckpt_path last &
+    --trainer.devices "$SLURM_NTASKS_PER_NODE" "$@" --ckpt_path auto &
 step=$!
 
 wait "$step"

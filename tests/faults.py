@@ -199,7 +199,7 @@ class Scenario:
         if not is_right:
             return ended.status, f"status {ended.status}, {ended.err}"
         if ended.status != 0:
-            resumed = forked(self.case, *self.flags, "--ckpt_path", "last", prepare=ForkedRank.prepare)
+            resumed = forked(self.case, *self.flags, "--ckpt_path", "auto", prepare=ForkedRank.prepare)
             if resumed.status != 0 or "Traceback" in resumed.err:
                 return ended.status, f"{lines[0]}; resumed: status {resumed.status}, {resumed.err}"
         newest, _ = newest_checkpoint(self.case / "logs", "torture")

@@ -118,8 +118,8 @@ FLAGS: dict[str, Case] = {
     "argument of no class": Case(
         ["--trainer.callbacks.init_args.x", "1"], "--trainer.callbacks.x: give --trainer.callbacks CLASS"
     ),
-    "last and a wrong type": Case(
-        ["--ckpt_path", "last", "--trainer.max_steps", "many"], "--trainer.max_steps many: give int"
+    "auto and a wrong type": Case(
+        ["--ckpt_path", "auto", "--trainer.max_steps", "many"], "--trainer.max_steps many: give int"
     ),
     "last of an invalid name": Case(["--ckpt_path", "last", "--name", "../x"], "--name '../x': use only letters"),
 }
@@ -145,22 +145,22 @@ def test_wrong_config_on_two_ranks_is_reported_once(folder: Path) -> None:
         ([], ["fit", f"--config={DEFAULT}"]),
         (["--data.files", "a.csv"], ["fit", "--data.files", "a.csv"]),
         (["--data.files=a.csv"], ["fit", "--data.files=a.csv"]),
-        (["test", "--a", "1", "-c", "small.yaml"], ["test", "--config=small.yaml", "--a", "1"]),
+        (["fit", "--a", "1", "-c", "small.yaml"], ["fit", "--config=small.yaml", "--a", "1"]),
         (
             ["--a=1", "-csmall.yaml", "--config=small.yaml"],
             ["fit", "--config=small.yaml", "--config=small.yaml", "--a=1"],
         ),
-        (["--ckpt_path", "last", "--a", "1"], ["fit", f"--config={DEFAULT}", "--a", "1"]),
+        (["--ckpt_path", "auto", "--a", "1"], ["fit", f"--config={DEFAULT}", "--a", "1"]),
         (["--ckpt_path", "last", "--help"], ["fit", f"--config={DEFAULT}", "--ckpt_path", "last", "--help"]),
     ],
-    ids=["nothing", "files", "files in one word", "command and config", "two configs", "no last checkpoint", "help"],
+    ids=["nothing", "files", "files in one word", "command and config", "two configs", "no checkpoint", "help"],
 )
 def test_command_line_is_completed(folder: Path, args: list[str], completed: list[str]) -> None:
     assert CommandLine(args, DEFAULT).args == completed
 
 
 def test_resume_args_leave_out_flags_of_one_command(folder: Path) -> None:
-    once = ["--name", "mine", "--allow_data_change=true", "--trainer.default_root_dir", "runs", "--ckpt_path=last"]
+    once = ["--name", "mine", "--allow_data_change=true", "--trainer.default_root_dir", "runs", "--ckpt_path=auto"]
     command_line = CommandLine(["fit", *once, "--a", "1", "--config", "small.yaml", "--b=2"], DEFAULT)
     assert command_line.resume_args == ["--config=small.yaml", "--a", "1", "--b=2"]
     assert command_line.root_dir == "runs"

@@ -339,7 +339,7 @@ def test_own_model_checkpoint_works_beside_ours(fit: Fit, monkeypatch: pytest.Mo
     assert Path("logs/straight/version_0/best.ckpt").exists()
     assert orders == [["StepCheckpoint", "ModelCheckpoint"]]  # so trainer.checkpoint_callback is ours
     for steps in (4, 6):
-        resumed = ["--trainer.max_steps", steps, "--model.schedule", "constant", "--ckpt_path", "last"]
+        resumed = ["--trainer.max_steps", steps, "--model.schedule", "constant", "--ckpt_path", "auto"]
         assert fit("--config", "mine.yaml", *resumed).status == 0
     assert [step for step, _ in points(RUN)["loss/train"]] == [1, 2, 3, 4, 5, 6]
     assert fit("validate", "--ckpt_path", "mine/best_train.ckpt", config=None).status == 0
@@ -371,7 +371,7 @@ def test_early_stopping_counts_validations_across_a_resume(fit: Fit) -> None:
     assert fit(*flags, 60, "--name", "straight").status == 0
     straight = points(Path("logs/straight/version_0"))["loss/val"]
     for steps in (len(straight) - 2, 60):
-        assert fit(*flags, steps, "--ckpt_path", "last").status == 0
+        assert fit(*flags, steps, "--ckpt_path", "auto").status == 0
     assert points(RUN)["loss/val"] == straight
 
 

@@ -138,7 +138,7 @@ def test_test_command_prints_metrics_of_the_test_split(fit: Fit) -> None:
         correct += int((logits[0].argmax(dim=-1) == window[1:]).sum())
         nats += F.cross_entropy(logits[0], window[1:], reduction="sum").item()
     loss, size = nats / (len(ids) - 1), sum(len(row.encode()) for row in rows) - 1
-    got = {tag: float(value) for tag, value in (row.split() for row in result.out.splitlines())}
+    got = {tag: float(value) for tag, value in (row.split() for row in result.out.splitlines()[1:])}
     expected = {"loss/test": loss, "test/bits_per_byte": nats / size / math.log(2), "test/perplexity": math.exp(loss)}
     expected["test/accuracy"] = correct / (len(ids) - 1)
     assert got == pytest.approx(expected, rel=1e-5, abs=1e-4)
@@ -150,7 +150,8 @@ def test_test_command_refuses_missing_split_and_warns_of_seen_text(fit: Fit) -> 
     test = ["test", "--ckpt_path", RUN / "last.ckpt"]
     table = ["--data.files", "t.csv", "--data.columns", "text", "--data.split_column", "part"]
     for flags, message in (
-        (test[:1], "test needs a checkpoint: give --ckpt_path"),
+        ([*test[:1], "--name", "smal"], "no checkpoint of 'smal' under logs (did you mean 'small'?): give --name"),
+        (test[:1], "there is no test split: give"),
         (test, "there is no test split: give --data.test_fraction, --data.test_files or --data.split_column"),
         ([*test, *table], "the test split has 0 tokens, of which none can be predicted"),
     ):
@@ -257,14 +258,14 @@ def test_two_processes_get_half_of_the_cores_each(folder: Path) -> None:
     assert forked(folder, *flags, prepare=prepare).out.split()[-1] == str(max(1, available_cores() // 2))
 
 
-def test_generate_script_uses_the_newest_checkpoint(fit: Fit, folder: Path) -> None:
+def test_generate_script_uses_the_best_checkpoint(fit: Fit, folder: Path) -> None:
     assert fit("--data.tokenizer", "char").status == 0
     words = ["--prompt", "第1行", "--max_new_tokens", "40", "--num_samples", "2", "--seed", "7"]
     first, again = (forked(folder, *words, script="generate.py") for _ in range(2))
     assert first.status == 0, first.err
     assert first.out == again.out
     assert first.out.startswith("第1行")
-    assert first.err == f"[{RUN / 'last.ckpt'}]\n"
+    assert first.err == f"[{RUN / 'best.ckpt'}]\n"
     assert first.out != forked(folder, *words[:-1], "8", script="generate.py").out
     likeliest = forked(folder, "--prompt", "row", "--temperature", 0, "--num_samples", 2, script="generate.py").out
     half = len(likeliest) // 2

@@ -158,7 +158,7 @@ def test_built_in_column_is_default_of_built_in_table_only() -> None:
 )
 def test_last_checkpoint_is_found_without_a_config(fit: Fit, flags: list[str]) -> None:
     write_table("mine.csv")
-    assert fit(*SHORT, *flags, "--name", "mine", "--ckpt_path", "last", config=None).status == 0
+    assert fit(*SHORT, *flags, "--name", "mine", "--ckpt_path", "auto", config=None).status == 0
     result = fit(*SHORT, *flags, "--name", "mine", "--ckpt_path", "last", "--trainer.max_steps", 4, config=None)
     assert result.status == 0, result.err
     assert "resumed     logs/mine/version_0/last.ckpt, step 3" in result.out
@@ -169,5 +169,5 @@ def test_last_checkpoint_is_looked_for_in_root_dir_of_last_config(fit: Fit) -> N
     Path("small.yaml").write_text(text, encoding="utf-8")
     Path("overlay.yaml").write_text("trainer: {default_root_dir: other}\n", encoding="utf-8")
     overlaid = ["--config", "overlay.yaml", "--ckpt_path", "last"]
-    assert fit(*overlaid, "--trainer.max_steps", 3).status == 0
+    assert fit(*overlaid[:-1], "auto", "--trainer.max_steps", 3).status == 0
     assert "resumed     other/small/version_0/last.ckpt, step 3" in fit(*overlaid).out

@@ -139,7 +139,7 @@ def test_learning_rate_monitor_agrees_with_our_rates(fit: Fit) -> None:
     assert all(logged[tag] == logged["optim/lr"] for tag in tags)
     constant = ["--model.schedule", "constant", "--trainer.log_every_n_steps", 1]
     for steps in (3, 7):  # step 3 has a validation
-        assert fit(*flags, steps, *constant, "--ckpt_path", "last").status == 0
+        assert fit(*flags, steps, *constant, "--ckpt_path", "auto").status == 0
     logged = points(RUN)
     assert [step for step, _ in logged["optim/lr"]] == [1, 2, 3, 4, 5, 6, 7]
     assert all(logged[tag] == logged["optim/lr"] for tag in tags)

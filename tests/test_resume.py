@@ -63,7 +63,7 @@ def test_run_can_be_resumed_with_another_number_of_ranks(folder: Path, optimizer
     flags = ["--config", "config.yaml", "--model.optimizer", optimizer, "--model.schedule", "constant"]
     assert forked(folder, *flags, "--name", "straight").status == 0
     for steps, devices in ((7, TWO_RANKS), (16, []), (30, TWO_RANKS)):  # an epoch has four steps
-        last = ["--name", "moved", "--ckpt_path", "last", "--trainer.max_steps", steps]
+        last = ["--name", "moved", "--ckpt_path", "auto", "--trainer.max_steps", steps]
         ended = forked(folder, *flags, *last, *devices, prepare=ForkedRank.prepare)
         assert ended.status == 0, ended.err
     straight, moved = (points(folder / f"logs/{name}/version_0")["loss/train"] for name in ("straight", "moved"))
@@ -72,7 +72,7 @@ def test_run_can_be_resumed_with_another_number_of_ranks(folder: Path, optimizer
 
 
 def test_last_resumes_the_newest_checkpoint_of_the_name(fit: Fit) -> None:
-    assert "no checkpoint of 'small' under logs: starting from the beginning" in fit("--ckpt_path", "last").out
+    assert "no checkpoint of 'small' under logs: starting from the beginning" in fit("--ckpt_path", "auto").out
     assert fit("--trainer.max_steps", 3).status == 0  # in version_1
     assert fit("--name", "other", "--trainer.max_steps", 4).status == 0
     result = fit("--ckpt_path", "last", "--trainer.max_steps", 8)
@@ -242,7 +242,7 @@ def test_exception_after_a_validation_keeps_the_best_checkpoint(folder: Path) ->
 
 def test_resuming_an_older_checkpoint_removes_no_points_before_its_first_save(folder: Path) -> None:
     flags = ["--config", "small.yaml", "--checkpoint.every_n_steps", 2, "--ckpt_path"]
-    assert forked(folder, *flags, "last").status == 0
+    assert forked(folder, *flags, "auto").status == 0
     curves, samples = points(folder / RUN), texts(folder / RUN)
     kill_in_step_5 = at_step(5, lambda module: kill_process_group())
     killed = forked(folder, *flags, RUN / "step_00000004.ckpt", prepare=kill_in_step_5)

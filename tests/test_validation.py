@@ -173,9 +173,8 @@ SETTINGS: dict[str, Case] = {
     "many workers": Case(["--data.num_workers", "100000"], "--data.num_workers 100000 on"),
     "many blocks": Case(["--model.config.num_blocks", str(10**12)], "more than 10^12 parameters"),
     "xla profiler": Case(["--trainer.profiler", "xla"], "--trainer.profiler xla needs a TPU"),
-    "validate without checkpoint": Case(["validate"], "validate needs a checkpoint"),
     "validate without a run": Case(
-        ["validate", "--ckpt_path", "last"], "there is no checkpoint of 'small' under logs: train one first"
+        ["validate"], "there is no checkpoint of 'small' under logs: train one with scripts/fit.py"
     ),
 }
 

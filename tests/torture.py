@@ -195,7 +195,7 @@ def torture(
     while kind is not None:
         kind = rng.choice(kinds) if len(killed) < kills else None
         num_workers = int(len(killed) % 4 == 1)  # seldom: a worker takes longer to start than a run takes
-        resumed = [*flags, "--name", "killed", "--ckpt_path", "last", "--data.num_workers", num_workers]
+        resumed = [*flags, "--name", "killed", "--ckpt_path", "auto", "--data.num_workers", num_workers]
         moment = random.Random(rng.random())
         ended = forked(folder, *resumed, prepare=partial(schedule_kill, kind, moment, seconds))
         assert ended.status in (0, {"interrupt": 130, "terminate": 143}.get(str(kind), -signal.SIGKILL)), ended.err
@@ -228,7 +228,7 @@ def torture_ranks(folder: Path, kills: list[RankKill], flags: list[str]) -> Iter
         ended = None
         for _ in range(3):
             prepare = partial(kill.prepare, marker) if kill else ForkedRank.prepare
-            ended = forked(folder, *flags, "--name", "killed", "--ckpt_path", "last", prepare=prepare)
+            ended = forked(folder, *flags, "--name", "killed", "--ckpt_path", "auto", prepare=prepare)
             if kill and ended.status != 0:
                 break
             newest, _ = newest_checkpoint(logs, "killed")

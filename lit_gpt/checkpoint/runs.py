@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from lit_gpt.checkpoint.order import Order, read_comment
@@ -16,12 +17,15 @@ from lit_gpt.errors import UserError
 from lit_gpt.files import BACKUP_SUFFIX, fsync_folder, remove
 
 
-def newest_checkpoint(logs: Path, name: str | None = None) -> tuple[Checkpoint | None, str]:
+def newest_checkpoint(
+    logs: Path, name: str | None = None, *, prefer_best: bool = False
+) -> tuple[Checkpoint | None, str]:
     """Find the newest undamaged checkpoint.
 
     Args:
         logs: The folder with the runs, as logs/<name>/version_<n>/.
         name: Which runs to search; all by default.
+        prefer_best: Whether to take best.ckpt from the folder of the newest checkpoint, if it has one.
 
     Returns:
         The checkpoint, opened and verified, or None if there is none; and a warning that names the damaged checkpoints
@@ -30,20 +34,15 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> tuple[Checkpoint |
     Raises:
         UserError: There are checkpoints, and all of them are damaged.
     """
-    folders = Path(logs, name).glob("version_*") if name else logs.glob("*/version_*")
-    found: list[tuple[float, int, bool, str]] = []
-    damaged: list[str] = []
-    for folder in folders:
-        orders = {path: read_order(path) for path in _checkpoints(folder)}
-        damaged += [path for path, order in orders.items() if order is None]
-        latest = 0.0  # a clock that was set back does not make a later step older
-        for order, path in sorted((order, path) for path, order in orders.items() if order is not None):
-            latest = max(latest, order.saved_at)
-            found.append((latest, order.step, path.endswith("/last.ckpt"), path))
-    found.sort()
+    found, damaged = _find_checkpoints(Path(logs, name).glob("version_*") if name else logs.glob("*/version_*"))
+    if prefer_best and found:
+        best = f"{os.path.dirname(found[-1])}/best.ckpt"
+        if best in found:
+            found.remove(best)
+            found.append(best)
     newest: Checkpoint | None = None
     while found and newest is None:
-        candidate = found.pop()[-1]
+        candidate = found.pop()
         try:
             newest = Checkpoint.open(candidate)
         except UserError:
@@ -57,6 +56,26 @@ def newest_checkpoint(logs: Path, name: str | None = None) -> tuple[Checkpoint |
             "another --name"
         )
     return newest, f"skipped damaged checkpoints {paths}; using {newest.path}"
+
+
+def run_names(logs: Path) -> list[str]:
+    """Return the names of the runs that have a checkpoint, the one with the newest first."""
+    found, _ = _find_checkpoints(logs.glob("*/version_*"))
+    return list(dict.fromkeys(Path(path).parts[-3] for path in reversed(found)))
+
+
+def _find_checkpoints(folders: Iterable[Path]) -> tuple[list[str], list[str]]:
+    """Return the paths of the checkpoints in the folders of runs, the newest last; and those of damaged ones."""
+    found: list[tuple[float, int, bool, str]] = []
+    damaged: list[str] = []
+    for folder in folders:
+        orders = {path: read_order(path) for path in _checkpoints(folder)}
+        damaged += [path for path, order in orders.items() if order is None]
+        latest = 0.0  # a clock that was set back does not make a later step older
+        for order, path in sorted((order, path) for path, order in orders.items() if order is not None):
+            latest = max(latest, order.saved_at)
+            found.append((latest, order.step, path.endswith("/last.ckpt"), path))
+    return [path for *_, path in sorted(found)], damaged
 
 
 def _checkpoints(folder: Path) -> list[str]:

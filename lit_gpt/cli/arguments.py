@@ -7,14 +7,11 @@ from typing import Any
 
 import yaml
 
-from lit_gpt.checkpoint.runs import newest_checkpoint
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.cli.messages import print_lines
+from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, START, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.validation import COMMANDS, check_run_name
 from lit_gpt.cli.yaml_text import MAX_CHARACTERS, LimitError, StrictLoader, check_limits
 from lit_gpt.errors import UserError, did_you_mean
-
-LOGS = Path("logs")  # the default folder of runs
 
 SECTIONS = ("data", "model", "trainer", "generate", "checkpoint", "early_stopping")
 
@@ -37,7 +34,8 @@ class CommandLine:
       config saved in the checkpoint of `--ckpt_path`. Without a checkpoint it is default.yaml, unless `--data.files` is
       given: default.yaml names the built-in table.
     - Configs come before flags, so that flags win wherever the user wrote them.
-    - `--ckpt_path last` becomes the newest checkpoint of the run's name. It is removed if there is none.
+    - `--ckpt_path last`, `best` or `auto` becomes the path of a checkpoint of the run's name (`CHOICES`). It is removed
+      if there is none and `fit` may start a run. `validate` and `test` without `--ckpt_path` take `auto`.
 
     Args:
         args: The arguments as the user gave them, without the program's name.
@@ -70,10 +68,12 @@ class CommandLine:
             name.strip() for value in _find_flags("--allow_imports", flags) for name in value.strip("[]").split(",")
         ]
         self.notice = ""
-        checkpoint = None if {"-h", "--help"} & set(flags) else _find_flag("--ckpt_path", flags)
-        if checkpoint == "last":
-            name = check_run_name(_find_setting("name", flags, configs) or self.run_name)
-            checkpoint = self._find_last_checkpoint(name, command)
+        checkpoint = choice = _checkpoint_choice(command, flags, configs)
+        if choice in CHOICES:
+            name = _find_setting("name", flags, configs)
+            if name is not None or paths or command == "fit":
+                name = check_run_name(name or self.run_name)
+            checkpoint = self._find_checkpoint(choice, name, command)
             flags = remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
         if not paths and checkpoint:
             self.checkpoint = self.checkpoint or Checkpoint.open(checkpoint, verify=False)
@@ -88,22 +88,22 @@ class CommandLine:
         flags = (arg.partition("=")[0] for arg in self.args)
         return any(flag in (f"--{setting}", f"--{setting}+") or flag.startswith(f"--{setting}.") for flag in flags)
 
-    def _find_last_checkpoint(self, name: str, command: str) -> str | None:
-        """Open the newest checkpoint of a run's name and return its path. If there is none, `fit` starts a new run.
+    def _find_checkpoint(self, choice: str, name: str | None, command: str) -> str | None:
+        """Open the checkpoint of a choice, see `CHOICES`, and return its path; None: `fit` starts a run.
 
         Raises:
-            UserError: There is no checkpoint, and the command needs one.
+            UserError: There is none.
         """
-        logs = Path(str(self.root_dir or LOGS))
-        self.checkpoint, warning = newest_checkpoint(logs, name)
-        if warning:
-            print_lines(f"warning: {warning}", to_stderr=True)
+        logs, starts = Path(str(self.root_dir or LOGS)), command == "fit" and choice == "auto"
+        if choice == "auto":
+            choice = "last" if command == "fit" else "best"
+        self.checkpoint = find_checkpoint(choice, logs, name)
         if self.checkpoint is not None:
             return str(self.checkpoint.path)
-        if command != "fit":
-            raise UserError(f"--ckpt_path last: there is no checkpoint of {name!r} under {logs}: train one first")
-        self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"
-        return None
+        if starts:
+            self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"
+            return None
+        raise no_checkpoint_error(logs, name, START if command == "fit" else TRAIN)
 
 
 # ------------------------------------------------------------------------------------------------------------ flags
@@ -152,6 +152,16 @@ def _find_flag(flag: str, args: list[str]) -> str | None:
     """Return the value of the last occurrence of a flag, or None."""
     values = _find_flags(flag, args)
     return values[-1] if values else None
+
+
+def _checkpoint_choice(command: str, flags: list[str], configs: list[dict[str, Any]]) -> str | None:
+    """Return the flag `--ckpt_path`, a path or one of `CHOICES`; None if the command line needs no checkpoint."""
+    if {"-h", "--help"} & set(flags):
+        return None
+    choice = _find_flag("--ckpt_path", flags)
+    if choice is None and command != "fit" and not any("ckpt_path" in config for config in configs):
+        return "auto"
+    return choice
 
 
 def remove_flags(flags: Iterable[str], args: list[str]) -> list[str]:

@@ -22,10 +22,11 @@ from lightning.pytorch.loggers import Logger
 
 from lit_gpt import compat
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.cli.arguments import LOGS, CommandLine
+from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.intervals import apply_step_plan, resolve_validation_interval
 from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
+from lit_gpt.cli.run_checkpoint import LOGS
 from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import available_cores, is_out_of_memory, supports_bfloat16

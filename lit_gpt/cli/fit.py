@@ -71,6 +71,7 @@ def validate(experiment: Experiment, stop: GracefulStop) -> None:
     checkpoint = experiment.checkpoint
     assert checkpoint is not None
     check_same_model(checkpoint, experiment.model, experiment.datamodule.tokenizer)
+    print_checkpoint(experiment)
     with misconfiguration_as_user_error(), restore_error_as_user_error(checkpoint):
         experiment.trainer.validate(
             experiment.model, datamodule=experiment.datamodule, ckpt_path=checkpoint.path, verbose=False
@@ -89,6 +90,7 @@ def test(experiment: Experiment, stop: GracefulStop) -> None:
     checkpoint = experiment.checkpoint
     assert checkpoint is not None
     check_same_model(checkpoint, experiment.model, datamodule.tokenizer)
+    print_checkpoint(experiment)
     saved_tokens, tokens = checkpoint.data_fingerprint["train tokens"], fingerprint(datamodule)["train tokens"]
     if saved_tokens != tokens and experiment.trainer.is_global_zero:
         print_lines(
@@ -289,6 +291,12 @@ def print_end(experiment: Experiment) -> None:
         if step_logger(trainer) is not None:
             lines.append(f"curves      {program_name('tensorboard')} --logdir {experiment.folder.parents[1]}")
     print_lines(*lines)
+
+
+def print_checkpoint(experiment: Experiment) -> None:
+    """Print which checkpoint is evaluated."""
+    if experiment.trainer.is_global_zero and experiment.checkpoint is not None:
+        print_lines(f"checkpoint  {experiment.checkpoint.path}, step {experiment.checkpoint.step:,}")
 
 
 def print_metrics(experiment: Experiment) -> None:

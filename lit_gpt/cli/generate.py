@@ -5,14 +5,12 @@ from pathlib import Path
 
 import torch
 
-from lit_gpt.checkpoint.runs import newest_checkpoint
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_lines, print_text
+from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import check_sampling, encode_prompt, prepare_for_inference, stream_text
-
-LOGS = Path("logs")
 
 
 def main(args: list[str]) -> int:
@@ -27,8 +25,8 @@ def parse_options(args: list[str]) -> argparse.Namespace:
         UserError: A flag is unknown, or its value is out of range.
     """
     parser = LineParser('Generate text with a trained model: python scripts/generate.py --prompt "..."')
-    parser.add_argument("--ckpt_path", type=Path, help="checkpoint; the newest one by default, as with last")
-    parser.add_argument("--name", help="name of the run of which to use the newest checkpoint")
+    parser.add_argument("--ckpt_path", type=Path, help="checkpoint, or last or best; by default the run's best")
+    parser.add_argument("--name", help="name of the run; the newest one by default")
     parser.add_argument("--prompt", default="", help="text to continue")
     parser.add_argument("--num_samples", type=int, default=1, help="number of texts")
     parser.add_argument("--max_new_tokens", type=int, default=200, help="maximum length of a text in tokens")
@@ -82,16 +80,19 @@ def generate(options: argparse.Namespace) -> None:
 
 
 def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
-    """Open the checkpoint at `path`; if it is None or "last", the newest one of the runs called `name`, or of all runs.
+    """Open the checkpoint at `path`, or that of a run if `path` is None or one of `CHOICES`.
+
+    Args:
+        path: None is the same as `auto`: the best checkpoint of the run, or its newest one if it has none.
+        name: The name of the run; None: of any run.
 
     Raises:
         UserError: There is none, or it cannot be used.
     """
-    if path is not None and path != Path("last"):
-        return Checkpoint.open(path)
-    checkpoint, warning = newest_checkpoint(LOGS, name)
-    if warning:
-        print_lines(f"warning: {warning}", to_stderr=True)
+    choice = "auto" if path is None else str(path)
+    if choice not in CHOICES:
+        return Checkpoint.open(choice)
+    checkpoint = find_checkpoint("best" if choice == "auto" else choice, LOGS, name)
     if checkpoint is None:
-        raise UserError(f"no checkpoint under {LOGS}/{name or ''}: train one with scripts/fit.py, or give --ckpt_path")
+        raise no_checkpoint_error(LOGS, name, TRAIN)
     return checkpoint

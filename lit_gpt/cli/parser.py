@@ -16,6 +16,7 @@ from lit_gpt.cli.arguments import CommandLine, remove_flags
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.messages import print_lines
 from lit_gpt.cli.parser_errors import rewrite_parser_error
+from lit_gpt.cli.run_checkpoint import CHOICES
 from lit_gpt.cli.saved_config import describe_left_out, take_settings
 from lit_gpt.cli.validation import TRAINER_DEFAULTS, check_not_null, check_run_name, check_values, validate_args
 from lit_gpt.cli.yaml_text import dump_yaml, limit_parser
@@ -212,8 +213,9 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
     check_values(settings)
     if settings.ckpt_path == "":
         raise UserError("--ckpt_path is empty: give a .ckpt file or last, or leave it out")
-    if settings.ckpt_path == "last":
-        raise UserError("ckpt_path: last in a config is not supported: give it as a flag, --ckpt_path last")
+    if settings.ckpt_path in CHOICES:
+        choice = settings.ckpt_path
+        raise UserError(f"ckpt_path: {choice} in a config is not supported: give it as a flag, --ckpt_path {choice}")
     if settings.ckpt_path:
         checkpoint = checkpoint or Checkpoint.open(settings.ckpt_path, verify=False)
         checkpoint.verify()
