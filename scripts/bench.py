@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    from lit_gpt.cli.interrupts import exit_on_signals
+
+    exit_on_signals()  # before the other imports, which take seconds
     from lit_gpt.cli.messages import prepare_console
 
     prepare_console()  # before the other imports, which may fail or warn

@@ -12,11 +12,15 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--version"]:  # before the imports below, which take seconds
         print(f"lit_gpt {lit_gpt.__version__}")  # noqa: T201
         sys.exit(0)
-    # Until `main` handles signals, they end the process without a traceback. A process that Lightning started for
-    # another device ignores them: the first process ends it.
-    is_child = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN if is_child else signal.SIG_DFL)
+    from lit_gpt.cli.interrupts import exit_on_signals
+
+    # Until `main` handles signals. A process that Lightning started for another device ignores them: the first process
+    # ends it.
+    if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+    else:
+        exit_on_signals(signal.SIGINT, signal.SIGTERM)
     gc.disable()  # imports create hardly any garbage, and each collection traverses all that has been imported so far
     from lit_gpt.cli.messages import prepare_console
 

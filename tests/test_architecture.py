@@ -17,7 +17,18 @@ PACKAGE = ROOT / "lit_gpt"
 
 # A module imports only from its own layer, without cycles, and from the layers before it.
 LAYERS = [
-    ["errors", "compat", "device", "printable", "sharding", "files", "digests", "vocabularies", "tokenizer"],
+    [
+        "errors",
+        "compat",
+        "device",
+        "printable",
+        "sharding",
+        "files",
+        "digests",
+        "processes",
+        "vocabularies",
+        "tokenizer",
+    ],
     ["ops"],
     ["kv_cache", "layers", "sampling", "model", "optim"],
     ["data"],
@@ -124,6 +135,7 @@ def test_longest_function_has_at_most_60_lines() -> None:
 # Where the package writes to the terminal; the text is constant or `lit_gpt.printable` has made it printable.
 PRINTS = {
     "cli/messages.py: print",  # what all commands call
+    "cli/interrupts.py: os.write",  # in a signal handler; the name of a signal
     "cli/main.py: os.write",  # a message that ends the process, in one call
     "training/signals.py: os.write",  # in a signal handler; a constant
     "training/stop.py: os.write",  # likewise; the name of a signal

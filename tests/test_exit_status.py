@@ -37,7 +37,7 @@ ALLOCATOR = RuntimeError(f"[enforce fail at alloc_cpu.cpp:124] err == 0. {ALLOCA
 
 Case = tuple[BaseException, dict, tuple[int, str | None]]
 FAILURES: dict[str, Case] = {
-    "Ctrl-C": (KeyboardInterrupt(), {}, (130, "")),
+    "Ctrl-C": (KeyboardInterrupt(), {}, (130, "stopped by SIGINT")),
     "SIGTERM": (STOPPED, {}, (143, "stopped by SIGTERM")),
     "time limit": (Stopped(0, "stopped at step 5"), {"is_training": True}, (0, "stopped at step 5")),
     "reader has left": (BrokenPipeError(), {}, (141, "")),

@@ -6,6 +6,7 @@ machine's speed affect all implementations alike. Results are medians over the t
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -20,6 +21,7 @@ from lit_gpt.benchmark.task import Row
 from lit_gpt.cli.messages import prepare_console, quiet_lightning
 from lit_gpt.device import peak_memory, synchronize
 from lit_gpt.errors import UserError
+from lit_gpt.processes import signals_blocked
 
 END = 0  # the message that ends a worker
 
@@ -88,7 +90,8 @@ def run_in_turns(workers: dict[str, tuple[Any, ...]], messages: list[Any]) -> di
         for name, (function, *arguments) in workers.items():
             pipes[name], worker_end = context.Pipe()
             processes[name] = context.Process(target=_run_worker, args=(worker_end, function, *arguments))
-            processes[name].start()
+            with signals_blocked(signal.SIGINT):  # the worker ends when the pipe is closed
+                processes[name].start()
             worker_end.close()
             answers[name].append(_ask(name, pipes[name], messages[0]))
         for message in messages[1:]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from lit_gpt.cli.interrupts import Interrupts
 from lit_gpt.cli.messages import print_lines, print_traceback
 from lit_gpt.device import is_out_of_memory
 from lit_gpt.errors import Stopped, UserError
@@ -38,7 +39,7 @@ def classify(
     | failure                                  | status  | message           |
     |------------------------------------------|---------|-------------------|
     | Stopped: a signal or a time limit        | its own | its own           |
-    | KeyboardInterrupt                        | 130     | none              |
+    | KeyboardInterrupt                        | 130     | one line          |
     | BrokenPipeError: the reader has left     | 141     | none              |
     | UserError: what the user can correct     | 2       | one line          |
     | the name of a file is too long           | 2       | one line          |
@@ -61,7 +62,7 @@ def classify(
     if stopped is not None:
         return stopped.status, one_line(str(stopped))
     if isinstance(error, KeyboardInterrupt):
-        return 130, ""
+        return 130, "stopped by SIGINT"
     if isinstance(error, BrokenPipeError):
         return 141, ""
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
@@ -116,10 +117,12 @@ def print_failure(error: BaseException, message: str | None) -> None:
 
 def exit_status(command: Callable[[], object]) -> int:
     """Run a command in this process; print why it failed, if it does; return its exit status (see `classify`)."""
+    interrupts = Interrupts()
     try:
-        command()
+        with interrupts.listen():
+            command()
     except (Exception, KeyboardInterrupt) as error:
-        status, message = classify(error)
+        status, message = classify(KeyboardInterrupt() if interrupts.received else error)
         print_failure(error, message)
         return status
     return 0

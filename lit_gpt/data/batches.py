@@ -9,7 +9,6 @@ import atexit
 import multiprocessing
 import signal
 import weakref
-from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_gpt.data.shards import TokenIds
 from lit_gpt.data.windows import WINDOW_SAMPLERS, read_windows
 from lit_gpt.ops import IGNORE_INDEX
+from lit_gpt.processes import signals_blocked
 
 MIN_EVALUATION_TOKENS = 4096  # per batch; without gradients, smaller batches are slower
 
@@ -172,15 +172,11 @@ class BatchLoader(DataLoader):
 
     def _start_iterator(self) -> Any:
         """Return the iterator of a DataLoader, whose workers do not receive SIGINT and SIGTERM."""
-        if self.num_workers == 0 or not hasattr(signal, "pthread_sigmask"):
+        if self.num_workers == 0:
             return super().__iter__()
-        resource_tracker.ensure_running()  # its start unblocks both signals, so it must not happen below
         children = set(multiprocessing.active_children())
-        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
-            iterator = super().__iter__()  # starts the workers, which inherit the mask
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        with signals_blocked(signal.SIGINT, signal.SIGTERM):
+            iterator = super().__iter__()  # starts the workers
         if not _workers:
             atexit.register(_kill_workers)
         _workers.update(set(multiprocessing.active_children()) - children)

@@ -39,7 +39,7 @@ from lit_gpt.data.cache import (
 )
 from lit_gpt.data.config import SPLITS, CorpusConfig
 from lit_gpt.data.executors import Executor, ExecutorName, open_executor
-from lit_gpt.data.layout import id_dtype, plan_shards, prune_vocab, tokens_per_split, write_shards
+from lit_gpt.data.layout import BAR_OPTIONS, id_dtype, plan_shards, prune_vocab, tokens_per_split, write_shards
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import with_detected_encoding
 from lit_gpt.data.report import TextCounts, duplicate_report, merge_blocks, vocab_report
@@ -228,7 +228,7 @@ def _tokenize(
     damaged: list[Path] = []
     read = partial(read_blocks, sources, read_options, config.split_options, BLOCK_CHARACTERS)
     tokenize = partial(tokenize_block, work_folder, config.read_options.mode == "raw")
-    with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, delay=2, mininterval=0.5, leave=False) as bar:
+    with tqdm(desc="tokenizing", total=total, unit="B", unit_scale=True, **BAR_OPTIONS) as bar:
         for progress in executor.run(read, tokenize, range(len(sources))):
             blocks.append(progress.path)
             damaged += [progress.path] * progress.was_damaged

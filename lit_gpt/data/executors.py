@@ -20,7 +20,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol, get_args
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import Stopped, UserError
+from lit_gpt.processes import signals_blocked
 
 ExecutorName = Literal["local", "ray"]
 EXECUTORS: tuple[ExecutorName, ...] = get_args(ExecutorName)
@@ -60,10 +61,15 @@ def _open_local_executor(processes: int) -> Iterator[Executor]:
         yield SerialExecutor()
         return
     pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _init_worker)
+    other_children = set(multiprocessing.active_children())
     try:
         yield ProcessPool(pool, processes)
     except BrokenProcessPool:
         raise OSError(None, "a worker process was killed; the same command continues from here") from None
+    except (KeyboardInterrupt, Stopped):
+        for worker in set(multiprocessing.active_children()) - other_children:
+            worker.kill()  # `shutdown` would wait until it has imported its modules and run its tasks
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -91,7 +97,8 @@ class ProcessPool:
         pending: collections.deque[Future] = collections.deque()
         for item in items:
             for task in make_tasks(item):
-                pending.append(self.pool.submit(run_task, task))
+                with signals_blocked(signal.SIGINT):  # may start a process; this one handles Ctrl-C
+                    pending.append(self.pool.submit(run_task, task))
                 if len(pending) > self.max_pending:
                     yield pending.popleft().result()
         while pending:
@@ -99,8 +106,8 @@ class ProcessPool:
 
 
 def _init_worker() -> None:
-    """Ignore Ctrl-C, which the parent process handles, and exit when the parent process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Exit when the parent process ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it cannot be blocked, on Windows
     parent = multiprocessing.parent_process()
     assert parent is not None
 

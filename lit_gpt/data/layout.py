@@ -15,6 +15,9 @@ from lit_gpt.data.tokenize import DOCUMENT_DTYPE, read_block
 from lit_gpt.files import atomic_write
 from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, prune
 
+# Of tqdm: a bar only in a terminal, and only for what takes longer than two seconds.
+BAR_OPTIONS: dict[str, Any] = {"delay": 2, "mininterval": 0.5, "leave": False, "disable": None}
+
 
 class Span(NamedTuple):
     """A range of the token ids that a block holds of one split.
@@ -121,7 +124,7 @@ def write_shards(
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     write = partial(_write_shard, folder, work_folder, tokenizer.vocab_size, id_dtype(tokenizer))
     total = sum(tokens_per_split(shards))
-    with tqdm(desc="writing", total=total, unit="token", unit_scale=True, delay=2, mininterval=0.5, leave=False) as bar:
+    with tqdm(desc="writing", total=total, unit="token", unit_scale=True, **BAR_OPTIONS) as bar:
         for shard_frequencies in executor.run(_as_list, write, list(enumerate(shards))):
             frequencies += shard_frequencies
             bar.update(int(shard_frequencies.sum()))
