@@ -11,7 +11,7 @@ import pytest
 import torch
 from corpora import build, documents
 
-from lit_gpt.data import parquet, readers, sources
+from lit_gpt.data import csv_tables, parquet, readers, sources
 from lit_gpt.device import peak_memory, reset_peak_memory
 from lit_gpt.errors import UserError
 
@@ -97,7 +97,7 @@ def test_text_that_compresses_too_well_is_refused(
 
 
 def test_table_in_which_every_line_opens_a_quote_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_READ_AGAIN", 2**16)
+    monkeypatch.setattr(csv_tables, "MAX_READ_AGAIN", 2**16)
     (tmp_path / "t.csv").write_text("a,b\n" + 'x","\n' * 10_000, encoding="utf-8")
     with pytest.raises(UserError, match=r"line \d+: too many quotes: give --data.quote none"):
         build(tmp_path / "t.csv", columns=("a",))
@@ -107,10 +107,11 @@ def test_table_in_which_every_line_opens_a_quote_is_refused(tmp_path: Path, monk
 
 
 def test_long_quoted_field_and_long_rows_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_ROW_LINES", 100)
+    monkeypatch.setattr(csv_tables, "MAX_ROW_LINES", 100)
     (tmp_path / "t.csv").write_text('text\n"' + "a\n" * 2000, encoding="utf-8")
     assert build(tmp_path / "t.csv").report["documents"] == 1999
-    monkeypatch.setattr(readers, "MAX_ROW_CHARACTERS", 50)
+    for module in (csv_tables, readers):
+        monkeypatch.setattr(module, "MAX_ROW_CHARACTERS", 50)
     (tmp_path / "t.csv").write_text("text\n" + "a\n" * 20 + "abc\n", encoding="utf-8")
     found = build(tmp_path / "t.csv", template="{text}" * 20)
     assert documents(found) == ["a" * 20] * 20

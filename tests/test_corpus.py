@@ -104,6 +104,8 @@ def test_every_setting_changes_cache_key(names: Path) -> None:
         key(delimiter=";"),
         key(quote="'"),
         key(header=False),
+        key(format="csv"),
+        key(skip_rows=1),
         key(encoding="latin-1"),
         key(split_key_column="a"),
         split_key(val_fraction=0.2),
@@ -132,7 +134,7 @@ def test_cache_key_is_stable_across_versions(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text,writer\na,b\n", encoding="utf-8")
     split = SplitOptions(group="writer", dedupe=True)
     config = CorpusConfig(ReadOptions(columns=("text",), split_key_column="writer"), split, "bpe", vocab_size=300)
-    assert corpus_key([Source(str(tmp_path / "t.csv"))], config) == "21ec2ca6905a3e5fb3fa10d3fe25bf05"
+    assert corpus_key([Source(str(tmp_path / "t.csv"))], config) == "51df7b159a50af480b8ad3195d71fc93"
 
 
 # ---------------------------------------------------------------------------------- builds that fail or are killed

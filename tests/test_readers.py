@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.data import readers
+from lit_gpt.data import csv_tables, lines, readers
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.read_options import ReadOptions
@@ -137,14 +137,14 @@ def test_after_an_unclosed_quote_reading_continues_with_the_next_line(
     rows = read_rows(path)
     assert [row[:2] for row in rows if isinstance(row, Row)] == expected
     assert [row.line for row in rows if isinstance(row, RejectedRow)] == [3, 7]
-    monkeypatch.setattr(readers, "MAX_ROW_LINES", 2)  # the quote in line 3 would run up to line 5
+    monkeypatch.setattr(csv_tables, "MAX_ROW_LINES", 2)  # the quote in line 3 would run up to line 5
     assert read_rows(path)[1] == RejectedRow(
         3, "a quote is opened and never closed: correct the quotes of that row, or give --data.quote none"
     )
 
 
 def test_quoted_text_of_many_lines_may_be_longer_than_a_line(tmp_path: Path) -> None:
-    text = "a line of a novel, which is long\n" * (readers.MAX_LINE_CHARACTERS // 32)
+    text = "a line of a novel, which is long\n" * (lines.MAX_LINE_CHARACTERS // 32)
     (tmp_path / "t.csv").write_text(f'text\nbefore\n"{text}"\nafter\n', encoding="utf-8")
     assert read_documents(tmp_path / "t.csv") == ["before", text, "after"]
 
@@ -281,7 +281,7 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         "t.docx",
         b"x",
         {},
-        r"unknown file format .docx: give one of .csv, .tsv, .txt, .jsonl, .parquet, or any text",
+        r"unknown file format .docx: give one of .csv, .tsv, .txt, .jsonl, .parquet, name the format",
     ),
     "no column chosen": (
         "t.csv",

@@ -136,11 +136,13 @@ def corpus_key(sources: list[Source], config: CorpusConfig) -> str:
     contents = [(source.suffix, source.compression, source.split, source.sha256()) for source in sources]
     read_options = {  # spelled out, because a renamed field must not change the key
         "mode": config.read_options.mode,
+        "format": config.read_options.format,
         "columns": config.read_options.columns,
         "template": config.read_options.template,
         "delimiter": config.read_options.delimiter,
         "quote": config.read_options.quote,
         "header": config.read_options.header,
+        "skip_rows": config.read_options.skip_rows,
         "encoding": config.read_options.encoding,
         "mark": config.read_options.split_key_column,
     }

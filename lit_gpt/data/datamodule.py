@@ -11,30 +11,19 @@ from lit_gpt.data.batches import Batch, BatchLoader, EvaluationBatches, TrainBat
 from lit_gpt.data.cache import Corpus
 from lit_gpt.data.config import CorpusConfig, SplitOptions
 from lit_gpt.data.corpus import open_corpus
-from lit_gpt.data.read_options import Mode, ReadOptions
+from lit_gpt.data.read_options import Format, Mode, ReadOptions
+from lit_gpt.data.readers import check_settings_have_effect
 from lit_gpt.data.sample import SAMPLE_COLUMN, SAMPLE_FILE, is_sample, write_sample
 from lit_gpt.data.samplers import EpochSampler, RankSampler
 from lit_gpt.data.shards import ShardedArray
 from lit_gpt.data.sources import Source, check_no_duplicates, find_sources
 from lit_gpt.data.step_plan import StepPlan, limit_batches, plan_steps
-from lit_gpt.data.windows import count_windows, evaluation_starts
+from lit_gpt.data.windows import check_window_count, count_windows, evaluation_starts
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Tokenizer, Vocab, check_tokenizer_name
 
 CACHE = Path("data/cache")
 MAX_TRAIN_EVAL_WINDOWS = 256  # windows of the training split that are evaluated beside a whole validation split
-
-
-def check_window_count(name: str, count: int | None, context_length: int) -> None:
-    """Check a setting of TextDataModule that counts windows; None is valid.
-
-    Raises:
-        UserError: There is no window, or there are 2**31 tokens or more, which an index of 32 bits cannot count.
-    """
-    if count is not None and count < 1:
-        raise UserError(f"--data.{name} is {count}: give 1 or more")
-    if count is not None and count * context_length >= 2**31:
-        raise UserError(f"--data.{name} is {count}, with {context_length} tokens to a window: give fewer windows")
 
 
 class TextDataModule(LightningDataModule):
@@ -53,12 +42,14 @@ class TextDataModule(LightningDataModule):
         files: Paths, URLs or globs of .csv, .tsv, .txt, .jsonl or .parquet files. All but Parquet may be compressed
             (.gz, .zst). In raw mode, any text files.
         mode: "rows": each row is a document. "raw": each file is one text.
+        format: Format of the files: csv, tsv, txt, jsonl or parquet. By default their suffix decides.
         columns: Columns (JSONL: fields) of a table that make up a document. Not needed if there is only one. The
             default for the built-in table is `name`.
         template: Pattern that combines columns, as "{title}\\n{text}". Use it instead of `columns`.
-        delimiter: Character between columns. The default is a comma, and a tab in .tsv files.
+        delimiter: Character between columns. The default is that of a first line `sep=;`, else a comma, in .tsv a tab.
         quote: Character around fields that contain delimiters or line ends. "none": quotes are part of the text.
         header: Whether the first row names the columns. Without it they are named c1, c2, …
+        skip_rows: Lines to leave out at the start of each file, before the header.
         encoding: Encoding of text files, as gb18030. "auto": detect it for each file.
         tokenizer: cl100k_base, o200k_base, gpt2, byte, char, bpe (trained on the text), or a .tiktoken file.
         vocab: "pruned": keep only the tokens of a pretrained tokenizer that the corpus uses. "full": keep all.
@@ -86,11 +77,13 @@ class TextDataModule(LightningDataModule):
         self,
         files: list[str] | str = SAMPLE_FILE,
         mode: Mode = "rows",
+        format: Format | None = None,
         columns: list[str] | str | None = None,
         template: str | None = None,
         delimiter: str | None = None,
         quote: str = '"',
         header: bool = True,
+        skip_rows: int = 0,
         encoding: str = "auto",
         tokenizer: str = "cl100k_base",
         vocab: Vocab = "pruned",
@@ -119,16 +112,18 @@ class TextDataModule(LightningDataModule):
         if num_workers < 0 or seed < 0:
             raise UserError(f"--data.num_workers is {num_workers} and the seed {seed}: give 0 or more")
         check_tokenizer_name(tokenizer)
-        if is_sample(files) and mode == "rows" and columns is None and template is None:
+        if is_sample(files) and (mode, columns, template) == ("rows", None, None) and format in (None, "csv"):
             columns = SAMPLE_COLUMN
         self.files, self.val_files, self.test_files = files, val_files, test_files
         read_options = ReadOptions(
             mode=mode,
+            format=format,
             columns=None if columns is None else (columns,) if isinstance(columns, str) else tuple(columns),
             template=template,
             delimiter=delimiter,
             quote=quote,
             header=header,
+            skip_rows=skip_rows,
             encoding=encoding,
             split_key_column=group_column if split_column is None else split_column,
         )
@@ -155,6 +150,7 @@ class TextDataModule(LightningDataModule):
             if split_files is not None:
                 sources += find_sources(split_files, split)
         check_no_duplicates(sources)
+        check_settings_have_effect(sources, self.corpus_config.read_options)
         return sources
 
     @cached_property

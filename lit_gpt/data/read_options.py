@@ -5,13 +5,14 @@ import json
 import string
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError, did_you_mean, shorten
 
 Mode = Literal["rows", "raw"]
+Format = Literal["csv", "tsv", "txt", "jsonl", "parquet"]
 
 MAX_COMPARED_NAMES = 1000  # names of columns among which a similar one is searched
 
@@ -22,22 +23,26 @@ class ReadOptions:
 
     Attributes:
         mode: "rows": every row is a document; "raw": a file is one text.
+        format: Format of the files, whatever their suffix. None: the suffix decides.
         columns: Columns of a table (JSONL: fields) that make a document, joined by line ends. None: the only column.
         template: How columns make a document instead, as `"{title}\\n{text}"`. `\\n` and `\\t` may be typed as two
             characters; `{{` and `}}` are braces.
-        delimiter: Character between columns. None: a comma, in .tsv a tab.
+        delimiter: Character between columns. None: the one of a first line `sep=;`, otherwise a comma, in .tsv a tab.
         quote: Character around fields that contain delimiters or line ends; "none": quotes are part of the text.
         header: Whether the first row names the columns. Without it they are named c1, c2, …
+        skip_rows: Number of lines at the start of each file that are left out.
         encoding: Encoding of text files, or "auto" to detect it.
         split_key_column: The column `split_column`, which names the split of a row, or `group_column`; None: neither.
     """
 
     mode: Mode = "rows"
+    format: Format | None = None
     columns: tuple[str, ...] | None = None
     template: str | None = None
     delimiter: str | None = None
     quote: str = '"'
     header: bool = True
+    skip_rows: int = 0
     encoding: str = "auto"
     split_key_column: str | None = None
 
@@ -52,6 +57,8 @@ class ReadOptions:
             raise UserError(f"--data.delimiter {self.delimiter!r} is not one character: give ',' ';' '|' or '\\t'")
         if self.quote != "none" and len(self.quote) != 1:
             raise UserError(f"--data.quote {self.quote!r} is not one character: give '\"', \"'\" or none")
+        if self.skip_rows < 0:
+            raise UserError(f"--data.skip_rows is {self.skip_rows}: give 0 or more")
         if self.template is not None and not _parse_template(self.template):
             raise UserError(f"--data.template {self.template!r} names no column: write one in braces, as '{{text}}'")
 
@@ -59,10 +66,20 @@ class ReadOptions:
         """Raise UserError if a setting has a value but no effect."""
         if self.columns is not None and self.template is not None:
             raise UserError("--data.columns and --data.template both choose the columns of a document: leave one out")
-        table = {"columns": None, "template": None, "delimiter": None, "quote": '"', "header": True}  # and defaults
-        given = [f"--data.{name}" for name, default in table.items() if getattr(self, name) != default]
+        given = [
+            f"--data.{name}" for name in self.given("format", "columns", "template", "delimiter", "quote", "header")
+        ]
         if self.mode == "raw" and given:
             raise UserError(f"--data.mode raw reads no tables, each file is one text: leave out {' and '.join(given)}")
+
+    def given(self, *names: str) -> list[str]:
+        """Return those of some fields that do not have their default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        return [name for name in names if getattr(self, name) != defaults[name]]
+
+    def suffix_of(self, source: Source) -> str:
+        """Return the suffix of the format as which a file is read."""
+        return f".{self.format}" if self.format else source.suffix
 
     def named_columns(self) -> list[str]:
         """Return the columns of a document in order, each once, or [] if neither `columns` nor `template` names any."""

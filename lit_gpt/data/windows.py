@@ -7,8 +7,21 @@ therefore draws the same windows as one that was not interrupted, with any numbe
 import numpy as np
 
 from lit_gpt.data.shards import ShardedArray, TokenIds
+from lit_gpt.errors import UserError
 
 FEISTEL_ROUNDS = 4  # enough for a pseudorandom permutation (Luby and Rackoff, 1988)
+
+
+def check_window_count(name: str, count: int | None, context_length: int) -> None:
+    """Check a setting of TextDataModule that counts windows; None is valid.
+
+    Raises:
+        UserError: There is no window, or there are 2**31 tokens or more, which an index of 32 bits cannot count.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"--data.{name} is {count}: give 1 or more")
+    if count is not None and count * context_length >= 2**31:
+        raise UserError(f"--data.{name} is {count}, with {context_length} tokens to a window: give fewer windows")
 
 
 def random_starts(seed: int, step: int, num_windows: int, num_tokens: int, context_length: int) -> np.ndarray:

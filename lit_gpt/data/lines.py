@@ -1,0 +1,72 @@
+"""The lines of a text file, and the bytes in it that are not text."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from functools import partial
+from io import TextIOBase
+
+from lit_gpt.data.sources import Source
+from lit_gpt.errors import UserError
+
+MAX_LINE_CHARACTERS = 2**24  # a longer line is no row of a table
+
+
+def read_limited_lines(source: Source, file: TextIOBase, skip_rows: int = 0) -> Iterator[str]:
+    """Yield the lines of a file.
+
+    Args:
+        source: The file, as error messages name it.
+        file: The file, opened.
+        skip_rows: Number of lines at its start that are left out.
+
+    Raises:
+        UserError: A line is so long that the file is no table: it may be compressed, and not fit into memory. Or there
+            are fewer lines than `skip_rows`.
+    """
+    skip_lines(source, file, skip_rows)
+    lines = iter(partial(file.readline, MAX_LINE_CHARACTERS), "")
+    for number, line in enumerate(lines, start=skip_rows + 1):
+        if len(line) == MAX_LINE_CHARACTERS and not line.endswith(("\n", "\r")):
+            raise UserError(
+                f"{source} line {number} has more than {MAX_LINE_CHARACTERS:,} characters, which is no row of a table: "
+                "give --data.mode raw if the file is one text"
+            )
+        yield line
+
+
+def skip_lines(source: Source, file: TextIOBase, count: int) -> None:
+    """Skip lines at the start of a file.
+
+    Raises:
+        UserError: It does not have so many.
+    """
+    for number in range(count):
+        line = file.readline(MAX_LINE_CHARACTERS)
+        if not line:
+            raise UserError(f"--data.skip_rows {count} leaves nothing of {source}, which has {number} lines: give less")
+        while line and not line.endswith(("\n", "\r")):  # a part of a longer line
+            line = file.readline(MAX_LINE_CHARACTERS)
+
+
+def is_valid_text(text: str) -> bool:
+    """Return whether a text contains no surrogates, which are not characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def describe_surrogates(text: str, encoding: str) -> str:
+    """Say what the first surrogates in a text are: invalid bytes of the file, or half a character in JSON."""
+    first = re.search("[\ud800-\udfff]{1,4}", text)
+    assert first is not None
+    codes = list(itertools.takewhile(lambda code: 0xDC80 <= code <= 0xDCFF, map(ord, first.group())))
+    if not codes:
+        return "a lone surrogate, as \\ud83d, is no character: write both halves of a surrogate pair"
+    invalid = bytes(code - 0xDC00 for code in codes).hex(" ")
+    return (
+        f"bytes {invalid} are not {encoding}: correct that row, or give the encoding of the file, as "
+        "--data.encoding auto"
+    )
