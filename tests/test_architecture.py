@@ -233,7 +233,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 DYNAMO = {"torch._dynamo", "lightning"}
-SLOW = {"torch.distributed.checkpoint", "pyarrow", "ray", "transformers", "charset_normalizer"}
+SLOW = {"torch.distributed.checkpoint", "pyarrow", "ray", "transformers", "chardet"}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus
 from lit_gpt.data.read_options import ReadOptions
-from lit_gpt.data.sources import Source, detect_encoding, find_sources
+from lit_gpt.data.sources import Source, find_sources
 from lit_gpt.errors import UserError
 
 POEMS = [
@@ -73,34 +73,6 @@ def test_encoding_and_compression_do_not_change_the_ids(tmp_path: Path, name: st
     expected = b"\xff".join(f"{row['title']}\n{row['text']}".encode() for row in POEMS) + b"\xff"
     ids = read_ids(Source(str(tmp_path / name)), tmp_path)
     assert np.where(ids == 256, 255, ids).astype(np.uint8).tobytes() == expected
-
-
-SENTENCES = {
-    "cp932": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n",
-    "euc_kr": "한국어 문장은 이렇게 생겼습니다. 오늘은 날씨가 좋습니다.\n",
-    "gb18030": "今天天气很好，我们一起去公园散步吧。\n",
-    "big5": "今天天氣很好，我們一起去公園散步吧。\n",
-    "cp1252": "L'été dernier, à Besançon, les garçons mangeaient des pâtés.\n",
-    "cp1251": "Сегодня хорошая погода, и мы пойдём гулять в парк.\n",
-    "utf-16-be": "今天天气很好，我们一起去公园散步吧。\n",
-    "utf-8": "今天天气很好 🙂 שלום\n",
-}
-
-
-@pytest.mark.parametrize("encoding", SENTENCES)
-def test_detect_encoding(tmp_path: Path, encoding: str) -> None:
-    text = "id,text\n" + SENTENCES[encoding] * 20
-    (tmp_path / "t.csv").write_bytes(text.encode(encoding))
-    found, confidence = detect_encoding(Source(str(tmp_path / "t.csv")))
-    assert text.encode(encoding).decode(found) == text
-    assert 0.8 < confidence <= 1
-
-
-def test_utf8_with_a_few_invalid_bytes_is_detected_as_utf8(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_bytes("第一行，文字\n".encode() * 100 + b"\xff\xfe\n")
-    found, confidence = detect_encoding(Source(str(tmp_path / "t.csv")))
-    assert found == "utf-8"
-    assert 0.99 < confidence < 1
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from lit_gpt.cli.describe_data import encoding_lines
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory
 from lit_gpt.training.checkpointing import StepCheckpoint
@@ -37,6 +38,7 @@ def describe_run(
     """
     memory, memory_warning = _describe_memory(trainer, model, data)
     lines = [
+        *encoding_lines(data.corpus.report),
         *_data_lines(data),
         _model_line(model, data),
         f"memory      {memory}",

@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.describe_data import encoding_lines
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_json, print_lines, print_rows, quiet_lightning
 from lit_gpt.cli.parser import load_settings
@@ -87,8 +88,8 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
     """Yield a corpus's report as lines of text."""
     report = corpus.report
     for file in report["files"]:
-        guess = f" (looks like it, {file['sure']:.0%}: else give --data.encoding)" if file["sure"] < 1 else ""
-        yield f"file        {file['name']}   {file['bytes'] / 1e6:,.1f} MB, {file['encoding']}{guess}"
+        yield f"file        {file['name']}   {file['bytes'] / 1e6:,.1f} MB, {file['encoding']}"
+    yield from encoding_lines(report)
     yield from _describe_rows(corpus)
     yield f"text        {report['characters']:,} characters, {report['bytes']:,} bytes"
     if report["longest"]:

@@ -30,8 +30,17 @@ MAX_JSON_BYTES = 2**26  # of corpus.json and of report.json
 
 # What report.json contains: `int` and `float` are finite and not negative; a list has any number of the same items.
 LOCATION = (str, int)  # file, line
+FILE_SHAPE = {  # as `encodings.DetectedEncoding`
+    "name": str,
+    "bytes": int,
+    "encoding": str,
+    "sure": bool,
+    "confidence": float,
+    "runner_up": str,
+    "examples": [str],
+}
 REPORT_SHAPE: dict[str, Any] = {
-    "files": [{"name": str, "bytes": int, "encoding": str, "sure": float}],
+    "files": [FILE_SHAPE],
     "mode": str,
     "rows": int,
     "rejected": int,
@@ -206,7 +215,7 @@ def _has_shape(value: Any, shape: Any) -> bool:
     if isinstance(shape, tuple):
         same_length = isinstance(value, list) and len(value) == len(shape)
         return same_length and all(map(_has_shape, value, shape))
-    if shape is str:
-        return isinstance(value, str)
+    if shape in (str, bool):
+        return isinstance(value, shape)
     number = type(value) is int or (shape is float and type(value) is float)  # a bool is no number
     return number and 0 <= value < 2**63  # false for infinity and NaN

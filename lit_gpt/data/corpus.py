@@ -55,7 +55,7 @@ from lit_gpt.tokenizer import BytePairTokenizer, Tokenizer, from_state, open_tok
 
 # Part of the key: raise it when the same input gives other token ids. Checkpoints hold the key too, and a run resumes
 # only with its own data; a corpus whose files are otherwise not as expected is built again under the same key.
-FORMAT = 3
+FORMAT = 4
 BLOCK_CHARACTERS = 2**20
 TOKENIZER_FILE = "tokenizer.json"  # of an unfinished build
 KEPT_FILES = (TOKENIZER_FILE, DIGESTS_FILE)
@@ -133,7 +133,7 @@ def _load(folder: Path) -> Corpus | None:
 
 def corpus_key(sources: list[Source], config: CorpusConfig) -> str:
     """Return a fingerprint of everything that determines the token ids, 32 hexadecimal digits."""
-    contents = [(source.suffix, source.compression, source.split, source.sha256()) for source in sources]
+    contents = [(source.suffix, source.split, source.sha256()) for source in sources]
     read_options = {  # spelled out, because a renamed field must not change the key
         "mode": config.read_options.mode,
         "format": config.read_options.format,
@@ -170,8 +170,16 @@ def _build(
             counts.check(sources)
             report = _split_and_write(sources, config, counts, tokenizer, unfinished, executor)
         files = [
-            {"name": str(source), "bytes": source.size(), "encoding": options.encoding, "sure": round(confidence, 2)}
-            for source, (options, confidence) in zip(sources, detected)
+            {
+                "name": str(source),
+                "bytes": source.size(),
+                "encoding": found.name,
+                "sure": found.is_sure,
+                "confidence": found.confidence,
+                "runner_up": found.runner_up,
+                "examples": list(found.examples),
+            }
+            for source, (_, found) in zip(sources, detected)
         ]
         report = {"files": files, "mode": config.read_options.mode, **report}
         write_json(unfinished / REPORT_FILE, report, indent=1)

@@ -14,37 +14,55 @@ from dataclasses import replace
 from io import TextIOBase
 from typing import Any, BinaryIO, NamedTuple
 
+from lit_gpt.data.contents import check_content
 from lit_gpt.data.csv_tables import MAX_ROW_CHARACTERS, read_csv
+from lit_gpt.data.encodings import DetectedEncoding, detect_encoding
 from lit_gpt.data.lines import describe_surrogates, is_valid_text, read_limited_lines, skip_lines
 from lit_gpt.data.parquet import read_parquet
 from lit_gpt.data.read_options import ReadOptions, field_to_text, make_formatter, select_columns
 from lit_gpt.data.rows import RejectedRow, Row
-from lit_gpt.data.sources import Source, detect_encoding, open_text
+from lit_gpt.data.sources import Source, open_text
 from lit_gpt.errors import UserError, shorten
 
 CHUNK_CHARACTERS = 2**20  # read at once in raw mode
 MAX_CHUNK_CHARACTERS = 2**24  # a text without line ends is cut after so many
 
 
-def with_detected_encoding(source: Source, options: ReadOptions) -> tuple[ReadOptions, float]:
-    """Replace the encoding "auto" by the encoding of a file.
+def with_detected_encoding(source: Source, options: ReadOptions) -> tuple[ReadOptions, DetectedEncoding]:
+    """Check that a file is of the format that its suffix names, and replace the encoding "auto" by that of the file.
 
     Returns:
-        The options, and the confidence in their encoding, from 0 to 1.
+        The options, and the encoding with what else was found out about it.
 
     Raises:
-        UserError: The file is empty or cannot be read, or its encoding cannot be detected.
+        UserError: The file is empty, cannot be read or is no text, its format is unknown, or its encoding cannot be
+            detected.
     """
-    with source.translate_errors(), source.open() as (file, _):
-        head = file.read(4)
-    if b"\xef\xbb\xbf".startswith(head):  # nothing, or at most a byte order mark
-        raise UserError(f"{source} is empty: give a file with text in it")
-    if options.suffix_of(source) in READERS and READERS[options.suffix_of(source)].binary:
-        return replace(options, encoding="utf-8"), 1.0
+    suffix = options.suffix_of(source)
+    check_content(source, suffix, is_table=options.mode == "rows" and suffix != ".txt")
+    if options.mode == "rows":
+        _reader_of(source, options)
+    if suffix in READERS and READERS[suffix].binary:
+        return replace(options, encoding="utf-8"), DetectedEncoding("utf-8")
     if options.encoding != "auto":
-        return options, 1.0
-    encoding, confidence = detect_encoding(source)
-    return replace(options, encoding=encoding), confidence
+        return options, DetectedEncoding(options.encoding)
+    detected = detect_encoding(source)
+    return replace(options, encoding=detected.name), detected
+
+
+def _reader_of(source: Source, options: ReadOptions) -> "Reader":
+    """Return how a file is read in rows.
+
+    Raises:
+        UserError: Neither its suffix nor the options name a format.
+    """
+    suffix = options.suffix_of(source)
+    if suffix not in READERS:
+        raise UserError(
+            f"{source}: unknown file format {suffix or '(no suffix)'}: give one of {', '.join(READERS)}, "
+            "name the format, as --data.format csv, or read any text with --data.mode raw"
+        )
+    return READERS[suffix]
 
 
 @contextmanager
@@ -61,18 +79,12 @@ def open_rows(source: Source, options: ReadOptions) -> Iterator[tuple[Iterator[R
     Raises:
         UserError: The format is unknown, the file is damaged, or a column is missing.
     """
-    suffix = options.suffix_of(source)
-    if suffix not in READERS:
-        raise UserError(
-            f"{source}: unknown file format {suffix or '(no suffix)'}: give one of {', '.join(READERS)}, "
-            "name the format, as --data.format csv, or read any text with --data.mode raw"
-        )
-    reader, size = READERS[suffix], source.size()
+    reader, size = _reader_of(source, options), source.size()
     if not reader.binary:
         with open_text(source, options.encoding, reader.newline) as (file, stored):
             yield normalize_rows(source, options, size, reader.read(source, file, options)), stored
     elif source.compression:
-        raise UserError(f"{source}: a compressed {suffix} file: decompress it")
+        raise UserError(f"{source}: a compressed {options.suffix_of(source)} file: decompress it")
     else:
         with source.open_stored() as stored:
             yield normalize_rows(source, options, size, reader.read(source, stored, options)), stored

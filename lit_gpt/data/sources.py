@@ -1,6 +1,7 @@
 """Find and open input files: local or remote, compressed or not, in any text encoding."""
 
 import codecs
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -18,17 +19,6 @@ from lit_gpt.errors import UserError, did_you_mean
 
 COMPRESSIONS = (".gz", ".zst")
 MIN_LARGE, MAX_EXPANSION = 2**28, 2000  # a text of more bytes or characters has fewer for each stored byte
-DETECTION_BYTES = 2**22  # read from the start of a file to detect its encoding
-SAMPLE_BYTES = 2**16  # of them, given to charset-normalizer
-CANDIDATE_ENCODINGS = ("gb18030", "big5", "cp932", "euc_jp", "euc_kr", "cp1252", "cp1251", "koi8_r")
-UTF16_ENCODINGS = ("utf_16_le", "utf_16_be")
-BYTE_ORDER_MARKS = {  # utf-32 before utf-16: the mark of utf-32-le begins with that of utf-16-le
-    codecs.BOM_UTF8: "utf-8",
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 
 
 @dataclass(frozen=True)
@@ -51,15 +41,20 @@ class Source:
         return "://" in self.name
 
     @property
+    def path(self) -> str:
+        """The name; of a URL without what follows a `?` or `#`, which are no part of the name of a file there."""
+        return re.split("[?#]", self.name, maxsplit=1)[0] if self.is_remote else self.name
+
+    @property
     def compression(self) -> str:
         """Either ".gz", ".zst", or "" if the file is not compressed."""
-        suffix = os.path.splitext(self.name)[1].lower()
+        suffix = os.path.splitext(self.path)[1].lower()
         return suffix if suffix in COMPRESSIONS else ""
 
     @property
     def suffix(self) -> str:
         """The suffix that names the format, without that of the compression: ".csv" for "a.CSV.gz"."""
-        stem = self.name[: len(self.name) - len(self.compression)]
+        stem = self.path[: len(self.path) - len(self.compression)]
         return os.path.splitext(stem)[1].lower()
 
     @contextmanager
@@ -139,8 +134,8 @@ class Source:
             return file.seek(0, os.SEEK_END)
 
     def sha256(self) -> str:
-        """Return the SHA-256 of the stored bytes, in hexadecimal digits."""
-        with self.translate_errors(), self.open_stored() as file:
+        """Return the SHA-256 of the decompressed bytes, in hexadecimal digits."""
+        with self.translate_errors(), self.open() as (file, _):
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
@@ -248,48 +243,7 @@ def _match_urls(pattern: str) -> list[str]:
     return [str(system.unstrip_protocol(match)) for match in matches]
 
 
-# ---------------------------------------------------------------------------------------------------- encodings
-
-
-def detect_encoding(source: Source) -> tuple[str, float]:
-    """Detect the encoding of a text file.
-
-    A byte order mark decides. Without one, the text is UTF-8 if at most a tenth of its bytes that are not ASCII are
-    invalid UTF-8. Otherwise charset-normalizer chooses among `CANDIDATE_ENCODINGS`, or among `UTF16_ENCODINGS` if
-    there are zero bytes.
-
-    Returns:
-        The encoding, and the confidence from 0 to 1.
-
-    Raises:
-        UserError: No encoding fits.
-    """
-    with source.translate_errors(), source.open() as (file, _):
-        head = file.read(DETECTION_BYTES)
-    for mark, encoding in BYTE_ORDER_MARKS.items():
-        if head.startswith(mark):
-            return encoding, 1.0
-    non_ascii = len(head) - len(head.translate(None, bytes(range(128, 256))))
-    may_be_utf16 = head.count(0) * 10 > len(head)
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # incremental: the head may end inside a character
-    invalid = decoder.decode(head).count("\ufffd") - head.count("\ufffd".encode())
-    if invalid * 10 <= non_ascii and not may_be_utf16:
-        return "utf-8", 1 - invalid / non_ascii if non_ascii else 1.0
-    import charset_normalizer  # imported here because few files need it
-
-    if b"\0" in head:  # in UTF-16 every line end has a zero byte
-        candidates: tuple[str, ...] = UTF16_ENCODINGS
-        sample = head[:SAMPLE_BYTES]
-    else:  # whole lines from the first that is not ASCII, so that no character is cut
-        first = re.search(rb"[\x80-\xff]", head)
-        assert first is not None
-        start = head.rfind(b"\n", 0, first.start()) + 1
-        candidates, sample = CANDIDATE_ENCODINGS, head[start : start + SAMPLE_BYTES]
-        sample = sample[: sample.rfind(b"\n") + 1] or sample
-    best = charset_normalizer.from_bytes(sample, cp_isolation=list(candidates), preemptive_behaviour=False).best()
-    if best is None:
-        raise UserError(f"{source}: its encoding cannot be detected: give it, as --data.encoding gb18030")
-    return best.encoding.replace("_", "-"), 1 - best.chaos
+# --------------------------------------------------------------------------------------------------------- text
 
 
 def replace_by_surrogates(error: UnicodeError) -> tuple[str, int]:
@@ -316,6 +270,10 @@ def open_text(source: Source, encoding: str, newline: str | None) -> Iterator[tu
     Yields:
         The text, and the stored file, whose `tell()` measures progress in stored bytes.
     """
-    codec = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     with source.open() as (file, stored):
-        yield io.TextIOWrapper(file, encoding=codec, errors="lit_gpt.surrogates", newline=newline), stored
+        buffered = io.BufferedReader(file)  # type: ignore[type-var]
+        with contextlib.suppress(UnicodeEncodeError):  # an encoding that has no byte order mark
+            mark = "\ufeff".encode(encoding)
+            if buffered.peek(len(mark)).startswith(mark):
+                buffered.read(len(mark))
+        yield io.TextIOWrapper(buffered, encoding=encoding, errors="lit_gpt.surrogates", newline=newline), stored
