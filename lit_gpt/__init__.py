@@ -14,6 +14,7 @@ _HOME = {
     "Tokenizer": "tokenizer",
     "UserError": "errors",
     "generate": "inference.generate",
+    "generate_texts": "inference.texts",
     "load_model": "checkpoint.store",
     "prepare_for_inference": "inference.generate",
     "stream_text": "inference.generate",

@@ -1,16 +1,26 @@
 """Run scripts/generate.py: generate text with a trained model."""
 
 import argparse
+import itertools
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.messages import LineParser, print_lines, print_text
+from lit_gpt.cli.generate_options import parse_options, read_prompt
+from lit_gpt.cli.jsonl import JsonLines
+from lit_gpt.cli.logprobs import describe_logprobs
+from lit_gpt.cli.messages import print_json, print_lines, print_text
+from lit_gpt.cli.prompt_loop import run_prompt_loop
 from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, TRAIN, find_checkpoint, no_checkpoint_error
-from lit_gpt.errors import UserError
-from lit_gpt.inference.generate import check_sampling, encode_prompt, prepare_for_inference, stream_text
+from lit_gpt.cli.training_text import prompt_of_columns, training_rows
+from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text
+from lit_gpt.inference.texts import MAX_TRIES, GeneratedText, generate_texts, seeded_generator
 
 
 def main(args: list[str]) -> int:
@@ -18,65 +28,33 @@ def main(args: list[str]) -> int:
     return exit_status(lambda: generate(parse_options(args)))
 
 
-def parse_options(args: list[str]) -> argparse.Namespace:
-    """Parse and check the flags.
-
-    Raises:
-        UserError: A flag is unknown, or its value is out of range.
-    """
-    parser = LineParser('Generate text with a trained model: python scripts/generate.py --prompt "..."')
-    parser.add_argument("--ckpt_path", type=Path, help="checkpoint, or last or best; by default the run's best")
-    parser.add_argument("--name", help="name of the run; the newest one by default")
-    parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--num_samples", type=int, default=1, help="number of texts")
-    parser.add_argument("--max_new_tokens", type=int, default=200, help="maximum length of a text in tokens")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 always chooses the most likely token")
-    parser.add_argument("--top_k", type=int, help="sample from the k most likely tokens only")
-    parser.add_argument("--top_p", type=float, help="sample from the most likely tokens up to this total probability")
-    parser.add_argument("--seed", type=int, default=1337, help="the same seed generates the same text")
-    parser.add_argument(
-        "--raw_bytes", action="store_true", help="allow bytes that form no character; they appear as U+FFFD"
-    )
-    options = parser.parse_args(args)
-    for name in ("max_new_tokens", "num_samples"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
-    check_sampling(options.temperature, options.top_k, options.top_p)
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed is {options.seed}: give a number from 0 to {2**63 - 1}")
-    if not options.prompt.isprintable() and "\udc80" <= max(options.prompt) <= "\udcff":  # undecodable bytes, PEP 383
-        raise UserError("--prompt is not text in this terminal's encoding: set the terminal to UTF-8")
-    return options
-
-
 def generate(options: argparse.Namespace) -> None:
-    """Print `options.num_samples` texts, each token as soon as it is generated.
+    """Generate texts and print them, or write them to a file.
 
     Raises:
         UserError: There is no checkpoint, or it cannot be used, or the prompt has a character unknown to its tokenizer.
     """
     checkpoint = open_checkpoint(options.ckpt_path, options.name)
-    model, tokenizer, mode = checkpoint.load_model()
-    prepare_for_inference(model.to("cuda" if torch.cuda.is_available() else "cpu"))
-    encode_prompt(tokenizer, options.prompt, mode)  # raises before anything is printed
+    prompts = [prompt_of_columns(checkpoint, options.given)] if options.given else options.prompts
+    writer = TextWriter(checkpoint, options)
+    for prompt in prompts:  # raises before anything is printed
+        writer.count_tokens(prompt)
     print_lines(f"[{checkpoint.path}]", to_stderr=True)
-    generator = torch.Generator(device=model.embedding.weight.device).manual_seed(options.seed)
-    for _ in range(options.num_samples):
-        print_text(options.prompt)
-        for text in stream_text(
-            model,
-            tokenizer,
-            options.prompt,
-            mode,
-            raw_bytes=options.raw_bytes,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            generator=generator,
-        ):
-            print_text(text)
-        print_text("\n")
+    if options.interactive:
+        seeds = itertools.count(options.seed, options.num_samples)
+        run_prompt_loop(lambda line, is_stopped: writer.answer(read_prompt(line), next(seeds), is_stopped))
+    elif options.jsonl is None:
+        for prompt in prompts:
+            writer.print_texts(prompt, options.seed, total=len(prompts) * options.num_samples)
+    elif options.jsonl == "-":
+        for prompt in prompts:
+            writer.write_objects(prompt, print_json)
+    else:
+        with JsonLines(Path(options.jsonl).expanduser()) as file:
+            for prompt in prompts:
+                writer.write_objects(prompt, file.write)
+        print_lines(f"{file.count:,} texts in {file.path}", to_stderr=True)
+    writer.report_left_out()
 
 
 def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
@@ -96,3 +74,144 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
     if checkpoint is None:
         raise no_checkpoint_error(LOGS, name, TRAIN)
     return checkpoint
+
+
+class TextWriter:
+    """Generates texts as the flags say, and prints or writes them.
+
+    Args:
+        checkpoint: The checkpoint of the model.
+        options: The flags.
+
+    Raises:
+        UserError: The checkpoint has no model, or with --novel no training rows.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+        self.path, self.options = checkpoint.path, options
+        self.model, self.tokenizer, self.mode = checkpoint.load_model()
+        self.rows = training_rows(checkpoint) if options.novel else None
+        prepare_for_inference(self.model.to("cuda" if torch.cuda.is_available() else "cpu"))
+        self.sampling: dict[str, Any] = {
+            name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "raw_bytes")
+        }
+        # Texts are chosen, and their log-probabilities known, when they are complete. Batches are faster than streams.
+        is_shown_as_written = sys.stdout.isatty() or options.num_samples == 1
+        self.streams = is_shown_as_written and not (options.novel or options.logprobs)
+        self.numbers = itertools.count(1)
+        self.left_out = self.missing = 0  # texts that are training rows, and texts that were asked for and not found
+
+    def count_tokens(self, prompt: str) -> int:
+        """Return how many tokens the model reads for a prompt.
+
+        Raises:
+            UserError: The tokenizer has no token for a character of it.
+        """
+        return len(encode_prompt(self.tokenizer, prompt, self.mode))
+
+    def answer(self, prompt: str, seed: int, should_stop: Callable[[], bool]) -> None:
+        """Print the texts that continue a line of --interactive.
+
+        On a terminal the line stands above them. Elsewhere they are numbered.
+        """
+        is_terminal = sys.stdin.isatty()
+        self.numbers = itertools.count(1) if is_terminal else self.numbers
+        self.print_texts(prompt, seed, self.options.num_samples if is_terminal else None, should_stop)
+
+    def print_texts(
+        self, prompt: str, seed: int, total: int | None, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Print the texts that continue a prompt, each under its number if there are several.
+
+        Args:
+            prompt: The prompt.
+            seed: The seed of the first text.
+            total: The number of all texts; None if it is not known.
+            should_stop: Returns True as soon as the texts are to be stopped.
+        """
+        self.warn_if_cropped(prompt)
+        for text in self.stream(prompt, seed, should_stop) if self.streams else self.draw(prompt, seed, should_stop):
+            if total != 1:
+                print_lines(f"--- sample {next(self.numbers)}{'' if total is None else f' of {total}'} ---")
+            if isinstance(text, GeneratedText):
+                print_text(f"{text.text}\n")
+                print_lines(*describe_logprobs(text, self.tokenizer) if self.options.logprobs else ())
+            else:
+                for piece in text:
+                    print_text(piece)
+
+    def stream(self, prompt: str, seed: int, should_stop: Callable[[], bool]) -> Iterator[Iterator[str]]:
+        """Yield `num_samples` texts, each as pieces that are written one after another."""
+        for number in range(self.options.num_samples):
+            if should_stop():
+                return
+            generator = seeded_generator(self.model, seed + number)
+            pieces = stream_text(self.model, self.tokenizer, prompt, self.mode, generator=generator, **self.sampling)
+            yield itertools.chain([prompt], itertools.takewhile(lambda _: not should_stop(), pieces), ["\n"])
+
+    def draw(self, prompt: str, seed: int, should_stop: Callable[[], bool] = lambda: False) -> Iterator[GeneratedText]:
+        """Yield `num_samples` texts that are drawn in batches, without training rows if --novel is given."""
+        options, found = self.options, 0
+        texts = generate_texts(
+            self.model,
+            self.tokenizer,
+            prompt,
+            self.mode,
+            options.num_samples,
+            seed,
+            options.batch_size,
+            accept=None if self.rows is None else self.is_novel,
+            should_stop=should_stop,
+            with_logprobs=options.logprobs,
+            **self.sampling,
+        )
+        for text in texts:
+            found += 1
+            yield text
+        if not should_stop():
+            self.missing += options.num_samples - found
+
+    def is_novel(self, text: GeneratedText) -> bool:
+        """Return whether a text is no training row; count those that are."""
+        assert self.rows is not None
+        is_novel = self.rows.lack(text)
+        self.left_out += not is_novel
+        return is_novel
+
+    def write_objects(self, prompt: str, write: Callable[[dict[str, Any]], None]) -> None:
+        """Write the texts that continue a prompt, each as an object."""
+        self.warn_if_cropped(prompt)
+        total = self.options.num_samples
+        is_hidden = self.options.jsonl == "-" and sys.stdout.isatty()  # the objects themselves show the progress
+        texts = self.draw(prompt, self.options.seed)
+        for text in tqdm(texts, "texts", total, unit=" texts", delay=2, leave=False, disable=is_hidden or None):
+            write(
+                {
+                    "number": next(self.numbers),
+                    "prompt": text.prompt,
+                    "text": text.text,
+                    "seed": text.seed,
+                    "finish_reason": "stop" if text.is_complete else "length",
+                    "tokens": text.tokens,
+                    **({} if text.logprobs is None else {"logprobs": [round(value, 4) for value in text.logprobs]}),
+                    "checkpoint": str(self.path),
+                }
+            )
+
+    def warn_if_cropped(self, prompt: str) -> None:
+        """Say that the model reads the last tokens of a prompt only, if it is longer than its context."""
+        count, context_length = self.count_tokens(prompt), self.model.config.context_length
+        if count > context_length:
+            line = f"the prompt has {count:,} tokens: the model reads the last {context_length:,} of them, its context"
+            print_lines(line, to_stderr=True)
+
+    def report_left_out(self) -> None:
+        """Say what --novel has left out."""
+        if self.rows is None:
+            return
+        print_lines(f"left out    {self.left_out:,} texts that are rows of the training text", to_stderr=True)
+        if self.missing:
+            line = (
+                f"warning: {self.missing:,} texts are missing: of {MAX_TRIES} for each one that was asked for, too few "
+            )
+            print_lines(f"{line}are new; a higher --temperature gives others", to_stderr=True)

@@ -37,6 +37,24 @@ def print_text(text: str) -> None:
     print(escape_controls(text, keep="\n\t") if sys.stdout.isatty() else text, end="", flush=True)
 
 
+def read_line(prompt: str) -> str | None:
+    """Ask for a line and return it without its line end; None at the end of stdin.
+
+    Without a terminal `prompt` is not printed, and on a terminal it is no part of what is piped on from stdout.
+    """
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.removesuffix("\n") if line else None
+    try:
+        if sys.stdout.isatty():
+            return input(prompt)  # with readline, if that is imported
+        print(prompt, end="", file=sys.stderr, flush=True)
+        return input()
+    except EOFError:
+        print(file=sys.stderr)
+        return None
+
+
 def print_traceback(error: BaseException) -> None:
     """Print the traceback of a bug to stderr."""
     print(format_traceback(error), file=sys.stderr)
@@ -58,9 +76,15 @@ def format_traceback(error: BaseException) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as one line of JSON, at once; characters that are not printable become its own escapes."""
-    text = json.dumps(value, ensure_ascii=(getattr(sys.stdout, "encoding", None) or "utf-8").lower() != "utf-8")
-    print(UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text), flush=True)
+    """Print a value as one line of JSON, at once."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(json_line(value, ensure_ascii=encoding.lower() != "utf-8"), flush=True)
+
+
+def json_line(value: Any, ensure_ascii: bool = False) -> str:
+    """Return a value as one line of JSON; characters that are not printable become its own escapes."""
+    text = json.dumps(value, ensure_ascii=ensure_ascii)
+    return UNPRINTABLE.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
@@ -105,6 +129,8 @@ def prepare_console() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the stream is closed
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    if sys.stdin is not None:
+        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # as in arguments, PEP 383
     original_format = warnings.formatwarning
     warnings.formatwarning = lambda *args, **kwargs: f"{_indent(original_format(*args, **kwargs))}\n"
     logging.setLogRecordFactory(_PrintableRecord)
@@ -160,10 +186,9 @@ def quiet_lightning() -> None:
 class LineParser(argparse.ArgumentParser):
     """An argument parser that refuses abbreviated flags, shows defaults in --help, and raises `UserError`."""
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    def __init__(self, description: str | None, **settings: Any) -> None:
+        settings = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, **settings}
+        super().__init__(description=description, allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")

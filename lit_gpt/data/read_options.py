@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import string
 from collections import Counter
 from collections.abc import Callable
@@ -149,8 +150,9 @@ def _parse_template(template: str) -> list[tuple[str, str | None]]:
 
 
 def unescape(text: str) -> str:
-    """Replace a typed `\\n` or `\\t` by the character."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
+    r"""Replace a typed `\n` or `\t` by the character. A second backslash keeps it: `\\n` is a backslash and an n."""
+    characters = {"\\n": "\n", "\\t": "\t"}
+    return re.sub(r"\\(\\?[nt])", lambda match: characters.get(match[0], match[1]), text)
 
 
 def field_to_text(value: Any) -> str:
