@@ -364,14 +364,25 @@ def test_second_process_cannot_train_in_same_folder(fit: Fit, folder: Path) -> N
 # ------------------------------------------------------------------------------------------------------- generate.py
 
 GENERATE: dict[str, Case] = {
-    "no checkpoint": Case([], "no checkpoint under logs/"),
-    "no checkpoint of the name": Case(["--name", "poems"], "no checkpoint under logs/poems"),
+    "no checkpoint": Case([], "no checkpoint under logs: train one"),
+    "no checkpoint of the name": Case(["--name", "poems"], "no checkpoint of 'poems' under logs: train one"),
     "not a checkpoint": Case(["--ckpt_path", "rows.txt"], "rows.txt cannot be opened"),
     "missing checkpoint": Case(["--ckpt_path", "no.ckpt"], "no.ckpt does not exist"),
     "pickled code": Case(
         ["--ckpt_path", "a.ckpt"], "it holds code", lambda: torch.save({"state_dict": Harmful()}, "a.ckpt")
     ),
-    "unknown flag": Case(["--temp", "1"], "unrecognized arguments: --temp 1"),
+    "unknown flag": Case(["--temp", "1"], "unrecognized arguments: --temp"),
+    "two kinds of prompts": Case(["静", "--given", "a=b"], "a prompt that stands alone and --given both say how"),
+    "interactive and a prompt": Case(["--interactive", "--prompt", "a"], "--prompt and --interactive both say how"),
+    "interactive and a file": Case(["--interactive", "--jsonl", "-"], "leave out --jsonl"),
+    "interactive and novel": Case(["--interactive", "--novel"], "leave out --novel"),
+    "prompt in a missing file": Case(["FILE:no.txt"], "FILE:no.txt cannot be read (No such file or directory): give"),
+    "prompt in a folder": Case(["FILE:."], "FILE:. cannot be read (Is a directory): give the path of a text file"),
+    "prompt in another encoding": Case(
+        ["FILE:a.txt"], "FILE:a.txt is not UTF-8 (at byte 0)", lambda: Path("a.txt").write_bytes("静".encode("gbk"))
+    ),
+    "prompt of bytes": Case(["--prompt", "a\udcff"], "is not text in this terminal's encoding"),
+    "batch_size 0": Case(["--batch_size", "0"], "--batch_size is 0: give 1 or more"),
     "num_samples 0": Case(["--num_samples", "0"], "--num_samples is 0: give 1 or more"),
     "max_new_tokens 0": Case(["--max_new_tokens", "0"], "--max_new_tokens is 0: give 1 or more"),
     "negative temperature": Case(["--temperature", "-1"], "temperature is -1.0: give 0"),

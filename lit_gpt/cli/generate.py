@@ -69,7 +69,7 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
     """
     choice = "auto" if path is None else str(path)
     if choice not in CHOICES:
-        return Checkpoint.open(choice)
+        return Checkpoint.open(Path(choice).expanduser())
     checkpoint = find_checkpoint("best" if choice == "auto" else choice, LOGS, name)
     if checkpoint is None:
         raise no_checkpoint_error(LOGS, name, TRAIN)

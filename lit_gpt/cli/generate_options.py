@@ -65,7 +65,24 @@ def build_parser() -> LineParser:
     model.add_argument(
         "--ckpt_path", type=Path, metavar="FILE", help="checkpoint, or last or best of the run; default: best"
     )
+    _add_prompts(parser)
+    _add_sampling(parser)
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--jsonl", metavar="FILE", help="write the texts to a new file, an object a line; - writes them to stdout"
+    )
+    output.add_argument("--logprobs", action="store_true", help="the log-probability of each token too, in nats")
+    output.add_argument(
+        "--batch_size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="texts drawn at once where a terminal does not show them as they are written (%(default)s)",
+    )
+    return parser
 
+
+def _add_prompts(parser: LineParser) -> None:
     prompts = parser.add_argument_group("how texts begin; without one of these, as the training texts do")
     prompts.add_argument("prompts", nargs="*", metavar="PROMPT", help="text to continue; see --prompt")
     prompts.add_argument(
@@ -84,11 +101,12 @@ def build_parser() -> LineParser:
     )
     prompts.add_argument("--interactive", action="store_true", help="ask for prompts, one after another")
 
+
+def _add_sampling(parser: LineParser) -> None:
     number = parser.add_argument_group("how many and how long")
     number.add_argument("--num_samples", type=int, default=1, metavar="N", help="texts for each prompt (%(default)s)")
     number.add_argument("--max_new_tokens", type=int, default=200, metavar="N", help="longest text (%(default)s)")
     number.add_argument("--novel", action="store_true", help="leave out texts that are rows of the training text")
-
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument(
         "--temperature", type=float, default=0.8, metavar="X", help="0 always takes the likeliest token (%(default)s)"
@@ -101,20 +119,6 @@ def build_parser() -> LineParser:
     sampling.add_argument(
         "--raw_bytes", action="store_true", help="allow bytes that form no character; they appear as U+FFFD"
     )
-
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--jsonl", metavar="FILE", help="write the texts to a new file, an object a line; - writes them to stdout"
-    )
-    output.add_argument("--logprobs", action="store_true", help="the log-probability of each token too, in nats")
-    output.add_argument(
-        "--batch_size",
-        type=int,
-        default=32,
-        metavar="N",
-        help="texts drawn at once where a terminal does not show them as they are written (%(default)s)",
-    )
-    return parser
 
 
 def read_prompt(typed: str) -> str:

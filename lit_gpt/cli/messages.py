@@ -129,8 +129,6 @@ def prepare_console() -> None:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:  # None if the stream is closed
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    if sys.stdin is not None:
-        sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # as in arguments, PEP 383
     original_format = warnings.formatwarning
     warnings.formatwarning = lambda *args, **kwargs: f"{_indent(original_format(*args, **kwargs))}\n"
     logging.setLogRecordFactory(_PrintableRecord)

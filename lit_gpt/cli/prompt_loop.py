@@ -1,6 +1,7 @@
 """The loop of generate.py --interactive: read a prompt, continue it, read the next one."""
 
 import contextlib
+import io
 import signal
 import sys
 import threading
@@ -21,6 +22,8 @@ def run_prompt_loop(continue_text: Callable[[str, Callable[[], bool]], None]) ->
         continue_text: Prints the continuation of a line. Its second argument is a function that returns True as soon as
             the text is to be stopped.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are said as they are for a flag
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):
