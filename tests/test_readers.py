@@ -2,13 +2,11 @@
 
 import contextlib
 import csv
-import datetime
 import gzip
 import io
 import json
 import re
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -107,20 +105,17 @@ def test_csv_numbers_keep_their_digits(tmp_path: Path) -> None:
     assert read_documents(tmp_path / "t.csv", template="{code}: {price} {{yuan}}") == ["007: 12.50 {yuan}"]
 
 
-def test_jsonl_null_number_and_list_become_text(tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text('{"a": null, "b": 1.5, "c": ["x", "中"]}', encoding="utf-8")
-    assert read_documents(tmp_path / "t.jsonl", template="[{a}|{b}|{c}]") == ['[|1.5|["x", "中"]]']
-
-
-def test_parquet_values_become_text_and_invalid_bytes_are_rejected(tmp_path: Path) -> None:
-    day = datetime.date(2024, 2, 29)
-    rows = [{"a": b"bytes", "b": day, "c": Decimal("1.50"), "d": {"x": day, "y": [b"z", None]}, "e": True}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
-    expected = ['bytes|2024-02-29|1.50|{"x": "2024-02-29", "y": ["z", null]}|True']
-    assert read_documents(tmp_path / "t.parquet", template="{a}|{b}|{c}|{d}|{e}") == expected
-    pyarrow.parquet.write_table(pyarrow.table({"a": [b"\xff\xfe"]}), tmp_path / "binary.parquet")
-    with pytest.raises(UserError, match="line 1: bytes that are not text in UTF-8"):
-        read_documents(tmp_path / "binary.parquet")
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("1.5", "1.0", "0.10", "1e5", "1E+05", "-0", "-0.0", "12345678901234567890123", "9" * 5000, "1" * 400 + ".5"),
+        *("true", "false", "NaN", "-Infinity", '["x", "中", 0.10]', '{"a": [1.0, {"b": true}], "c": null}', "[]", "{}"),
+    ],
+)
+def test_jsonl_values_are_as_written(tmp_path: Path, value: str) -> None:
+    (tmp_path / "t.jsonl").write_text(f'{{"a": {value}, "b": null}}', encoding="utf-8")
+    assert read_rows(tmp_path / "t.jsonl", template="[{a}|{b}]") == [Row(1, f"[{value}|]")]
+    assert read_rows(tmp_path / "t.jsonl", columns=("b",), split_key_column="a") == [Row(1, "", value)]
 
 
 def test_every_line_of_a_txt_file_is_a_document(tmp_path: Path) -> None:

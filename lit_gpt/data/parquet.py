@@ -32,11 +32,14 @@ def read_parquet(source: Source, file: BinaryIO, options: ReadOptions) -> Iterat
                     values = dict(zip(fields, row, strict=True))
                     try:
                         text = format_row([values[name] for name in columns])
+                        split_key = "" if key is None else field_to_text(values[key])
                     except UnicodeDecodeError as error:
-                        reason = f"bytes that are not text in UTF-8 ({error.reason}): choose other columns"
-                        yield RejectedRow(number, reason)
+                        reason = (
+                            f"bytes that are not text in UTF-8 ({error.reason}): correct that row, or choose others"
+                        )
+                        yield RejectedRow(number, f"{reason} with --data.columns")
                     else:
-                        yield Row(number, text, "" if key is None else field_to_text(values[key]))
+                        yield Row(number, text, split_key)
     except (ArrowException, ValueError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
@@ -64,10 +67,28 @@ def _check_parquet_sizes(source: Source, metadata: Any, columns: list[str]) -> N
 
 def _column_values(column: Any) -> list[Any]:
     """Return the values of a column of a Parquet batch; those of equal texts are the same object."""
-    from pyarrow import DictionaryArray, compute
+    from pyarrow import DictionaryArray, compute, types
 
+    if types.is_float16(column.type) or types.is_float32(column.type):  # Python's floats would show too many digits
+        number = column.type.to_pandas_dtype()
+        return [None if value is None else str(float(str(number(value)))) for value in column.to_pylist()]
     if not isinstance(column, DictionaryArray):
-        return column.to_pylist()
+        return _values(column)
     used = column.indices.unique()
-    texts = dict(zip(used.to_pylist(), compute.take(column.dictionary, used).to_pylist(), strict=True))
+    texts = dict(zip(used.to_pylist(), _values(compute.take(column.dictionary, used)), strict=True))
     return [texts[index] for index in column.indices.to_pylist()]
+
+
+def _values(array: Any) -> list[Any]:
+    """Return the values of an array; in the place of one with an invalid string its error, see `field_to_text`."""
+    try:
+        return array.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in array]
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error

@@ -155,16 +155,36 @@ def unescape(text: str) -> str:
     return re.sub(r"\\(\\?[nt])", lambda match: characters.get(match[0], match[1]), text)
 
 
+class JSONNumber(str):
+    """A number of a JSON file as it is written there: 0.10 is not 0.1, and 1e5 not 100000.0."""
+
+
 def field_to_text(value: Any) -> str:
-    """Return a field as text: None is empty, a list or dict is JSON."""
+    """Return a field as text: None is empty, True is `true`, a list or dict is JSON.
+
+    Raises:
+        UnicodeDecodeError: It is bytes that are not UTF-8, or this error itself.
+    """
     if isinstance(value, str):
         return value
     if value is None:
         return ""
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    is_nested = isinstance(value, dict | list)
-    return json.dumps(value, ensure_ascii=False, default=field_to_text) if is_nested else str(value)
+    if isinstance(value, UnicodeDecodeError):
+        raise value
+    return _to_json(value) if isinstance(value, bool | dict | list) else str(value)
+
+
+def _to_json(value: Any) -> str:
+    """Return a value as JSON; one that JSON does not have, as a date, is a string."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_to_json(str(name))}: {_to_json(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_to_json, value)) + "]"
+    if isinstance(value, JSONNumber):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=field_to_text)
 
 
 def join_names(names: list[str]) -> str:

@@ -19,7 +19,7 @@ from lit_gpt.data.csv_tables import MAX_ROW_CHARACTERS, read_csv
 from lit_gpt.data.encodings import DetectedEncoding, detect_encoding
 from lit_gpt.data.lines import describe_surrogates, is_valid_text, read_limited_lines, skip_lines
 from lit_gpt.data.parquet import read_parquet
-from lit_gpt.data.read_options import ReadOptions, field_to_text, make_formatter, select_columns
+from lit_gpt.data.read_options import JSONNumber, ReadOptions, field_to_text, make_formatter, select_columns
 from lit_gpt.data.rows import RejectedRow, Row
 from lit_gpt.data.sources import Source, open_text
 from lit_gpt.errors import UserError, shorten
@@ -178,14 +178,20 @@ def read_lines(source: Source, file: TextIOBase, options: ReadOptions) -> Iterat
 def read_jsonl(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator[Row | RejectedRow]:
     """Read JSON Lines: one object per line, whose fields are the columns."""
     named_columns, format_row = dict.fromkeys(options.named_columns()), make_formatter(options)
+    decoder = json.JSONDecoder(  # numbers stay as they are written
+        object_pairs_hook=_object_with_unique_fields,
+        parse_int=JSONNumber,
+        parse_float=JSONNumber,
+        parse_constant=JSONNumber,
+    )
     lines = read_limited_lines(source, file, options.skip_rows)
     for number, line in enumerate(lines, start=options.skip_rows + 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, object_pairs_hook=_object_with_unique_fields)
+            row = decoder.decode(line)
             if not isinstance(row, dict):
-                raise UserError(f"a {type(row).__name__}, not an object: write one JSON object per line")
+                raise UserError(f"a {_json_type(row)}, not an object: write one JSON object per line")
             has_all = named_columns and named_columns.keys() <= row.keys()
             columns = named_columns if has_all else select_columns("the object", options, list(row))
             key = "" if options.split_key_column is None else field_to_text(row[options.split_key_column])
@@ -197,6 +203,10 @@ def read_jsonl(source: Source, file: TextIOBase, options: ReadOptions) -> Iterat
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             yield RejectedRow(number, f"not JSON ({reason}): write one JSON object per line")
+
+
+def _json_type(value: Any) -> str:
+    return "number" if isinstance(value, JSONNumber) else type(value).__name__
 
 
 def _object_with_unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
