@@ -78,7 +78,7 @@ FILES: dict[str, Case] = {
 ENCODINGS: dict[str, Case] = {
     "gb18030 read as utf-8": Case(
         [*TABLE, "--data.encoding", "utf-8"],
-        "line 2: bytes d6 d0 ce c4 are not utf-8: correct that row, or give the encoding of the file",
+        "line 2: bytes d6 d0 ce c4 are not utf-8: correct them, or give the encoding of the file",
         write("text\n中文\n".encode("gb18030")),
     ),
     "utf-16 read as utf-8": Case(

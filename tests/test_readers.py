@@ -63,7 +63,7 @@ def read_chunks(path: Path, **options: object) -> list[str]:
     source = Source(str(path))
     detected, _ = with_detected_encoding(source, ReadOptions(mode="raw", **options))  # type: ignore[arg-type]
     with open_text_chunks(source, detected) as (chunks, _):
-        return list(chunks)
+        return [chunk.text for chunk in chunks]
 
 
 def test_all_formats_give_the_same_documents(tmp_path: Path) -> None:
@@ -241,6 +241,35 @@ def test_chunks_of_a_text_have_the_same_ids_as_the_whole(tmp_path: Path, monkeyp
         assert [token for chunk in chunks for token in tokenizer.encode(chunk)] == tokenizer.encode(text)
 
 
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_lines_with_invalid_bytes_are_left_out_of_raw_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(readers, "CHUNK_CHARACTERS", size)
+    monkeypatch.setattr(readers, "MAX_CHUNK_CHARACTERS", 1000)
+    lines = [f"line {number} of a novel\n".encode() for number in range(1, 61)]
+    lines[4], lines[30], lines[59] = b"caf\xe9\n", b"\xff\r\n", b"the end \xff"
+    (tmp_path / "t.txt").write_bytes(b"".join(lines))
+    expected = [f"line {number} of a novel\n" for number in range(1, 61) if number not in (5, 31, 60)]
+    assert "".join(read_chunks(tmp_path / "t.txt", encoding="utf-8")) == "".join(expected)
+    config = CorpusConfig(ReadOptions(mode="raw", encoding="utf-8"), tokenizer="cl100k_base")
+    corpus = open_corpus([Source(str(tmp_path / "t.txt"))], config, tmp_path / str(size))
+    assert corpus.tokenizer.decode(np.asarray(corpus.ids)) == "".join(expected)
+    whole = open_tokenizer("cl100k_base").encode("".join(expected))
+    assert [corpus.tokenizer.token_bytes(token) for token in np.asarray(corpus.ids)] == [
+        open_tokenizer("cl100k_base").token_bytes(token) for token in whole
+    ]
+    assert (corpus.report["rows"], corpus.report["rejected"]) == (60, 3)
+    assert [line for _, line, _ in corpus.report["rejected_first"]] == [5, 31, 60]
+
+
+def test_too_many_invalid_lines_of_raw_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"fine\n" * 17 + b"\xff\n" * 2)
+    config = CorpusConfig(ReadOptions(mode="raw", encoding="utf-8"), tokenizer="byte")
+    with pytest.raises(UserError, match=r"t\.txt line 18: bytes ff are not utf-8: .* \(2 of 19 lines cannot be read\)"):
+        open_corpus([Source(str(tmp_path / "t.txt"))], config, tmp_path / "cache")
+
+
 def test_text_without_line_ends_is_read_in_bounded_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "CHUNK_CHARACTERS", 10)
     monkeypatch.setattr(readers, "MAX_CHUNK_CHARACTERS", 50)
@@ -312,7 +341,7 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         "t.csv",
         "name\nfirst\n中文\n".encode("gb18030"),
         {"encoding": "utf-8"},
-        "line 3: bytes d6 d0 ce c4 are not utf-8: correct that row, or give the encoding of the file,",
+        "line 3: bytes d6 d0 ce c4 are not utf-8: correct them, or give the encoding of the file,",
     ),
     "utf-16 read as utf-8": ("t.csv", "name\nx\n".encode("utf-16"), {"encoding": "utf-8"}, "line 1: bytes ff fe are"),
     "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),

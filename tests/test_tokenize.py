@@ -82,7 +82,7 @@ def test_raw_block_needs_separator_at_start_of_later_file(tmp_path: Path, monkey
     assert [block.needs_separator for block in first] == [False] * len(first)
     assert [block.needs_separator for block in second] == [True] + [False] * (len(second) - 1)
     assert len(second) > 1
-    assert sum(block.rows for block in second) == 1
+    assert sum(block.rows for block in second) == 4
 
 
 def test_row_with_unknown_split_is_rejected(tmp_path: Path) -> None:

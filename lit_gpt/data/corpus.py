@@ -167,7 +167,7 @@ def _build(
         with open_executor(executor_name, processes) as executor:
             blocks = _tokenize(sources, read_options, config, work_folder, executor)
             counts = merge_blocks(sources, blocks, work_folder / "records.bin", unfinished / REJECTED_FILE)
-            counts.check(sources)
+            counts.check(sources, config.read_options.mode == "raw")
             report = _split_and_write(sources, config, counts, tokenizer, unfinished, executor)
         files = [
             {

@@ -162,7 +162,7 @@ def _column_names(
     names = first_row if options.header else [f"c{i + 1}" for i in range(len(first_row))]
     joined = ",".join(names)
     if not is_valid_text(joined):
-        raise UserError(f"{source} line {line}: {describe_surrogates(joined, options.encoding)}")
+        raise UserError(f"{source} line {line}: {describe_surrogates(joined, options)}")
     default, is_guess = _default_delimiter(source, options), options.delimiter is None and len(first_row) == 1
     for other in (";", "\t", "|", *("," * options.header)):  # a comma is likely in a text, not in a name
         if is_guess and dialect["delimiter"] == default != other and other in first_row[0]:

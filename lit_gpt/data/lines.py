@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 from io import TextIOBase
 
+from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 
@@ -58,15 +59,21 @@ def is_valid_text(text: str) -> bool:
     return True
 
 
-def describe_surrogates(text: str, encoding: str) -> str:
-    """Say what the first surrogates in a text are: invalid bytes of the file, or half a character in JSON."""
+def describe_surrogates(text: str, options: ReadOptions) -> str:
+    """Say what the first surrogates in a text are: invalid bytes of the file, or half a character in JSON.
+
+    Args:
+        text: The text.
+        options: How the file is read, with a known encoding.
+    """
     first = re.search("[\ud800-\udfff]{1,4}", text)
     assert first is not None
     codes = list(itertools.takewhile(lambda code: 0xDC80 <= code <= 0xDCFF, map(ord, first.group())))
     if not codes:
         return "a lone surrogate, as \\ud83d, is no character: write both halves of a surrogate pair"
     invalid = bytes(code - 0xDC00 for code in codes).hex(" ")
+    other = "utf-8" if options.encoding.lower() == "gb18030" else "gb18030"
     return (
-        f"bytes {invalid} are not {encoding}: correct that row, or give the encoding of the file, as "
-        "--data.encoding auto"
+        f"bytes {invalid} are not {options.encoding}: correct them, or give the encoding of the file, as "
+        f"--data.encoding {other if options.is_encoding_detected else 'auto'}"
     )

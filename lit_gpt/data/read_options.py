@@ -33,6 +33,7 @@ class ReadOptions:
         header: Whether the first row names the columns. Without it they are named c1, c2, …
         skip_rows: Number of lines at the start of each file that are left out.
         encoding: Encoding of text files, or "auto" to detect it.
+        is_encoding_detected: Whether `encoding` was "auto" before.
         split_key_column: The column `split_column`, which names the split of a row, or `group_column`; None: neither.
     """
 
@@ -45,6 +46,7 @@ class ReadOptions:
     header: bool = True
     skip_rows: int = 0
     encoding: str = "auto"
+    is_encoding_detected: bool = False
     split_key_column: str | None = None
 
     def __post_init__(self) -> None:

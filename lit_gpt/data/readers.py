@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from io import TextIOBase
+from io import StringIO, TextIOBase
 from typing import Any, BinaryIO, NamedTuple
 
 from lit_gpt.data.contents import check_content
@@ -20,7 +20,7 @@ from lit_gpt.data.encodings import DetectedEncoding, detect_encoding
 from lit_gpt.data.lines import describe_surrogates, is_valid_text, read_limited_lines, skip_lines
 from lit_gpt.data.parquet import read_parquet
 from lit_gpt.data.read_options import JSONNumber, ReadOptions, field_to_text, make_formatter, select_columns
-from lit_gpt.data.rows import RejectedRow, Row
+from lit_gpt.data.rows import Chunk, RejectedRow, Row
 from lit_gpt.data.sources import Source, open_text
 from lit_gpt.errors import UserError, shorten
 
@@ -47,7 +47,7 @@ def with_detected_encoding(source: Source, options: ReadOptions) -> tuple[ReadOp
     if options.encoding != "auto":
         return options, DetectedEncoding(options.encoding)
     detected = detect_encoding(source)
-    return replace(options, encoding=detected.name), detected
+    return replace(options, encoding=detected.name, is_encoding_detected=True), detected
 
 
 def _reader_of(source: Source, options: ReadOptions) -> "Reader":
@@ -109,7 +109,7 @@ def normalize_rows(
                 if len(row.text) > MAX_ROW_CHARACTERS:
                     row = RejectedRow(row.line, f"more than {MAX_ROW_CHARACTERS:,} characters: shorten that text")
                 elif not is_valid_text(row.text):
-                    row = RejectedRow(row.line, describe_surrogates(row.text, options.encoding))
+                    row = RejectedRow(row.line, describe_surrogates(row.text, options))
             yield row
 
 
@@ -117,8 +117,8 @@ def normalize_rows(
 
 
 @contextmanager
-def open_text_chunks(source: Source, options: ReadOptions) -> Iterator[tuple[Iterator[str], BinaryIO]]:
-    """Open a file and read its whole text in chunks.
+def open_text_chunks(source: Source, options: ReadOptions) -> Iterator[tuple[Iterator[Chunk], BinaryIO]]:
+    """Open a file and read its whole text in chunks, without the lines that contain invalid characters.
 
     A chunk ends with a line end between two characters that are not whitespace. No byte-pair vocabulary in use merges
     such a line end with what follows it, so that the chunks have the same token ids as the whole text.
@@ -131,7 +131,7 @@ def open_text_chunks(source: Source, options: ReadOptions) -> Iterator[tuple[Ite
         The chunks, and the stored file, whose `tell()` measures progress in bytes.
 
     Raises:
-        UserError: The file is a Parquet table, is damaged, or has another encoding.
+        UserError: The file is a Parquet table or is damaged.
     """
     if source.suffix in READERS and READERS[source.suffix].binary:
         raise UserError(f"{source} is a table, not text: use --data.mode rows")
@@ -139,28 +139,39 @@ def open_text_chunks(source: Source, options: ReadOptions) -> Iterator[tuple[Ite
         yield _read_chunks(source, options, file), stored
 
 
-def _read_chunks(source: Source, options: ReadOptions, file: TextIOBase) -> Iterator[str]:
-    pending, lines = "", 0  # text not yet returned, and the number of lines before it
+def _read_chunks(source: Source, options: ReadOptions, file: TextIOBase) -> Iterator[Chunk]:
+    pending, lines, rejected = "", 0, []  # what is not yet returned
+    line = options.skip_rows + 1  # the next one to read
     last_cut = re.compile(r"(?s).*\S\n(?=\S)")
     with source.translate_errors():
         skip_lines(source, file, options.skip_rows)
-        lines += options.skip_rows
         while text := file.read(CHUNK_CHARACTERS):
+            text += "" if text.endswith("\n") else file.readline(MAX_CHUNK_CHARACTERS)
+            num_lines = text.count("\n") + (not text.endswith("\n"))
             if not is_valid_text(text):
-                first = re.search("[\ud800-\udfff]", text)
-                assert first is not None
-                line = lines + pending.count("\n") + text.count("\n", 0, first.start()) + 1
-                raise UserError(f"{source} line {line}: {describe_surrogates(text, options.encoding)}")
+                text, invalid = _remove_invalid_lines(text, line, options)
+                rejected += invalid
             searched = max(0, len(pending) - 2)  # a cut before would have been found
-            pending += text
+            pending, lines, line = pending + text, lines + num_lines, line + num_lines
             cut = last_cut.match(pending, searched)
             if cut or len(pending) > MAX_CHUNK_CHARACTERS:
                 end = cut.end() if cut else len(pending)
-                yield pending[:end]
-                lines += pending.count("\n", 0, end)
-                pending = pending[end:]
-    if pending:
-        yield pending
+                yield Chunk(pending[:end], lines, rejected)
+                pending, lines, rejected = pending[end:], 0, []
+    if pending or lines:
+        yield Chunk(pending, lines, rejected)
+
+
+def _remove_invalid_lines(text: str, first_line: int, options: ReadOptions) -> tuple[str, list[RejectedRow]]:
+    """Return a text without the lines that contain invalid characters, and these."""
+    valid: list[str] = []
+    rejected: list[RejectedRow] = []
+    for number, line in enumerate(StringIO(text, newline="\n"), start=first_line):
+        if is_valid_text(line):
+            valid.append(line)
+        else:
+            rejected.append(RejectedRow(number, describe_surrogates(line, options)))
+    return "".join(valid), rejected
 
 
 # ------------------------------------------------------------------------------------------------------- formats

@@ -26,7 +26,7 @@ class TextCounts:
 
     Attributes:
         documents_per_block: File of each block in order, and the number of its documents.
-        rows: Number of rows, blank and rejected rows included.
+        rows: Number of rows, blank and rejected rows included; in raw mode of lines.
         empty_rows: Number of rows without text.
         rejected: Number of rows that cannot be read.
         rejected_examples: The first rejected rows as [file, line, reason].
@@ -44,11 +44,12 @@ class TextCounts:
     num_bytes: int = 0
     used_ids: set[int] = field(default_factory=set)
 
-    def check(self, sources: list[Source]) -> None:
-        """Raise UserError if too many rows are rejected, or if there is no text."""
+    def check(self, sources: list[Source], is_raw: bool) -> None:
+        """Raise UserError if too many rows, or lines in raw mode, are rejected, or if there is no text."""
         if self.rejected > MAX_REJECTED * self.rows:
             file, line, reason = self.rejected_examples[0]
-            raise UserError(f"{file} line {line}: {reason} ({self.rejected:,} of {self.rows:,} rows cannot be read)")
+            unit = "lines" if is_raw else "rows"
+            raise UserError(f"{file} line {line}: {reason} ({self.rejected:,} of {self.rows:,} {unit} cannot be read)")
         if not self.characters:
             found = f"no text in any of {self.empty_rows} rows" if self.empty_rows else "no rows, at most a header"
             raise UserError(f"{', '.join(map(str, sources))}: {found}: give a file with text in it")

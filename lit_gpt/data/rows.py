@@ -1,4 +1,4 @@
-"""A row of a file, as every reader gives it."""
+"""A row of a file, as every reader gives it; a part of a file that is one text."""
 
 from typing import NamedTuple
 
@@ -27,3 +27,17 @@ class RejectedRow(NamedTuple):
 
     line: int
     reason: str
+
+
+class Chunk(NamedTuple):
+    """A part of a text in raw mode.
+
+    Attributes:
+        text: The text; "" if nothing is left of it.
+        lines: Number of lines that were read for it, those that are left out included.
+        rejected: Lines that cannot be read; they are left out.
+    """
+
+    text: str
+    lines: int
+    rejected: list[RejectedRow]

@@ -65,7 +65,7 @@ def read_texts(sources: list[Source], read_options: ReadOptions) -> Iterator[str
         detected, _ = with_detected_encoding(source, read_options)
         if detected.mode == "raw":
             with open_text_chunks(source, detected) as (chunks, _):
-                yield from chunks
+                yield from (chunk.text for chunk in chunks if chunk.text)
         else:
             with open_rows(source, detected) as (rows, _):
                 yield from (row.text for row in rows if not isinstance(row, RejectedRow) and row.text.strip())
@@ -92,9 +92,9 @@ class Block:
         texts: The documents.
         lines: Line in which each document begins.
         split_keys: Split key of each document, see `split_key`.
-        rows: Number of rows read, blank and rejected rows included.
+        rows: Number of rows read, blank and rejected rows included; in raw mode of lines.
         empty_rows: Number of rows without text.
-        rejected: Rows that cannot be read.
+        rejected: Rows, or in raw mode lines, that cannot be read.
         bytes_read: Number of bytes of the file that were read for the block.
         file: Index of the source.
         index: Index of the block in its file.
@@ -145,9 +145,10 @@ def read_blocks(
 def _read_raw_blocks(source: Source, read_options: ReadOptions) -> Iterator[tuple[Block, int]]:
     """Yield the blocks of a file in raw mode, each with the position in the file at its end, in bytes."""
     with open_text_chunks(source, read_options) as (chunks, raw_file):
-        for index, chunk in enumerate(chunks):
-            block = Block([chunk], array.array("L", [1]), array.array("Q", [0]), rows=int(index == 0))
-            yield block, raw_file.tell()
+        for text, lines, rejected in chunks:
+            texts = [text] if text else []
+            places = array.array("L", [1] * len(texts)), array.array("Q", [0] * len(texts))
+            yield Block(texts, *places, rows=lines, rejected=rejected), raw_file.tell()
 
 
 def _read_row_blocks(
