@@ -3,7 +3,7 @@
 import pytest
 from corpora import corpus_config
 
-from lit_gpt.data.config import CorpusConfig, SplitOptions
+from lit_gpt.data.config import CorpusConfig, SplitOptions, boundaries
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import Vocab
@@ -33,20 +33,43 @@ def test_raw_mode_refuses_options_of_rows(options: dict) -> None:
         corpus_config(split=SplitOptions(**options), mode="raw")
 
 
-@pytest.mark.parametrize(
-    "options", [{"seed": 0}, {"column": "a"}, {"group": "a"}, {"val_fraction": 0.2}, {"test_fraction": 0.1}]
-)
-def test_files_of_splits_refuse_other_split_options(options: dict) -> None:
-    for has_val_files, has_test_files in ((True, False), (True, True)):
-        with pytest.raises(UserError, match="already determine every split"):
-            SplitOptions(**options).check_split_files(has_val_files, has_test_files)
-        SplitOptions(dedupe=True).check_split_files(has_val_files, has_test_files)
+# files for the val and for the test split, options, what is wrong
+CONTRADICTIONS = [
+    ("val", {"column": "a"}, "split_column already determines every split: leave it out, or --data.val_files"),
+    ("test", {"column": "a"}, "split_column already determines every split: leave it out, or --data.test_files"),
+    ("val", {"val_fraction": 0.2}, "val_files is the validation split: leave it out, or --data.val_fraction"),
+    ("val test", {"val_fraction": 0.2}, "val_files is the validation split: leave it out, or --data.val_fraction"),
+    ("test", {"test_fraction": 0.2}, "test_files is the test split: leave it out, or --data.test_fraction"),
+    ("val", {"seed": 0}, "split_seed has no effect: leave it out, or divide them with --data.test_fraction"),
+    ("val", {"group": "a"}, "group_column has no effect: leave it out, or divide them with --data.test_fraction"),
+    ("val test", {"seed": 0}, "split_seed has no effect: leave it out$"),
+]
+
+
+@pytest.mark.parametrize(("files", "options", "message"), CONTRADICTIONS)
+def test_files_of_splits_refuse_what_contradicts_them(files: str, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SplitOptions(**options).check_split_files("val" in files, "test" in files)
     SplitOptions(**options).check_split_files(False, False)
 
 
-def test_test_files_alone_are_refused() -> None:
-    with pytest.raises(UserError, match=r"--data\.test_files without --data\.val_files"):
-        SplitOptions().check_split_files(False, True)
+@pytest.mark.parametrize(
+    ("files", "options"),
+    [
+        ("val", {"test_fraction": 0.2, "seed": 1}),
+        ("val", {"test_fraction": 0.2, "group": "a"}),
+        ("test", {"val_fraction": 0.2, "seed": 1, "dedupe": True}),
+        ("test", {"group": "a"}),
+        ("val test", {"dedupe": True}),
+    ],
+)
+def test_files_of_splits_leave_others_to_the_options(files: str, options: dict) -> None:
+    SplitOptions(**options).check_split_files("val" in files, "test" in files)
+
+
+def test_raw_mode_takes_no_test_split_beside_val_files() -> None:
+    with pytest.raises(UserError, match=r"give --data\.test_files in place of --data\.test_fraction"):
+        SplitOptions(test_fraction=0.2).check_split_files(True, False, is_raw=True)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +82,10 @@ def test_raw_mode_refuses_options_of_tables(options: dict) -> None:
 
 
 def test_boundaries_round_train_down() -> None:
-    options = SplitOptions(val_fraction=0.25, test_fraction=0.125)
-    assert options.boundaries(8) == (5, 7)
-    assert options.boundaries(9) == (5, 7)
-    assert options.boundaries(1) == (0, 0)
+    assert boundaries(8, (0.25, 0.125)) == (5, 7)
+    assert boundaries(9, (0.25, 0.125)) == (5, 7)
+    assert boundaries(1, (0.25, 0.125)) == (0, 0)
+    assert boundaries(7, (0.0, 0.0)) == (7, 7)
 
 
 @pytest.mark.parametrize(

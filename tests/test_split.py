@@ -1,5 +1,6 @@
 """Duplicates, and which split a document is in."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from lit_gpt.data import split
 from lit_gpt.data.config import SPLITS, SplitOptions
 from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.read_options import Mode
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import LEFT_OUT, TEST, TRAIN, VAL, assign_splits, count_leaked, duplicates, find_originals
 from lit_gpt.data.tokenize import DOCUMENT_DTYPE
+from lit_gpt.errors import UserError
 
 ROWS = [(f"poem {i % 90}", ["train", "Validation", "test"][i % 3], f"writer {i % 17}") for i in range(1000)]
 
@@ -96,6 +99,40 @@ def test_val_and_test_files_are_their_splits(tmp_path: Path) -> None:
         assert [counts["documents"] for counts in corpus.report["parts"].values()] == (
             [3, 3, 3] if mode == "rows" else [1, 1, 1]
         )
+
+
+@pytest.mark.parametrize("files", ["val", "test", "val test", ""])
+@pytest.mark.parametrize(
+    "options", [{}, {"val_fraction": 0.3}, {"test_fraction": 0.2}, {"test_fraction": 0.2, "seed": 3}, {"seed": 3}]
+)
+@pytest.mark.parametrize("mode", ["rows", "raw"])
+def test_files_of_a_split_are_in_it_and_options_divide_the_others(
+    tmp_path: Path, files: str, options: dict, mode: Mode
+) -> None:
+    sources = []
+    for name in ("", *files.split()):
+        lines = [f"of {name or 'none'} {number:04}" for number in range(300)]
+        (tmp_path / f"t{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        sources.append(Source(str(tmp_path / f"t{name}.txt"), name))
+    try:
+        split_options = SplitOptions(**options)
+        split_options.check_split_files("val" in files, "test" in files, mode == "raw")
+        config = corpus_config("byte", split=split_options, mode=mode)
+    except UserError:
+        return  # see test_corpus_config.py
+    corpus = open_corpus(sources, config, tmp_path / "cache")
+    found = [corpus.tokenizer.decode(corpus.split(name)) for name in SPLITS]
+    assert sum(text.count("none") for text in found) == 300
+    for name, text in zip(SPLITS, found):
+        for other in ("val", "test"):
+            assert text.count(f"of {other}") == (300 if other == name and name in files.split() else 0)
+    shares = [text.count("none") / 300 for text in found]
+    val = 0 if "val" in files else options.get("val_fraction", 0.1)
+    test = 0 if "test" in files else options.get("test_fraction", 0)
+    assert shares == pytest.approx([1 - val - test, val, test], abs=0.05 if "seed" in options else 0.02)
+    if "seed" not in options:
+        texts = [text for part in found for text in re.findall(r"of none \d+", part)]
+        assert mode == "raw" or texts == sorted(texts)
 
 
 def test_raw_text_is_split_by_tokens(tmp_path: Path) -> None:

@@ -100,10 +100,11 @@ SETTINGS: dict[str, Case] = {
     ),
     "val_files and val_fraction": Case(
         ["--data.val_files", "rows.txt", "--data.val_fraction", "0.2"],
-        "--data.val_files and test_files already determine every split: leave them out, or",
+        "--data.val_files is the validation split: leave it out, or --data.val_fraction",
     ),
-    "test_files without val_files": Case(
-        ["--data.test_files", "rows.txt"], "--data.test_files without --data.val_files leaves no text for validation"
+    "test_files and test_fraction": Case(
+        ["--data.test_files", "rows.txt", "--data.test_fraction", "0.2"],
+        "--data.test_files is the test split: leave it out, or --data.test_fraction",
     ),
     "negative gradient clipping": Case(
         ["--trainer.gradient_clip_val", "-1"], "--trainer.gradient_clip_val is -1: give 0"

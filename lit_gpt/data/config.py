@@ -18,8 +18,9 @@ class SplitOptions:
     The names of these fields are part of the cache key (`corpus_key`): a renamed field makes every cache invalid.
 
     Attributes:
-        val_fraction: Fraction of the documents in the val split; in raw mode, of the tokens.
-        test_fraction: Fraction of the documents in the test split; in raw mode, of the tokens.
+        val_fraction: Fraction of the documents in the val split; in raw mode, of the tokens. It counts the documents of
+            files that are given for no split.
+        test_fraction: Fraction of them in the test split.
         seed: Assigns each document by a hash of its text and this seed. Equal texts are in the same split, and a
             document stays in its split when others are added.
         column: Name of the column that holds the split of each row: train, val or test.
@@ -55,24 +56,49 @@ class SplitOptions:
         """Whether a fraction differs from its default."""
         return (self.val_fraction, self.test_fraction) != (SplitOptions.val_fraction, SplitOptions.test_fraction)
 
-    def check_split_files(self, has_val_files: bool, has_test_files: bool) -> None:
-        """Check that the splits do not come from files and from these options at once.
+    def check_split_files(self, has_val_files: bool, has_test_files: bool, is_raw: bool = False) -> None:
+        """Check that these options do not contradict files that are given for a split, and divide the other files.
 
         Raises:
-            UserError: They do, or there are files for the test split only.
+            UserError: They do, or they divide nothing.
         """
-        others = (self.seed, self.column, self.group) != (None, None, None) or self.has_fractions
-        if (has_val_files or has_test_files) and others:
+        flags = ["--data.val_files"] * has_val_files + ["--data.test_files"] * has_test_files
+        if flags and self.column is not None:
             raise UserError(
-                "--data.val_files and test_files already determine every split: leave them out, or "
-                "--data.split_column, group_column, split_seed, val_fraction and test_fraction"
+                f"--data.split_column already determines every split: leave it out, or {' and '.join(flags)}"
             )
-        if has_test_files and not has_val_files:
-            raise UserError("--data.test_files without --data.val_files leaves no text for validation: give both")
+        if has_val_files and self.val_fraction != SplitOptions.val_fraction:
+            raise UserError("--data.val_files is the validation split: leave it out, or --data.val_fraction")
+        if has_test_files and self.test_fraction != SplitOptions.test_fraction:
+            raise UserError("--data.test_files is the test split: leave it out, or --data.test_fraction")
+        if is_raw and has_val_files and self.test_fraction > 0:
+            raise UserError(
+                "--data.mode raw cannot take a test split from the training files beside --data.val_files: "
+                "give --data.test_files in place of --data.test_fraction"
+            )
+        is_divided = not has_val_files or (not has_test_files and self.test_fraction > 0)
+        unused = ["--data.split_seed"] * (self.seed is not None) + ["--data.group_column"] * (self.group is not None)
+        if unused and not is_divided:
+            remedy = "" if has_test_files else ", or divide them with --data.test_fraction"
+            raise UserError(
+                f"{' and '.join(flags)} leave all other documents for training, so that {' and '.join(unused)} has no "
+                f"effect: leave it out{remedy}"
+            )
 
-    def boundaries(self, count: int) -> tuple[int, int]:
-        """Return the index of the first val and of the first test item when `count` items are split in their order."""
-        return int(count * (1 - self.val_fraction - self.test_fraction)), int(count * (1 - self.test_fraction))
+    def fractions(self, has_val_files: bool, has_test_files: bool) -> tuple[float, float]:
+        """Return the fractions of the val and of the test split among the documents of the other files."""
+        return 0.0 if has_val_files else self.val_fraction, 0.0 if has_test_files else self.test_fraction
+
+
+def boundaries(count: int, fractions: tuple[float, float]) -> tuple[int, int]:
+    """Return the index of the first val and of the first test item when `count` items are split in their order.
+
+    Args:
+        count: Number of items.
+        fractions: Of the val and of the test split.
+    """
+    val, test = fractions
+    return int(count * (1 - val - test)), int(count * (1 - test))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from lit_gpt.data.cache import (
     write_corpus_digests,
     write_json,
 )
-from lit_gpt.data.config import SPLITS, CorpusConfig
+from lit_gpt.data.config import SPLITS, CorpusConfig, boundaries
 from lit_gpt.data.executors import Executor, ExecutorName, open_executor
 from lit_gpt.data.layout import BAR_OPTIONS, id_dtype, plan_shards, prune_vocab, tokens_per_split, write_shards
 from lit_gpt.data.read_options import ReadOptions
@@ -45,7 +45,7 @@ from lit_gpt.data.readers import with_detected_encoding
 from lit_gpt.data.report import TextCounts, duplicate_report, merge_blocks, vocab_report
 from lit_gpt.data.shards import TOKENS_PER_SHARD
 from lit_gpt.data.sources import Source
-from lit_gpt.data.split import assign_splits, duplicates, find_originals
+from lit_gpt.data.split import assign_splits, duplicates, file_fractions, find_originals
 from lit_gpt.data.tokenize import read_blocks, tokenize_block, train_tokenizer
 from lit_gpt.device import available_cores
 from lit_gpt.digests import DIGESTS_FILE, damaged_files, sha256_of_all, write_digests
@@ -264,7 +264,7 @@ def _split_and_write(
     """Assign the documents to splits, write the shards and corpus.json, and return the report."""
     work_folder = unfinished / "work"
     records = work_folder / "records.bin"
-    is_raw, has_split_files = config.read_options.mode == "raw", any(source.split for source in sources)
+    is_raw = config.read_options.mode == "raw"
     num_records = sum(counts.documents_per_block.values())
     # in raw mode a record is a block, not a document, and none is a duplicate
     originals = np.arange(num_records) if is_raw else find_originals(records)
@@ -281,9 +281,9 @@ def _split_and_write(
     tokens = tokens_per_split(shards)
     if is_raw:
         documents = [sum((source.split or "train") == split for source in sources) for split in SPLITS]
-        if not has_split_files:  # one text in the train split, which is divided by tokens instead
-            first_val, first_test = config.split_options.boundaries(tokens[0])
-            tokens = [first_val, first_test - first_val, tokens[0] - first_test]
+        # the files that are given for no split are one text, which is divided by tokens
+        first_val, first_test = boundaries(tokens[0], file_fractions(sources, config.split_options))
+        tokens = [first_val, first_test - first_val + tokens[1], tokens[0] - first_test + tokens[2]]
     else:
         documents = np.bincount(splits, minlength=len(SPLITS))[: len(SPLITS)].tolist()
     return {

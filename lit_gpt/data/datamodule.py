@@ -60,7 +60,7 @@ class TextDataModule(LightningDataModule):
         sampling: "random": draw windows with replacement. "shuffled": use every window once in each epoch.
         val_fraction: Fraction of the documents for validation, taken from the end.
         test_fraction: Fraction of the documents for `fit.py test`, taken from the very end.
-        val_files: Files for validation, instead of `val_fraction`.
+        val_files: Files for validation, instead of `val_fraction`. The other files are divided by the other options.
         test_files: Files for `fit.py test`, instead of `test_fraction`.
         split_seed: Assign documents to splits at random with this seed. Equal documents get the same split.
         split_column: Column that names the split of each row: train, val or test.
@@ -128,7 +128,7 @@ class TextDataModule(LightningDataModule):
             split_key_column=group_column if split_column is None else split_column,
         )
         split_options = SplitOptions(val_fraction, test_fraction, split_seed, split_column, group_column, dedupe)
-        split_options.check_split_files(val_files is not None, test_files is not None)
+        split_options.check_split_files(val_files is not None, test_files is not None, mode == "raw")
         self.corpus_config = CorpusConfig(read_options, split_options, tokenizer, vocab, vocab_size)
         self.context_length, self.batch_size, self.global_batch_size = context_length, batch_size, global_batch_size
         self.sampling, self.seed, self.document_mask = sampling, seed, document_mask

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
+from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions, boundaries
 from lit_gpt.data.sources import Source
 from lit_gpt.data.tokenize import DOCUMENT_DTYPE
 
@@ -96,8 +96,9 @@ def count_leaked(originals: np.ndarray, splits: np.ndarray) -> int:
 def assign_splits(path: Path, sources: list[Source], config: CorpusConfig, is_duplicate: np.ndarray) -> np.ndarray:
     """Return the index of the split of every document, (documents,) uint8.
 
-    The split comes, in this order, from the split column, the file, a hash of the group or the text, or the position.
-    In raw mode, where a record is a block, only the file counts; `layout` splits a single text by tokens.
+    The split comes from the split column; otherwise from the file, if it is given for a split; otherwise from a hash of
+    the group or the text, or from the position among the documents of these other files. In raw mode, where a record is
+    a block, only the file counts; `layout` splits a single text by tokens.
 
     Args:
         path: File with the records of all documents.
@@ -107,33 +108,46 @@ def assign_splits(path: Path, sources: list[Source], config: CorpusConfig, is_du
     """
     options, is_raw = config.split_options, config.read_options.mode == "raw"
     split_of_file = np.array([SPLITS.index(source.split or "train") for source in sources], dtype=np.uint8)
+    is_divided_file = np.array([not source.split for source in sources]) & (not is_raw)
+    fractions = file_fractions(sources, options)
     is_kept = ~is_duplicate if options.dedupe else np.ones_like(is_duplicate)
-    boundaries = options.boundaries(int(is_kept.sum()))
+    count = sum(
+        int((is_divided_file[records["file"]] & is_kept[start : start + len(records)]).sum())
+        for start, records in read_records(path)
+    )
     splits = np.full(len(is_duplicate), LEFT_OUT, dtype=np.uint8)
-    kept_before = 0
+    before = 0  # documents of divided files
     for start, records in read_records(path):
         kept = is_kept[start : start + len(records)]
+        is_divided = is_divided_file[records["file"]]
         if options.column is not None:
             assigned = records["split_key"]
-        elif is_raw or any(source.split for source in sources):
-            assigned = split_of_file[records["file"]]
         elif options.seed is not None or options.group is not None:
-            assigned = _split_by_hash(records, options)
+            assigned = _split_by_hash(records, options, fractions)
         else:
-            assigned = np.searchsorted(boundaries, kept_before + np.cumsum(kept) - 1, side="right")
-            kept_before += int(kept.sum())
+            positions = before + np.cumsum(kept & is_divided) - 1
+            assigned = np.searchsorted(boundaries(count, fractions), positions, side="right")
+            before += int((kept & is_divided).sum())
+        if options.column is None:
+            assigned = np.where(is_divided, assigned, split_of_file[records["file"]])
         splits[start : start + len(records)] = np.where(kept, assigned, LEFT_OUT)
     return splits
 
 
-def _split_by_hash(records: np.ndarray, options: SplitOptions) -> np.ndarray:
+def file_fractions(sources: list[Source], options: SplitOptions) -> tuple[float, float]:
+    """Return the fractions of the val and of the test split in the files that are given for no split."""
+    splits = {source.split for source in sources}
+    return options.fractions("val" in splits, "test" in splits)
+
+
+def _split_by_hash(records: np.ndarray, options: SplitOptions, fractions: tuple[float, float]) -> np.ndarray:
     """Return the split of each document, determined by the hash of its group or of its text, and the seed."""
     keys = records["split_key"] if options.group is not None else records["hash"][:, 0]
     # the seed rotates the ring of 64-bit hashes; 2^64 / golden ratio spreads the rotations of successive seeds evenly
     rotation = np.uint64((options.seed or 0) * 0x9E3779B97F4A7C15 % 2**64)
     uniform = (keys + rotation) * 2.0**-64  # (n,) in [0, 1]
-    test, val = options.test_fraction, options.test_fraction + options.val_fraction
-    return np.array([TEST, VAL, TRAIN])[np.searchsorted([test, val], uniform, side="right")]
+    val, test = fractions
+    return np.array([TEST, VAL, TRAIN])[np.searchsorted([test, test + val], uniform, side="right")]
 
 
 def longest_documents(path: Path) -> list[tuple[int, int, int]]:
