@@ -14,7 +14,7 @@ EXPORT = "export its text as CSV or JSONL and give that file"
 NO_TEXT = "give a file with text in it"
 
 SIGNATURES: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what the file is, what to do
-    (b"BZh", "compressed with bzip2", "unpack it with bunzip2"),
+    *((b"BZh%d1AY&SY" % level, "compressed with bzip2", "unpack it with bunzip2") for level in range(1, 10)),
     (b"\xfd7zXZ\x00", "compressed with xz", "unpack it with unxz"),
     (b"\x04\x22\x4d\x18", "compressed with lz4", "unpack it with unlz4"),
     (b"\x1f\x9d", "compressed with compress", "unpack it with gunzip"),
