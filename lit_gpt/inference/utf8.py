@@ -43,40 +43,39 @@ _UNREACHABLE = NUM_STATES  # more tokens than any state needs
 
 
 class Utf8Constraint:
-    """Keeps generated texts valid UTF-8: the tokens that would break a character get the logit -inf.
+    """Keeps generated texts valid UTF-8: tokens that would break a character are not drawn.
 
     A token is allowed if its bytes continue the text so that the last character can still be completed by the tokens
     that remain; so a text also ends at a whole character. If the prompt ends inside a character that needs more tokens
     than remain, the tokens on the shortest way to its end are allowed. Tokens without bytes, such as the end of text,
     are allowed between characters.
 
-    The states and the tables are on the model's device, and nothing waits for it.
+    The states and the tables are on the device of the logits, and nothing waits for it.
 
     Args:
         tokens: The bytes of each id, V of them. At least one must be a whole character, or have no bytes.
         device: The device of the logits.
-        dtype: The type of the logits.
 
     Attributes:
         breaks_characters: Whether any token is no whole number of characters; otherwise every text is valid.
     """
 
-    def __init__(
-        self, tokens: list[bytes], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, tokens: list[bytes], device: torch.device | str = "cpu") -> None:
         next_state, is_valid = token_transitions(tokens)  # (S, V) each
         steps = _steps_to_complete(next_state, is_valid)  # (S,)
         assert (next_state[COMPLETE][is_valid[COMPLETE]] == COMPLETE).any(), "no token is a whole character"
         self.breaks_characters = bool((next_state[COMPLETE] != COMPLETE).any() or not is_valid[COMPLETE].all())
-        steps_after = np.where(is_valid, steps[next_state], _UNREACHABLE)  # (S, V): needed after a token
-        longest = max(step for step in steps.tolist() if step != _UNREACHABLE)
-        self._penalties = []  # [tokens that remain after this one, from `longest` on the same]: (S, V), 0 or -inf
-        for remaining in range(longest + 1):
-            limit = np.maximum(remaining, steps - 1)  # (S,)
-            is_allowed = torch.from_numpy(steps_after <= np.minimum(limit, longest)[:, None])
-            self._penalties.append(torch.where(is_allowed, 0.0, -torch.inf).to(device, dtype))
-        start = np.where(steps == _UNREACHABLE, COMPLETE, np.arange(NUM_STATES))  # (S,)
-        self._next_state = torch.from_numpy(start[next_state]).to(device)  # (S, V) int64
+        longest = int(steps[steps < _UNREACHABLE].max())
+        steps_after = np.where(is_valid, steps[next_state], _UNREACHABLE).astype(np.uint8)  # (S, V)
+        # [how many tokens will follow; the last one also stands for more]: (S, V)
+        self._penalties = [
+            torch.where(torch.from_numpy(steps_after <= limit[:, None]), 0.0, -torch.inf).to(device)
+            for limit in (np.clip(steps - 1, remaining, longest) for remaining in range(longest + 1))
+        ]
+        # Nothing completes a state that is unreachable; a prompt that ends there is left as it is.
+        start = np.where(steps < _UNREACHABLE, np.arange(NUM_STATES), COMPLETE)  # (S,)
+        self._next_state = torch.from_numpy(start[next_state].ravel()).to(device)  # (S * V,) int64
+        self._vocab_size = len(tokens)
 
     def start(self, prompts: Tensor, padding: Tensor | None = None) -> Tensor:
         """Return the state after each prompt, (B,) int64.
@@ -93,21 +92,20 @@ class Utf8Constraint:
                 states = states.masked_fill(column < padding, COMPLETE)
         return states
 
-    def mask_(self, logits: Tensor, states: Tensor, remaining: int) -> Tensor:
-        """Set the logits of the tokens that are not allowed to -inf, in place: (B, V) -> (B, V).
+    def penalties(self, states: Tensor, remaining: int) -> Tensor:
+        """Return what to add to the logits: 0 for tokens that are allowed, -inf for the others, (B, V) float32.
 
         Args:
-            logits: (B, V).
             states: (B,), of `start` or `advance`.
-            remaining: How many tokens will follow this one.
+            remaining: How many tokens will follow the one that is drawn next.
         """
         penalties = self._penalties[min(remaining, len(self._penalties) - 1)]  # (S, V)
-        # Faster on a CPU than `masked_fill_`, which takes ten times as long where V is large.
-        return logits.add_(penalties.index_select(0, states))
+        return penalties.index_select(0, states)
 
     def advance(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Return the states after one more token in each row: (B,), (B,) -> (B,)."""
-        return self._next_state[states, tokens]
+        # Half the time of indexing a (S, V) tensor with two tensors, which would be 2% of a small model's step.
+        return self._next_state.index_select(0, torch.add(tokens, states, alpha=self._vocab_size))
 
 
 def utf8_constraint(model: GPT, tokenizer: Tokenizer) -> Utf8Constraint | None:
@@ -116,15 +114,12 @@ def utf8_constraint(model: GPT, tokenizer: Tokenizer) -> Utf8Constraint | None:
     Example:
         >>> generate(model, prompts, 100, end=tokenizer.end_of_text, constraint=utf8_constraint(model, tokenizer))
     """
-    weight = model.head.weight
-    return _cached_constraint(tokenizer, model.config.vocab_size, weight.device, weight.dtype)
+    return _cached_constraint(tokenizer, model.config.vocab_size, model.embedding.weight.device)
 
 
-@functools.lru_cache(maxsize=4)  # the tables of 100,000 tokens take a fifth of a second and 13 to 19 MB
-def _cached_constraint(
-    tokenizer: Tokenizer, vocab_size: int, device: torch.device, dtype: torch.dtype
-) -> Utf8Constraint | None:
-    constraint = Utf8Constraint([tokenizer.token_bytes(token) for token in range(vocab_size)], device, dtype)
+@functools.lru_cache(maxsize=4)  # the tables of 100,000 tokens take a fifth of a second and 16 MB
+def _cached_constraint(tokenizer: Tokenizer, vocab_size: int, device: torch.device) -> Utf8Constraint | None:
+    constraint = Utf8Constraint([tokenizer.token_bytes(token) for token in range(vocab_size)], device)
     return constraint if constraint.breaks_characters else None
 
 
