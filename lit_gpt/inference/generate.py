@@ -125,15 +125,17 @@ def sample_token(
         top_p: Draw among the likeliest tokens up to this total probability only, see `keep_likeliest`.
         generator: The random number generator; the global one by default. With a list of B, each row draws from its
             own, so that its tokens do not depend on the other rows.
-        penalties: (B, V) float32, added to the logits: 0, or -inf for a token that must not be drawn; None: all 0.
+        penalties: (B, V) float32, added to the logits: 0, or -inf for a token that must not be drawn. None: all are 0.
+            It is overwritten.
 
     Returns:
         (B,) int64 token ids.
     """
     if temperature < MIN_TEMPERATURE:
-        return (logits if penalties is None else logits + penalties).argmax(dim=-1)  # (B,)
-    # With penalties one call divides, adds and converts to float32: each call takes 1% to 2% of a small model's step.
-    scaled = logits.float() / temperature if penalties is None else torch.add(penalties, logits, alpha=1 / temperature)
+        return (logits if penalties is None else penalties.add_(logits)).argmax(dim=-1)  # (B,)
+    # With penalties one call converts, divides and adds, in place: a call takes 1% to 2% of a small model's step, and new
+    # memory for 16 rows of 100,000 floats as long as drawing from them.
+    scaled = logits.float() / temperature if penalties is None else penalties.add_(logits, alpha=1 / temperature)
     probs = keep_likeliest(scaled, top_k, top_p).softmax(dim=-1)  # (B, V)
     if isinstance(generator, list):
         draws = [torch.multinomial(row, 2, True, generator=own) for row, own in zip(probs, generator, strict=True)]
