@@ -28,6 +28,7 @@ COMMANDS: dict[str, list[str]] = {
     "test": ["fit.py", "test", "--data.test_fraction", "0.1"],
     "preflight": ["fit.py", "fit", "--preflight"],
     "generate": ["generate.py", "--max_new_tokens", "4"],
+    "novel": ["generate.py", "--max_new_tokens", "4", "--novel"],
     "bench": ["bench.py", "train", "--turns", "1", "--steps", "2", "--warm_up", "1"],
 }
 

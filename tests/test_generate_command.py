@@ -154,7 +154,7 @@ def test_novel_leaves_out_training_rows(generate: Generate) -> None:
     result = generate("题", "--temperature", 0, "--num_samples", 2, "--novel", tokens=1)
     assert result.out == ""
     assert "left out    20 texts that are rows" in result.err
-    assert "warning: 2 texts are missing" in result.err
+    assert "warning     2 texts are missing: of 10 tries for each" in result.err
 
 
 def test_novel_needs_the_training_text(generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -382,6 +382,9 @@ GENERATE: dict[str, Case] = {
         ["FILE:a.txt"], "FILE:a.txt is not UTF-8 (at byte 0)", lambda: Path("a.txt").write_bytes("静".encode("gbk"))
     ),
     "prompt of bytes": Case(["--prompt", "a\udcff"], "is not text in this terminal's encoding"),
+    "prompt in the file of nobody": Case(["FILE:~nobody-here/x"], "FILE:~nobody-here/x cannot be read (No such file"),
+    "top_k without effect": Case(["--temperature", "0", "--top_k", "5"], "leave out it or --top_k"),
+    "name without effect": Case(["--ckpt_path", "a.ckpt", "--name", "small"], "leave out --name small"),
     "batch_size 0": Case(["--batch_size", "0"], "--batch_size is 0: give 1 or more"),
     "num_samples 0": Case(["--num_samples", "0"], "--num_samples is 0: give 1 or more"),
     "max_new_tokens 0": Case(["--max_new_tokens", "0"], "--max_new_tokens is 0: give 1 or more"),

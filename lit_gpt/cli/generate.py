@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from lit_gpt.cli.messages import print_json, print_lines, print_text
 from lit_gpt.cli.prompt_loop import run_prompt_loop
 from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.training_text import prompt_of_columns, training_rows
+from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text
 from lit_gpt.inference.texts import MAX_TRIES, GeneratedText, generate_texts, seeded_generator
 
@@ -50,7 +52,7 @@ def generate(options: argparse.Namespace) -> None:
         for prompt in prompts:
             writer.write_objects(prompt, print_json)
     else:
-        with JsonLines(Path(options.jsonl).expanduser()) as file:
+        with JsonLines(Path(os.path.expanduser(options.jsonl))) as file:
             for prompt in prompts:
                 writer.write_objects(prompt, file.write)
         print_lines(f"{file.count:,} texts in {file.path}", to_stderr=True)
@@ -69,7 +71,9 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
     """
     choice = "auto" if path is None else str(path)
     if choice not in CHOICES:
-        return Checkpoint.open(Path(choice).expanduser())
+        if name is not None:
+            raise UserError(f"--ckpt_path {choice} is a checkpoint already: leave out --name {name}")
+        return Checkpoint.open(os.path.expanduser(choice))
     checkpoint = find_checkpoint("best" if choice == "auto" else choice, LOGS, name)
     if checkpoint is None:
         raise no_checkpoint_error(LOGS, name, TRAIN)
@@ -211,7 +215,8 @@ class TextWriter:
             return
         print_lines(f"left out    {self.left_out:,} texts that are rows of the training text", to_stderr=True)
         if self.missing:
-            line = (
-                f"warning: {self.missing:,} texts are missing: of {MAX_TRIES} for each one that was asked for, too few "
+            print_lines(
+                f"warning     {self.missing:,} texts are missing: of {MAX_TRIES} tries for each too few were new;",
+                "            a higher --temperature gives others",
+                to_stderr=True,
             )
-            print_lines(f"{line}are new; a higher --temperature gives others", to_stderr=True)

@@ -1,6 +1,8 @@
 """The flags of generate.py, and the prompts that they give."""
 
 import argparse
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -35,6 +37,13 @@ def parse_options(args: list[str]) -> argparse.Namespace:
     check_sampling(options.temperature, options.top_k, options.top_p)
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed is {options.seed}: give a number from 0 to {2**63 - 1}")
+    _check_combinations(options)
+    options.prompts = [read_prompt(prompt) for prompt in options.prompts or options.prompt or [""]]
+    return options
+
+
+def _check_combinations(options: argparse.Namespace) -> None:
+    """Raise UserError if two flags do not go together."""
     kinds = {
         "a prompt that stands alone": options.prompts,
         "--prompt": options.prompt,
@@ -48,8 +57,9 @@ def parse_options(args: list[str]) -> argparse.Namespace:
         raise UserError(f"--interactive prints each text as it is written: leave out --{others[0]}")
     if options.interactive and sys.stdin is None:
         raise UserError("--interactive reads prompts from stdin, which is closed: give a prompt")
-    options.prompts = [read_prompt(prompt) for prompt in options.prompts or options.prompt or [""]]
-    return options
+    limits = [name for name in ("top_k", "top_p") if getattr(options, name)]
+    if options.temperature == 0 and limits:
+        raise UserError(f"--temperature 0 always takes the likeliest token: leave out it or --{limits[0]}")
 
 
 def build_parser() -> LineParser:
@@ -84,7 +94,9 @@ def build_parser() -> LineParser:
 
 def _add_prompts(parser: LineParser) -> None:
     prompts = parser.add_argument_group("how texts begin; without one of these, as the training texts do")
-    prompts.add_argument("prompts", nargs="*", metavar="PROMPT", help="text to continue; see --prompt")
+    prompts.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help="text to continue; one that begins with -: --prompt=-x"
+    )
     prompts.add_argument(
         "--prompt",
         action="append",
@@ -131,8 +143,10 @@ def read_prompt(typed: str) -> str:
         raise UserError("a prompt is not text in this terminal's encoding: set the terminal to UTF-8")
     if not typed.startswith(FILE_PREFIX):
         return unescape(typed)
-    path = Path(typed.removeprefix(FILE_PREFIX)).expanduser()
+    path = os.path.expanduser(typed.removeprefix(FILE_PREFIX))
     try:
+        if "\0" in path:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with open(path, "rb") as file:
             content = file.read(MAX_PROMPT_BYTES + 1)
         if len(content) > MAX_PROMPT_BYTES:
