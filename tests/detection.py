@@ -22,7 +22,7 @@ import re
 import tempfile
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -126,7 +126,9 @@ def names(language: str) -> list[str]:
     import faker
 
     maker = faker.Faker(
-        ["en_US", "en_GB", "en_US", "fr_FR", "de_DE", "es_ES"] if language == "en" else FAKER_NAMES[language]
+        ["en_US"] * 4 + ["fr_FR", "de_DE", "es_ES", "da_DK", "sv_SE", "pt_BR"]
+        if language == "en"
+        else FAKER_NAMES[language]
     )
     maker.seed_instance(1)
     return [maker.name() for _ in range(1000)]
@@ -179,14 +181,14 @@ def encodable(text: str, encoding: str) -> str:
     return text.encode(encoding, "ignore").decode(encoding)
 
 
-def make_cases(seeds: int, encodings: list[str] | None = None) -> Iterator[Case]:
+def make_cases(seeds: int, encodings: list[str] | None = None, lengths: Iterable[int] = LENGTHS) -> Iterator[Case]:
     """Yield the files: for each encoding, length and kind `seeds` of them for each language.
 
     A file with no character that is not ASCII is left out: each encoding reads it.
     """
     make = {"prose": make_prose, "table": make_table}
     for encoding in encodings or LANGUAGES:
-        for length in LENGTHS:
+        for length in lengths:
             for kind in KINDS:
                 for language in LANGUAGES[encoding]:
                     for seed in range(seeds):
@@ -296,21 +298,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2, help="files for each encoding, length, kind and language")
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
     parser.add_argument("--encodings", nargs="+", choices=LANGUAGES)
+    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
     parser.add_argument("--failures", action="store_true", help="print each wrong guess")
     options = parser.parse_args()
     results, seconds = {}, {}
     for name in options.detectors:
         start = time.perf_counter()
-        results[name] = measure(name, make_cases(options.seeds, options.encodings), options.failures)
+        results[name] = measure(name, make_cases(options.seeds, options.encodings, options.lengths), options.failures)
         seconds[name] = time.perf_counter() - start
     packages = [*(name for name in options.detectors if name != "lit-gpt"), "django", "sphinx", "faker"]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(f"{platform.machine()}, Python {platform.python_version()}, {versions}")
-    columns = ["all", *KINDS, *(f"{length:,}" for length in LENGTHS), "wrong and sure", "seconds"]
+    columns = ["all", *KINDS, *(f"{length:,}" for length in options.lengths), "wrong and sure", "seconds"]
     rows = {}
     for name, counts in results.items():
         every = total(counts)
-        parts = [total(counts, part) for part in (*KINDS, *LENGTHS)]
+        parts = [total(counts, part) for part in (*KINDS, *options.lengths)]
         wrong = f"{every.wrong_and_sure / every.files:.2%} of {every.files:,}"
         rows[name] = [*map(str, [every, *parts]), wrong, f"{seconds[name]:.0f}"]
     print_table("detector", columns, rows)

@@ -17,9 +17,9 @@ import pyarrow.parquet
 import pytest
 
 from lit_gpt.data.config import CorpusConfig
-from lit_gpt.data.corpus import open_corpus
+from lit_gpt.data.corpus import corpus_key, open_corpus
 from lit_gpt.data.read_options import ReadOptions
-from lit_gpt.data.sources import Source, find_sources
+from lit_gpt.data.sources import Source, find_sources, open_text
 from lit_gpt.errors import UserError
 
 POEMS = [
@@ -151,3 +151,47 @@ def test_missing_files_are_user_errors(tmp_path: Path) -> None:
         find_sources([])
     with pytest.raises(UserError, match=r"--data\.files is empty"):
         find_sources("")
+
+
+def test_query_and_fragment_of_a_url_are_no_part_of_its_suffix(tmp_path: Path, server: str) -> None:
+    (tmp_path / "p.csv").write_bytes(FILES["crlf.csv"])
+    (tmp_path / "p.csv.gz").write_bytes(FILES["compressed.csv.gz"])
+    for url in ("p.csv?download=true", "p.csv.gz?x=1&y=[*]", "p.csv#part", "p.csv?from=http://other/p.zip"):
+        (source,) = find_sources(f"{server}/{url}")
+        assert source.suffix == ".csv"
+        np.testing.assert_array_equal(
+            read_ids(source, tmp_path / "a"), read_ids(Source(str(tmp_path / "p.csv")), tmp_path / "b")
+        )
+    assert Source("https://host/download?file=p.csv.gz").suffix == ".csv"
+    assert Source("memory://poems/a#1.csv").suffix == ".csv"
+
+
+def test_local_name_may_contain_a_question_mark_and_a_hash(tmp_path: Path) -> None:
+    for name in ("why?.csv", "a#1.csv"):
+        (tmp_path / name).write_bytes(FILES["crlf.csv"])
+        (source,) = find_sources(str(tmp_path / name))
+        assert (source.name, source.suffix) == (str(tmp_path / name), ".csv")
+    assert Source("p.csv?download=true").suffix == ".csv?download=true"
+    with fsspec.open("memory://poems/p.csv?download=true", "wb") as file:
+        file.write(FILES["crlf.csv"])
+    assert find_sources("memory://poems/p.csv?download=true")[0].suffix == ".csv"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32-le", "gb18030"])
+def test_no_byte_order_mark_stays_in_the_text(tmp_path: Path, encoding: str) -> None:
+    text = csv_text()
+    marked = text if encoding in ("utf-16", "utf-8-sig") else f"\ufeff{text}"
+    (tmp_path / "t.csv").write_bytes(marked.encode(encoding))
+    with open_text(Source(str(tmp_path / "t.csv")), encoding, "") as (file, _):
+        assert file.read() == text
+
+
+def test_key_of_a_corpus_is_that_of_the_decompressed_text(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(FILES["crlf.csv"])
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(FILES["crlf.csv"]))
+    (tmp_path / "t.csv.zst").write_bytes(pyarrow.compress(FILES["crlf.csv"], codec="zstd", asbytes=True))
+    (tmp_path / "other.csv").write_bytes(FILES["crlf.csv"] + b"a,b\r\n")
+    config = CorpusConfig(ReadOptions(template="{title}\\n{text}"), tokenizer="byte")
+    keys = [corpus_key([Source(str(tmp_path / name))], config) for name in ("t.csv", "t.csv.gz", "t.csv.zst")]
+    assert len(set(keys)) == 1
+    assert corpus_key([Source(str(tmp_path / "other.csv"))], config) != keys[0]

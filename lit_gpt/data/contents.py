@@ -5,7 +5,10 @@ import os
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 
-HEAD_BYTES, TAIL_BYTES = 2**12, 2**16  # read from the start and, of a zip archive, from the end, where its index is
+HEAD_BYTES, TAIL_BYTES = (
+    2**12,
+    2**16,
+)  # read from the start and, of archives and Parquet, from the end, where their index is
 
 UNPACK = "unpack it and give the files in it"
 AS_CSV = "save it as CSV UTF-8 and give that file"
@@ -25,9 +28,8 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what the file
     (b"{\\rtf", "a document in RTF", AS_TEXT),
     (b"SQLite format 3\x00", "an SQLite database", EXPORT),
     (b"ARROW1\x00\x00", "an Arrow (Feather) table", "save it as Parquet or CSV and give that file"),
-    (b"FEA1", "a Feather table", "save it as Parquet or CSV and give that file"),
+    (b"FEA1\x00\x00\x00\x00", "a Feather table", "save it as Parquet or CSV and give that file"),
     (b"Obj\x01", "an Avro table", "save it as Parquet or CSV and give that file"),
-    (b"ORC\x0a", "an ORC table", "save it as Parquet or CSV and give that file"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", EXPORT),
     (b"\x93NUMPY", "a NumPy array", EXPORT),
     (b"\x80\x04\x95", "a Python pickle", EXPORT),
@@ -50,10 +52,12 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what the file
     ),
 )
 ZIPPED: tuple[tuple[tuple[bytes, ...], str, str], ...] = (  # names in the archive, what the file is, what to do
-    ((b"xl/workbook", b"xl/worksheets", b"opendocument.spreadsheet", b"Index/Tables"), "a workbook", AS_CSV),
-    ((b"word/document", b"opendocument.text", b"application/epub+zip"), "a document", AS_TEXT),
-    ((b"ppt/presentation", b"opendocument.presentation"), "a presentation", AS_TEXT),
+    ((b"xl/", b"opendocument.spreadsheet", b"Index/Tables"), "a workbook", AS_CSV),
+    ((b"word/", b"opendocument.text", b"application/epub+zip"), "a document", AS_TEXT),
+    ((b"ppt/", b"opendocument.presentation"), "a presentation", AS_TEXT),
 )
+
+CONTENT_TYPES = b"[Content_Types].xml"  # in all files of Microsoft Office
 
 
 def check_content(source: Source, suffix: str, is_table: bool) -> None:
@@ -69,7 +73,7 @@ def check_content(source: Source, suffix: str, is_table: bool) -> None:
     """
     with source.translate_errors(), source.open_stored() as file:
         head, tail = file.read(HEAD_BYTES), b""
-        if head.startswith(b"PK"):
+        if head.startswith((b"PK", b"PAR1")):
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             tail = file.read(TAIL_BYTES)
     packed_as = _compression(head)
@@ -108,19 +112,21 @@ def _recognize(head: bytes, tail: bytes, suffix: str, is_table: bool) -> tuple[s
     """Return what a file is and what to do; None if it may be what it should be."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
         for names, what, remedy in ZIPPED:
-            if any(name in part for name in names for part in (head, tail)):
+            if any(name in head or name in tail for name in names):
                 return what, remedy
+        if CONTENT_TYPES in head or CONTENT_TYPES in tail:
+            return "an Office file", AS_CSV
         return "a zip archive", UNPACK
     for signature, what, remedy in SIGNATURES:
         if head.startswith(signature):
             return what, remedy
     if head.startswith(b"RIFF") and head[8:12] in (b"WEBP", b"WAVE", b"AVI "):
         return "an image, sound or video file", NO_TEXT
-    if head[4:8] == b"ftyp":
+    if head[:1] == b"\0" and head[4:8] == b"ftyp":
         return "a video or image file", NO_TEXT
-    if head[257:262] == b"ustar":
+    if head[257:265] in (b"ustar\x0000", b"ustar  \x00"):
         return "a tar archive", UNPACK
-    if suffix != ".parquet" and head.startswith(b"PAR1"):
+    if suffix != ".parquet" and head.startswith(b"PAR1") and tail.endswith(b"PAR1"):
         return "a Parquet table", "give --data.format parquet"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
     if is_table and start.startswith((b"<!doctype html", b"<html")):

@@ -6,6 +6,8 @@ from functools import cache
 EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH")
 ALPHABETS = ("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI")
 
+CONTRACTION, QUOTE = -0.4, -0.1  # a letter of a wrong encoding is seldom where these are
+
 
 def _script(character: str) -> str:
     """Return the writing system of a letter; "" for another character."""
@@ -38,8 +40,10 @@ def implausibility(before: str, character: str, after: str) -> float:
         return _implausibility_of_letter(before, character, after)
     if category == "Mn":  # a mark over or under the letter before it
         return 0.1 if left else 0.9
+    if character == "’" and left and after and after in "stlrvdm":
+        return CONTRACTION  # as in "don’t"
     if character in "‘’“”„‚«»‹›":
-        return 0.8 if inside_word and character != "’" else 0.0
+        return 0.8 if inside_word and character != "’" else QUOTE if left or right else 0.0
     if character in "–—…":
         return 0.3 if inside_word and character != "—" else 0.0
     if character in "£€¥¢":

@@ -42,8 +42,11 @@ class Source:
 
     @property
     def path(self) -> str:
-        """The name; of a URL without what follows a `?` or `#`, which are no part of the name of a file there."""
-        return re.split("[?#]", self.name, maxsplit=1)[0] if self.is_remote else self.name
+        """The name; of a URL without its query and fragment, unless the name has its suffix only there."""
+        if not self.is_remote:
+            return self.name  # may contain ? and #
+        path = re.split("[?#]", self.name, maxsplit=1)[0]
+        return path if os.path.splitext(path)[1] else self.name
 
     @property
     def compression(self) -> str:
@@ -228,7 +231,8 @@ def _match_urls(pattern: str) -> list[str]:
         system, path = fsspec.core.url_to_fs(pattern)
         if system.isdir(path) and not system.isfile(path):
             raise UserError(f"{pattern} is a folder: give its files, as --data.files '{pattern.rstrip('/')}/*.csv'")
-        matches = sorted(system.glob(path)) if glob.has_magic(path) else [path] * system.exists(path)
+        exists = system.exists(path)  # also a name with a `?`, which may begin a query
+        matches = sorted(system.glob(path)) if glob.has_magic(path) and not exists else [path] * exists
     except UserError:
         raise
     except (ImportError, ValueError) as error:  # unknown protocol, or its package is not installed
