@@ -133,8 +133,8 @@ def sample_token(
     """
     if temperature < MIN_TEMPERATURE:
         return (logits if penalties is None else penalties.add_(logits)).argmax(dim=-1)  # (B,)
-    # With penalties one call converts, divides and adds, in place: a call takes 1% to 2% of a small model's step, and new
-    # memory for 16 rows of 100,000 floats as long as drawing from them.
+    # With penalties one call converts, divides and adds, in place: a call takes 1% to 2% of a small model's step, and
+    # new memory for 16 rows of 100,000 floats as long as drawing from them.
     scaled = logits.float() / temperature if penalties is None else penalties.add_(logits, alpha=1 / temperature)
     probs = keep_likeliest(scaled, top_k, top_p).softmax(dim=-1)  # (B, V)
     if isinstance(generator, list):
