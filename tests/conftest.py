@@ -8,6 +8,8 @@ import re
 import runpy
 import signal
 import sys
+import termios
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,9 +40,14 @@ generate: {max_new_tokens: 8, num_samples: 1}
 """
 
 
+def unwrap(printed: str) -> str:
+    """Join the lines that `wrap_line` and `wrap_command` have broken."""
+    return re.sub(r"( \\)?\n {12}(?=\S)", " ", printed)
+
+
 @dataclass
 class Result:
-    """The exit status of a command and what it printed."""
+    """The exit status of a command and what it printed; in `out`, continued lines are joined."""
 
     status: int
     out: str
@@ -76,7 +83,7 @@ def fit(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         with patch.dict(os.environ):  # Lightning sets LOCAL_RANK, after which a later run would start no other rank
             status = main(DEFAULT)
         printed = capsys.readouterr()
-        return Result(status, printed.out, printed.err)
+        return Result(status, unwrap(printed.out), printed.err)
 
     return run
 
@@ -136,8 +143,36 @@ def forked(
     wait_status = waited[1]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    printed = (path.read_text(encoding="utf-8", errors="replace") for path in (out, err))
-    return Result(os.waitstatus_to_exitcode(wait_status), *printed)
+    printed = [path.read_text(encoding="utf-8", errors="replace") for path in (out, err)]
+    return Result(os.waitstatus_to_exitcode(wait_status), unwrap(printed[0]), printed[1])
+
+
+def in_terminal(folder: Path, *words: object, prepare: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    """Run fit.py like `forked`, in a terminal of 80 columns; return its exit status and all that the terminal received.
+
+    The words are its arguments.
+    """
+    received = bytearray()
+    terminal, other_end = os.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+
+    def connect() -> None:
+        os.dup2(other_end, 1)
+        os.dup2(other_end, 2)
+        prepare()
+
+    def receive() -> None:
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(terminal, 4096):
+                received.extend(part)
+
+    reader = threading.Thread(target=receive, daemon=True)
+    reader.start()
+    ended = forked(folder, *words, prepare=connect)
+    os.close(other_end)
+    reader.join(10)
+    os.close(terminal)
+    return ended.status, received.decode()
 
 
 def at_step(step: int, action: Callable[[LitGPT], object]) -> Callable[[], None]:

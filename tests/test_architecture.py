@@ -22,6 +22,7 @@ LAYERS = [
         "compat",
         "device",
         "printable",
+        "lines",
         "sharding",
         "files",
         "digests",

@@ -305,7 +305,7 @@ def test_folder_that_cannot_be_written_to_is_reported_before_the_first_step(
     monkeypatch.setattr("lit_gpt.training.checkpoint_io.save_checkpoint", fail)
     result = fit("--checkpoint.every_n_steps", 100, "--validate_at_start", "false")
     assert (result.status, result.err) == (2, "error: the disk is full\n")
-    assert "step      0   untrained" in result.out
+    assert "step      0 untrained; a uniform guess" in result.out
     assert "step      3" not in result.out
     assert not RUN.exists()
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import DEFAULT, Result, console_line
+from conftest import DEFAULT, Result, console_line, unwrap
 
 from lit_gpt.cli.messages import print_rows
 from lit_gpt.cli.prepare import main
@@ -23,7 +23,7 @@ def prepare(folder: Path, capsys: pytest.CaptureFixture[str]) -> Prepare:
         capsys.readouterr()
         status = main([str(flag) for flag in flags], DEFAULT)
         printed = capsys.readouterr()
-        return Result(status, printed.out, printed.err)
+        return Result(status, unwrap(printed.out), printed.err)
 
     return run
 

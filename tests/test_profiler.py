@@ -10,8 +10,8 @@ from conftest import Fit, console_line, parse_bytes
 import lit_gpt.cli.fit
 import lit_gpt.cli.preflight
 import lit_gpt.training.profiler
+from lit_gpt.training.pace import format_eta
 from lit_gpt.training.profiler import Measurements, RunProfiler, trimmed_mean
-from lit_gpt.training.progress import format_eta
 
 
 @pytest.fixture

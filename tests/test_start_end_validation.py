@@ -1,5 +1,6 @@
 """StartEndValidation: validations before the first step of a run and after its last one."""
 
+import math
 import re
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_losses_at_step_0_are_those_of_the_untrained_model(fit: Fit, monkeypatch
     assert all([step for step, _ in logged[tag]] == [0] for tag in VALIDATION_TAGS)
     printed = fit("validate", "--ckpt_path", RUN / "last.ckpt", config=None).out
     for tag in VALIDATION_TAGS:
-        (value,) = re.findall(rf"^{tag} +([\d.]+)$", printed, re.MULTILINE)
+        (value,) = re.findall(rf"^{tag} +([\d.]+)\b", printed, re.MULTILINE)
         assert f"{logged[tag][0][1]:.4f}" == value
     assert fit("--ckpt_path", "last").status == 0  # does not validate the untrained model again
     assert [step for step, _ in points(RUN)["loss/val"]] == [0, 3, 6]
@@ -36,9 +37,11 @@ def test_losses_at_step_0_are_those_of_the_untrained_model(fit: Fit, monkeypatch
 def test_validation_at_start_is_printed_with_one_text_and_is_not_the_best(fit: Fit) -> None:
     result = fit("--model.learning_rate", 1.0, "--model.schedule", "constant")
     losses = dict(points(RUN)["loss/val"])
-    line = re.search(r"^step +0   loss/train_eval [\d.]+   loss/val ([\d.]+)$", result.out, re.MULTILINE)
+    bits = dict(points(RUN)["val/bits_per_byte"])
+    line = re.search(r"^step +0 loss/train_eval [\d.]+   loss/val (.+)$", result.out, re.MULTILINE)
     assert line is not None
-    assert line[1] == f"{losses[0]:.4f}"
+    uniform = f"untrained; a uniform guess has ln(257) = {math.log(257):.4f} nats"
+    assert line[1] == f"{losses[0]:.4f} nats, {bits[0]:.3f} bits/byte {uniform}"
     assert result.out.count("\nstep      0") == 1
     assert sorted(texts(RUN)) == [0, 3, 6]
     assert result.out.count("\n  | ") == 3
@@ -58,7 +61,7 @@ def test_run_without_validation_at_start_writes_a_text_at_start(
     result = fit(*flags)
     assert result.status == 0, result.err
     assert [step for step, _ in points(RUN).get("loss/val", [])] == validations
-    assert "\nstep      0   untrained\n  | " in result.out
+    assert f"\nstep      0 untrained; a uniform guess has ln(257) = {math.log(257):.4f} nats\n  | " in result.out
     assert sorted(texts(RUN)) == sorted({0, *validations, 6})
 
 

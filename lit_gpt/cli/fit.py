@@ -1,6 +1,7 @@
 """The commands of scripts/fit.py: `fit`, `validate` and `test`."""
 
 import contextlib
+import math
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -25,6 +26,7 @@ from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory, is_out_of_memory
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt
+from lit_gpt.lines import wrap_command
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.checks import check_schedule
 from lit_gpt.training.logger import step_logger
@@ -286,10 +288,12 @@ def print_end(experiment: Experiment) -> None:
             state = Checkpoint.open(best, verify=False).callbacks["StepCheckpoint"]
             lines.append(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
         if last.exists():
-            command = f"{program_name('python')} scripts/generate.py --ckpt_path"
-            lines += [f"last        {last}", f"more text   {command} {best if best.exists() else last}"]
+            command = [program_name("python"), "scripts/generate.py"]
+            lines.append(f"last        {last}")
+            lines += wrap_command("more text", [*command, f"--ckpt_path {best if best.exists() else last}"])
         if step_logger(trainer) is not None:
-            lines.append(f"curves      {program_name('tensorboard')} --logdir {experiment.folder.parents[1]}")
+            command = [program_name("tensorboard"), f"--logdir {experiment.folder.parents[1]}"]
+            lines += wrap_command("curves", command)
     print_lines(*lines)
 
 
@@ -300,7 +304,9 @@ def print_checkpoint(experiment: Experiment) -> None:
 
 
 def print_metrics(experiment: Experiment) -> None:
-    """Print every metric of a validation or a test."""
+    """Print every metric of a validation or a test, and what to compare its loss with."""
+    vocab_size = experiment.model.gpt.config.vocab_size
+    uniform = f"   nats per token; a uniform guess has ln({vocab_size:,}) = {math.log(vocab_size):.4f}"
     if experiment.trainer.is_global_zero:
         for name, value in sorted(experiment.trainer.callback_metrics.items()):
-            print_lines(f"{name:20} {value:.4f}")
+            print_lines(f"{name:20} {value:.4f}{uniform if name in ('loss/val', 'loss/test') else ''}")

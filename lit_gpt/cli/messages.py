@@ -17,16 +17,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lit_gpt.errors import UserError
+from lit_gpt.lines import wrap_line
 from lit_gpt.printable import UNPRINTABLE, escape_controls
 
 # ------------------------------------------------------------------------------------------------------------- printing
 
 
 def print_lines(*lines: str, to_stderr: bool = False) -> None:
-    """Print lines; a line end inside a line is a control character and is escaped."""
-    stream = sys.stderr if to_stderr else sys.stdout
-    for line in lines:
-        print(escape_controls(line), file=stream)
+    """Print lines; a line end inside a line is a control character and is escaped.
+
+    Lines are broken so that they fit into 80 columns, in a pipe too. Errors, to stderr, stay one line.
+    """
+    for line in map(escape_controls, lines):
+        if to_stderr:
+            print(line, file=sys.stderr)
+        else:
+            print(*wrap_line(line), sep="\n")
 
 
 def print_text(text: str) -> None:
@@ -104,7 +110,7 @@ def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
     lines = [[escape_controls(cell) for cell in line] for line in lines]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     for line in lines:
-        print_lines("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
 
 
 def _format_cell(column: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 import codecs
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -170,7 +170,12 @@ def pad_left(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def generate(
-    model: GPT, prompts: list[list[int]], max_new_tokens: int, end: int | None = None, **sampling: Any
+    model: GPT,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    end: int | None = None,
+    track: Callable[[Iterable[Tensor]], Iterable[Tensor]] = iter,
+    **sampling: Any,
 ) -> list[list[int]]:
     """Return the token ids that continue each prompt.
 
@@ -185,11 +190,13 @@ def generate(
         prompts: Token ids of any lengths from 1.
         max_new_tokens: The maximum length of a continuation.
         end: The id that ends a continuation, which does not include it; None if no id does.
+        track: Yields the tokens that it gets, and may show progress meanwhile, as `tqdm` does.
         **sampling: Further arguments of `stream_tokens`.
     """
     new_tokens: list[Tensor] = []
     is_complete = torch.zeros(len(prompts), dtype=torch.bool, device=model.embedding.weight.device)  # (B,)
-    for step, next_tokens in enumerate(stream_tokens(model, prompts, max_new_tokens, **sampling), start=1):
+    tokens = stream_tokens(model, prompts, max_new_tokens, **sampling)
+    for step, next_tokens in enumerate(track(tokens), start=1):
         new_tokens.append(next_tokens)
         if end is not None:
             is_complete |= next_tokens == end

@@ -1,6 +1,6 @@
 """Generate text during training."""
 
-import textwrap
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ from tqdm import tqdm
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import check_sampling, encode_prompt, generate
 from lit_gpt.inference.utf8 import utf8_constraint
+from lit_gpt.lines import wrap_text
 from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import has_finite_weights
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import module_and_data
+from lit_gpt.training.progress import StepProgress
 
 
 class GenerateText(Callback):
@@ -83,7 +85,7 @@ class GenerateText(Callback):
             separator = "\n\n" if any("\n" in text for text in texts) else "\n"
             progress_bar = trainer.progress_bar_callback
             print_text = tqdm.write if progress_bar is None else progress_bar.print
-            print_text(separator.join(textwrap.indent(text, "  | ", bool) for text in texts))
+            print_text(separator.join("\n".join(wrap_text(text, "  | ")) for text in texts))
             if (logger := step_logger(trainer)) is not None:
                 markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
                 logger.log_text(f"samples/prompt_{number}", markdown, step)
@@ -96,6 +98,9 @@ class GenerateText(Callback):
         prompt_ids = encode_prompt(data.tokenizer, prompt, mode)
         end = data.tokenizer.end_of_text if mode == "rows" else None
         sampling = {**self.sampling, "constraint": utf8_constraint(module.gpt, data.tokenizer)}
+        progress_bar = trainer.progress_bar_callback
+        if isinstance(progress_bar, StepProgress):
+            sampling["track"] = partial(progress_bar.track_sampling, total=self.sampling["max_new_tokens"])
         was_training = module.gpt.training
         module.gpt.eval()
         # A compiled block recompiles for every length of the KV cache. At the recompile limit, torch.compile would run

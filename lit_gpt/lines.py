@@ -1,0 +1,80 @@
+"""Lines that fit into a terminal of 80 columns, whatever characters they have."""
+
+import itertools
+import unicodedata
+from collections.abc import Iterable
+
+COLUMNS = 80
+INDENT = " " * 12  # of a continuation; a line begins with a label of as many columns
+
+
+def display_width(text: str) -> int:
+    """Return the columns of a text in a terminal: 2 for each wide character, as Chinese ones, 0 for combining ones."""
+    return len(text) if text.isascii() else sum(map(_character_width, text))
+
+
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def wrap_line(line: str) -> list[str]:
+    """Return a line as lines of at most 80 columns, each after the first indented by 12.
+
+    It is broken at spaces: after a semicolon or a colon if one is in the second half of the line, else after a comma,
+    else between words. A word that is longer, such as a path, stays whole.
+    """
+    if display_width(line) <= COLUMNS:
+        return [line]
+    columns = [0, *itertools.accumulate(map(_character_width, line))]  # before each character
+    label = len(INDENT) + len(line[len(INDENT) :]) - len(line[len(INDENT) :].lstrip())  # characters
+    spaces = [place for place in range(label, len(line)) if line[place] == " "]
+    fitting = [place for place in spaces if columns[place] <= COLUMNS]
+    late = [place for place in fitting if columns[place] > COLUMNS / 2]
+    best = [place for place in late if line[place - 1] in ";:"] or [place for place in late if line[place - 1] == ","]
+    place = next(iter(best[-1:] or fitting[-1:] or spaces[:1]), None)
+    return [line] if place is None else [line[:place].rstrip(), *wrap_line(INDENT + line[place:].lstrip())]
+
+
+def wrap_command(label: str, words: Iterable[str]) -> list[str]:
+    r"""Return a command as lines of at most 80 columns that a shell takes as one, because a backslash ends each.
+
+    Args:
+        label: What the command does.
+        words: The words of the command, quoted for a shell.
+    """
+    lines = [f"{label:{len(INDENT)}}"]
+    for word in words:
+        if lines[-1].strip() and display_width(f"{lines[-1]}{word} \\") > COLUMNS and lines[-1] != INDENT:
+            lines.append(INDENT)
+        lines[-1] += f"{word} "
+    return [f"{line}\\" for line in lines[:-1]] + [lines[-1].rstrip()]
+
+
+def wrap_text(text: str, prefix: str) -> list[str]:
+    """Return a text as lines of at most 80 columns: a prefix before each of its lines, spaces before continuations.
+
+    A line is broken at the last space of its second half, else at any character, because Chinese text has no spaces.
+    """
+    lines = []
+    for line in text.expandtabs(4).split("\n"):
+        start = prefix
+        while display_width(start + line) > COLUMNS:
+            place = _fitting_characters(line, COLUMNS - len(start))
+            space = line.rfind(" ", place // 2, place + 1)
+            place = space + 1 if space >= 0 else place
+            lines.append((start + line[:place]).rstrip())
+            start, line = " " * len(prefix), line[place:]
+        lines.append((start + line).rstrip())
+    return lines
+
+
+def _fitting_characters(text: str, columns: int) -> int:
+    """Return how many characters from the start of a text fit into some columns; at least one."""
+    used = 0
+    for count, character in enumerate(text):
+        used += _character_width(character)
+        if used > columns:
+            return max(1, count)
+    return len(text)

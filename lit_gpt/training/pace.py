@@ -1,0 +1,72 @@
+"""How long optimizer steps and validations take, and how long the rest of a run takes."""
+
+import statistics
+from collections import deque
+
+
+def remaining_validations(step: int, last_step: int, interval: int) -> int:
+    """Return the number of validations after optimizer step `step`: one every `interval` steps, one at `last_step`."""
+    if step >= last_step:
+        return 0
+    up_to_last_step = -(-last_step // interval)  # rounded up: the last step validates
+    return up_to_last_step - step // interval
+
+
+def format_duration(seconds: float) -> str:
+    """Return `33.1 ms`, `1.3 s`, `2.0 min`, `2.0 h` or `2.3 days`: a larger unit from two of that unit on."""
+    for unit, unit_seconds in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * unit_seconds:
+            return f"{seconds / unit_seconds:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+def format_eta(
+    steps: int, step_seconds: float, validations: int, validation_seconds: float, other_seconds: float = 0.0
+) -> str:
+    """Return the remaining time as `about 35.0 s: 1,000 steps of 33 ms, 5 validations of 400 ms`.
+
+    Args:
+        steps: remaining optimizer steps.
+        step_seconds: of one optimizer step.
+        validations: remaining validations.
+        validation_seconds: of one validation.
+        other_seconds: added to the sum and not listed.
+    """
+    seconds = steps * step_seconds + validations * validation_seconds + other_seconds
+    eta = f"about {format_duration(seconds)}: {steps:,} steps of {format_duration(step_seconds)}"
+    if validations:
+        plural = "s" if validations != 1 else ""
+        eta += f", {validations:,} validation{plural} of {format_duration(validation_seconds)}"
+    return eta
+
+
+class Pace:
+    """The time of an optimizer step: the median over the last steps, so that single slow steps do not count.
+
+    Attributes:
+        MIN_STEPS: Steps that are timed before there is a median.
+        MAX_STEPS: Steps of which the median is taken.
+    """
+
+    MIN_STEPS, MAX_STEPS = 10, 100
+
+    def __init__(self) -> None:
+        self._step_seconds: deque[float] = deque(maxlen=self.MAX_STEPS)
+        self._last: tuple[int, float] | None = None  # step and time of the last call of `record`; None after a pause
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The median time of a step; None before `MIN_STEPS` are timed."""
+        return statistics.median(self._step_seconds) if len(self._step_seconds) >= self.MIN_STEPS else None
+
+    def record(self, step: int, time: float) -> None:
+        """Note that optimizer step `step` ended at `time`, in seconds. Steps between two calls share the time."""
+        if self._last is not None:
+            last_step, last_time = self._last
+            steps = step - last_step
+            self._step_seconds.extend([(time - last_time) / steps] * min(steps, self.MAX_STEPS))
+        self._last = step, time
+
+    def pause(self) -> None:
+        """Leave out the time until the next call of `record`."""
+        self._last = None
