@@ -54,11 +54,8 @@ def test_wrap_line_breaks_at_the_best_place(line: str, lines: list[str]) -> None
     assert [text.rstrip() for text in wrap_line(line)] == lines
 
 
-WORDS = st.lists(
-    st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=40),
-    min_size=1,
-    max_size=20,
-)
+WORD = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=40)
+WORDS = st.lists(WORD, min_size=1, max_size=20)
 
 
 @given(WORDS)

@@ -3,7 +3,11 @@
 from collections import Counter
 from typing import Any
 
+from lit_gpt.data.config import CorpusConfig
+from lit_gpt.data.sources import Source
+
 MAX_LISTED_FILES = 3
+MANY_TOKENS_PER_CHARACTER = 1.3
 
 
 def encoding_lines(report: dict[str, Any]) -> list[str]:
@@ -26,6 +30,41 @@ def encoding_lines(report: dict[str, Any]) -> list[str]:
             + (f"; {guesses:,} of them are guesses" if guesses else "")
         )
     return lines
+
+
+def hint_lines(report: dict[str, Any], config: CorpusConfig, sources: list[Source]) -> list[str]:
+    """Return the lines about settings that may not be what a person wants for this text.
+
+    Args:
+        report: The report of a corpus.
+        config: The settings of the corpus.
+        sources: All files.
+    """
+    lines, options = [], config.read_options
+    if options.mode == "rows" and any(options.suffix_of(source) == ".txt" for source in sources):
+        lines.append("hint        each line of a .txt file is a document; --data.mode raw reads it as one text")
+    end_tokens = report["documents"] if options.mode == "rows" else 0
+    rate = (report["tokens"] - end_tokens) / report["characters"]
+    if rate > MANY_TOKENS_PER_CHARACTER:
+        others = " or ".join(name for name in ("bpe", "char") if name != config.tokenizer)
+        lines.append(
+            f"hint        {rate:.2f} tokens a character are many; with --data.tokenizer {others} more text fits into a "
+            "context; scripts/prepare.py --compare shows how much"
+        )
+    return lines
+
+
+def duplicates_warning(report: dict[str, Any]) -> str | None:
+    """Return a warning if documents outside the training split have the text of a training document."""
+    across, documents = report["duplicates_across"], {name: part["documents"] for name, part in report["parts"].items()}
+    if not across:
+        return None
+    held_out = documents["val"] + documents["test"]
+    names = "validation and test" if documents["test"] else "validation"
+    return (
+        f"{across:,} of {held_out:,} {names} documents ({across / held_out:.1%}) are also training documents, so that "
+        "their loss says little about new text: give --data.dedupe true"
+    )
 
 
 def _describe_encoding(file: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-from lit_gpt.cli.describe_data import encoding_lines
+from lit_gpt.cli.describe_data import duplicates_warning, encoding_lines, hint_lines
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory
 from lit_gpt.training.checkpointing import StepCheckpoint
@@ -40,6 +40,7 @@ def describe_run(
     lines = [
         *encoding_lines(data.corpus.report),
         *_data_lines(data),
+        *hint_lines(data.corpus.report, data.corpus_config, data.sources()),
         _model_line(model, data),
         f"memory      {memory}",
         _steps_line(data),
@@ -51,7 +52,11 @@ def describe_run(
         disk, disk_warning = _describe_disk(trainer, model, data, folder, checkpointing)
         lines.append(f"disk        {disk}")
         warnings.append(disk_warning)
-    warnings += [_memorization_warning(model, data), _vocabulary_warning(model, data)]
+    warnings += [
+        duplicates_warning(data.corpus.report),
+        _memorization_warning(model, data),
+        _vocabulary_warning(model, data),
+    ]
     return [*lines, *(f"warning     {warning}" for warning in warnings if warning)]
 
 

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from lit_gpt.cli.arguments import CommandLine
-from lit_gpt.cli.describe_data import encoding_lines
+from lit_gpt.cli.describe_data import encoding_lines, hint_lines
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_json, print_lines, print_rows, quiet_lightning
 from lit_gpt.cli.parser import load_settings
@@ -79,7 +79,7 @@ def run(args: list[str], default_config: Path) -> None:
         if options.json:
             print_json(corpus.report)
             return
-        print_lines(*describe_corpus(corpus))
+        print_lines(*describe_corpus(corpus), *hint_lines(corpus.report, data.corpus_config, data.sources()))
         if not options.dry_run:
             print_lines(f"cache       {corpus.folder}")
 

@@ -59,7 +59,7 @@ def format_bar(
     left = f"step {step:,} |" if last_step is None else f"step {step:,}/{last_step:,} {{percentage:3.0f}}%|{{bar}}|"
     shown = ["" if loss is None else f" loss {loss:.4f}"]
     shown += [] if tokens_per_second is None else [f"{tokens_per_second:,.0f} tokens/s"]
-    shown += [] if seconds is None else [f"{format_duration(seconds)} left"]
+    shown += [] if not seconds else [f"{format_duration(seconds)} left"]
     return left + "  ".join(shown)
 
 
