@@ -1,5 +1,6 @@
 """scripts/bench.py: every benchmark gives its rows, and wrong arguments are refused in one line."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -94,8 +95,10 @@ def test_nanogpt_checkout_is_trained_and_generates_only_without_cache(folder: Pa
 
 
 def test_generate_measures_with_and_without_a_cache(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = measure(capsys, "generate", "--config", "small.yaml", "--steps=8", "--turns=3", "--vocab_size=50")
-    assert {(row["rows"], row["cache"]) for row in rows} == {(1, True), (1, False), (16, True), (16, False)}
+    args = ["generate", "--config", "small.yaml", "--steps=8", "--turns=3", "--vocab_size=50", "--valid_utf8"]
+    rows = measure(capsys, *args)
+    modes = {(row["rows"], row["cache"], row["valid_utf8"]) for row in rows}
+    assert modes == set(itertools.product((1, 16), (True, False), (True, False)))
 
 
 def test_prepare_measures_each_number_of_processes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,7 @@ def parse_args(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--vocab_size", type=int, help="generate: vocabulary size of the untrained model; default: the tokenizer's"
     )
+    parser.add_argument("--valid_utf8", action="store_true", help="generate: measure texts of valid UTF-8 only too")
     parser.add_argument("--steps", type=int, default=20, help="steps per turn; generate: new tokens")
     parser.add_argument("--turns", type=int, default=10, help="turns of each implementation; loss: seeds")
     parser.add_argument("--target", type=float, default=1.898, help="loss: the loss to reach, in nats per token")

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from lit_gpt.benchmark.task import Task
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import stream_tokens
+from lit_gpt.inference.utf8 import Utf8Constraint
 from lit_gpt.model import GPT
 from lit_gpt.optim import MuonAdamW
 
@@ -109,7 +110,13 @@ class Peer:
 
 
 class Bare(Peer):
-    """Our model and optimizer in a plain loop. Its difference to our training is the cost of Lightning."""
+    """Our model and optimizer in a plain loop. Its difference to our training is the cost of Lightning.
+
+    Attributes:
+        constraint: See `stream_tokens`.
+    """
+
+    constraint: Utf8Constraint | None = None
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -141,7 +148,7 @@ class Bare(Peer):
 
     def generate(self, prompts: Tensor, max_new_tokens: int, use_cache: bool) -> None:
         assert isinstance(self.model, GPT)
-        for _ in stream_tokens(self.model, prompts, max_new_tokens, use_cache=use_cache):
+        for _ in stream_tokens(self.model, prompts, max_new_tokens, use_cache=use_cache, constraint=self.constraint):
             pass
 
 
