@@ -1,5 +1,7 @@
 """A prompt made of columns begins as the training documents do."""
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,6 +73,20 @@ def test_parse_given_finds_the_column_before_the_text() -> None:
 def test_parse_given_refuses_what_names_no_column(texts: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_given(texts, ["title", "text"])
+
+
+@given(st.text(alphabet="\\\\nt\n静", max_size=8))
+@settings(max_examples=200, deadline=None)
+def test_every_text_can_be_typed(text: str) -> None:
+    assert unescape(re.sub(r"\\(?=[nt])", r"\\\\", text)) == text
+
+
+@given(st.lists(st.text(alphabet="ab=静", max_size=3), min_size=1, max_size=4, unique=True), st.text(alphabet="b=\n"))
+@settings(max_examples=100, deadline=None)
+def test_parse_given_takes_the_longest_column_that_fits(columns: list[str], text: str) -> None:
+    ((column, value),) = parse_given([f"{columns[0]}={text}"], columns).items()
+    assert f"{column}={value}" == f"{columns[0]}={text}"
+    assert not any(f"{column}={value}".startswith(f"{other}=") for other in columns if len(other) > len(column))
 
 
 @pytest.mark.parametrize(
