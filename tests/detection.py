@@ -253,10 +253,11 @@ def is_right(case: Case, encoding: str) -> bool:
 
 @dataclass
 class Counts:
-    """What a detector made of some files."""
+    """What a detector made of some files. A guess is an answer that it is not sure of."""
 
     files: int = 0
     right: int = 0
+    guesses: int = 0
     wrong_and_sure: int = 0
 
     def __str__(self) -> str:
@@ -270,6 +271,7 @@ def measure(detector: str, cases: Iterator[Case], show_failures: bool) -> dict[t
         encoding, is_sure = DETECTORS[detector](case.content)
         count = counts[case.encoding, case.kind, case.length]
         count.files += 1
+        count.guesses += not is_sure
         if is_right(case, encoding):
             count.right += 1
         else:
@@ -283,7 +285,9 @@ def measure(detector: str, cases: Iterator[Case], show_failures: bool) -> dict[t
 def total(counts: dict[tuple[str, str, int], Counts], *selected: object) -> Counts:
     """Return the sum of the counts whose key contains all selected values."""
     found = [count for key, count in counts.items() if all(value in key for value in selected)]
-    return Counts(*(sum(getattr(count, name) for count in found) for name in ("files", "right", "wrong_and_sure")))
+    return Counts(
+        *(sum(getattr(count, name) for count in found) for name in ("files", "right", "guesses", "wrong_and_sure"))
+    )
 
 
 def print_table(corner: str, columns: list[str], rows: dict[str, list[str]]) -> None:
@@ -309,13 +313,14 @@ def main() -> None:
     packages = [*(name for name in options.detectors if name != "lit-gpt"), "django", "sphinx", "faker"]
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     print(f"{platform.machine()}, Python {platform.python_version()}, {versions}")
-    columns = ["all", *KINDS, *(f"{length:,}" for length in options.lengths), "wrong and sure", "seconds"]
+    columns = ["all", *KINDS, *(f"{length:,}" for length in options.lengths), "guesses", "wrong and sure", "seconds"]
     rows = {}
     for name, counts in results.items():
         every = total(counts)
         parts = [total(counts, part) for part in (*KINDS, *options.lengths)]
         wrong = f"{every.wrong_and_sure / every.files:.2%} of {every.files:,}"
-        rows[name] = [*map(str, [every, *parts]), wrong, f"{seconds[name]:.0f}"]
+        guesses = f"{every.guesses / every.files:.1%}"
+        rows[name] = [*map(str, [every, *parts]), guesses, wrong, f"{seconds[name]:.0f}"]
     print_table("detector", columns, rows)
     print_table(
         "encoding",

@@ -1,11 +1,17 @@
-"""Tests of lit_gpt.data.encodings."""
+"""Tests of lit_gpt.data.encodings and lit_gpt.data.plausibility, with a small sample of tests/detection.py."""
 
+import itertools
+import random
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from detection import LENGTHS, Case, is_right
 
+from lit_gpt.data import encodings
 from lit_gpt.data.encodings import DetectedEncoding, detect_encoding
 from lit_gpt.data.sources import Source
+from lit_gpt.errors import UserError
 
 
 def detect(folder: Path, content: bytes, name: str = "t.csv") -> DetectedEncoding:
@@ -54,3 +60,121 @@ def test_utf8_with_a_few_invalid_bytes_is_detected_as_utf8(tmp_path: Path) -> No
     found = detect(tmp_path, "第一行，文字\n".encode() * 100 + b"\xff\xfe\n")
     assert found.name == "utf-8"
     assert 0.99 < found.confidence < 1
+
+
+def test_sample_of_the_evaluation_is_right_or_printed_as_a_guess(tmp_path: Path) -> None:
+    right = wrong_and_sure = files = 0
+    for encoding, sentence in SENTENCES.items():
+        words = sentence.split(" ")
+        for length in LENGTHS[:2]:
+            rng = random.Random(f"{encoding} {length}")
+            text = "id,name,note\n"
+            while len(text) < length:
+                text += f"{rng.randint(1, 9999)},{rng.choice(words)},{rng.choice(('open', 'closed'))}\n"
+            case = Case(encoding, "", length, "table", text, text.encode(encoding))
+            found = detect(tmp_path, case.content)
+            files += 1
+            right += is_right(case, found.name)
+            wrong_and_sure += found.is_sure and not is_right(case, found.name)
+    assert files > 40
+    assert right >= 0.9 * files
+    assert wrong_and_sure == 0
+
+
+ASCII = "id,text\n" + "".join(f"{number},plain English row\n" for number in range(2000))
+FRENCH = "L'été dernier, à Besançon, les garçons mangeaient des pâtés près de la forêt.\n"
+CHINESE = "今天天气很好，我们一起去公园散步吧。\n"
+ENGLISH = ["don’t", "£4.50", "€20", "30 °C", "“yes”", "café", "well…", "1990–2000", "Müller", "Foo™"]
+
+
+@pytest.mark.parametrize("sign", ENGLISH)
+def test_ascii_with_one_sign_is_guessed_to_be_cp1252_and_the_line_is_shown(tmp_path: Path, sign: str) -> None:
+    found = detect(tmp_path, (ASCII + f"1,so {sign} it is\n").encode("cp1252"))
+    assert found.name == "cp1252"
+    assert not found.is_sure
+    assert found.runner_up
+    assert found.examples == (f"1,so {sign} it is",)
+
+
+def test_english_with_many_signs_is_surely_cp1252(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    lines = [f"{n},the {rng.choice(ENGLISH)} and the {rng.choice(ENGLISH)} were there" for n in range(500)]
+    found = detect(tmp_path, "\n".join(lines).encode("cp1252"))
+    assert found.name == "cp1252"
+    assert found.is_sure
+
+
+@pytest.mark.parametrize(("text", "encoding"), [(FRENCH, "cp1252"), (CHINESE, "gb18030")], ids=["French", "Chinese"])
+def test_what_is_not_ascii_may_come_late_in_one_line_or_with_a_wrong_byte(
+    tmp_path: Path, text: str, encoding: str
+) -> None:
+    content = (text * 200).encode(encoding)
+    middle = len(content) // 2 + content[len(content) // 2 :].index(b"\n")
+    for changed in (
+        (ASCII * 50).encode() + content,
+        content.replace(b"\n", b" "),
+        content.replace(b"\n", b""),
+        content.replace(b"\n", b"\r"),
+        content[:middle] + b"\xff" + content[middle:],
+        content[:middle] + b"\0" + content[middle:],
+        content[:-2],
+    ):
+        found = detect(tmp_path, changed)
+        assert found.name == encoding
+        assert found.is_sure
+
+
+def test_zero_bytes_do_not_make_a_text_utf16(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    lines = [CHINESE[: rng.randint(3, 16)] for _ in range(300)]
+    assert detect(tmp_path, "\0\n".join(lines).encode("gb18030")).name == "gb18030"
+    assert detect(tmp_path, "\0\n".join(lines).encode()).name == "utf-8"
+    assert detect(tmp_path, b"a\0b\n" + ASCII.encode()).name == "utf-8"
+
+
+def test_utf8_and_marks_must_fit_the_whole_file(tmp_path: Path) -> None:
+    ascii_first = (ASCII * 30).encode()
+    assert detect(tmp_path, ascii_first + (FRENCH * 50).encode()).confidence == 1
+    assert detect(tmp_path, ascii_first + (FRENCH * 50).encode("cp1252")).name == "cp1252"
+    assert detect(tmp_path, b"\xef\xbb\xbf" + (FRENCH * 50).encode("cp1252")).name == "cp1252"
+    mixture = detect(tmp_path, (FRENCH * 50).encode() + (FRENCH * 20).encode("cp1252"))
+    assert not mixture.is_sure
+
+
+def test_utf8_character_may_lie_across_the_chunks_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in range(2, 12, 2):
+        monkeypatch.setattr(encodings, "CHUNK_BYTES", size)
+        assert detect(tmp_path, f"a{CHINESE}🙂".encode()) == DetectedEncoding("utf-8")
+        assert detect(tmp_path, f"a{CHINESE * 3}".encode("utf-16-le")).name == "utf-16-le"
+
+
+def test_random_bytes_are_refused_as_no_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no text: 9% of it are control characters: give another file"):
+        detect(tmp_path, random.Random(1).randbytes(10_000))
+    with pytest.raises(UserError, match=r"is no text: 100% of it are zero bytes"):
+        detect(tmp_path, bytes(1000))
+
+
+def test_sample_of_lines_is_even_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 2000)
+    monkeypatch.setattr(encodings, "CHUNK_BYTES", 1024)
+    lines = [f"{number:05},é" if number % 3 == 0 else f"{number:05},e" for number in range(9000)]
+    (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    numbers = [int(line[:5]) for line in encodings.sample_lines(Source(str(tmp_path / "t.csv")))]
+    assert 1000 < 7 * len(numbers) <= 2000
+    distances = {after - before for before, after in itertools.pairwise(numbers)}
+    assert len(distances) == 1
+    assert numbers[-1] + 2 * distances.pop() > 9000
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    peaks = []
+    for repeats in (40_000, 80_000):
+        (tmp_path / "t.csv").write_bytes(FRENCH.encode("cp1252") * repeats)
+        tracemalloc.start()
+        assert detect_encoding(Source(str(tmp_path / "t.csv"))).name == "cp1252"
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]

@@ -191,13 +191,17 @@ def _encoding_with_zeros(source: Source, counts: _ByteCounts) -> str | None:
     """Return the encoding of a text in UTF-16 or UTF-32 without a byte order mark; None if the file is none.
 
     A zero byte may occur in another text too, even beside each line end. But in UTF-16 all line ends with a zero byte
-    stand at even positions; and where a text is also valid UTF-8, many of its bytes are control characters.
+    stand at even positions. And many other bytes are control characters: zero bytes where most characters are ASCII,
+    others where they are not.
 
     Raises:
         UserError: Most bytes are zero, and the file is no such text.
     """
     even, odd = counts.zeros
-    if even + odd == 0 or (counts.invalid == 0 and 5 * _count(source, CONTROLS) < counts.size):
+    if even + odd == 0:
+        return None
+    controls = _count(source, CONTROLS)
+    if 5 * controls < counts.size and (counts.invalid == 0 or 100 * (controls - even - odd) < counts.size):
         return None
     if even + odd > counts.size / 2:
         for encoding in ("utf-32-le", "utf-32-be"):
