@@ -13,7 +13,9 @@ from test_model import SHAPES, gpt, random_tokens
 from torch.nn import functional as F
 
 from lit_gpt.inference.generate import generate
+from lit_gpt.inference.utf8 import utf8_constraint
 from lit_gpt.ops.cross_entropy import IGNORE_INDEX, LinearCrossEntropy
+from lit_gpt.tokenizer import ByteTokenizer
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -90,6 +92,14 @@ def test_generated_tokens_match_cpu() -> None:
     expected = generate(model, prompts, max_new_tokens=20, temperature=0)
     model.cuda().tie_and_init_buffers()
     assert generate(model, prompts, max_new_tokens=20, temperature=0) == expected
+
+
+def test_generated_text_is_valid_utf8() -> None:
+    model, tokenizer = gpt(vocab_size=257, context_length=48).cuda(), ByteTokenizer()
+    model.tie_and_init_buffers()
+    constraint = utf8_constraint(model, tokenizer)
+    for row in generate(model, [[256], [256, 97]] * 20, max_new_tokens=60, constraint=constraint):
+        b"".join(map(tokenizer.token_bytes, row)).decode()
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import Fit, points, texts, weights
 
+from lit_gpt.cli.generate import main as generate
 from lit_gpt.errors import UserError
 from lit_gpt.training.samples import GenerateText
 
@@ -36,6 +37,15 @@ def test_equal_runs_generate_equal_texts(fit: Fit) -> None:
     for name in ("a", "b"):
         assert fit("--name", name).status == 0
     assert texts(Path("logs/a/version_0")) == texts(Path("logs/b/version_0"))
+
+
+def test_texts_are_valid_utf8_unless_raw_bytes_are_asked_for(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model has single bytes as tokens and learns little in six steps."""
+    assert fit("--generate.num_samples", 20, "--generate.max_new_tokens", 9).status == 0
+    assert "\ufffd" not in "".join(texts(RUN).values())
+    for flags, is_valid in ([], True), (["--raw_bytes"], False):
+        assert generate(["--prompt", "第", "--max_new_tokens", "60", *flags]) == 0
+        assert ("\ufffd" not in capsys.readouterr().out) == is_valid
 
 
 def test_one_sample_of_one_token_is_the_least() -> None:
