@@ -51,7 +51,7 @@ CONFIGS: dict[str, Case] = {
         OVERLAY, "--timeout null: give a value, or leave it out", write("timeout:\nname: x\n", "overlay.yaml")
     ),
     "null timeout alone": Case(
-        OVERLAY, "the config timeout: gives no value: write one", write("timeout:\n", "overlay.yaml")
+        OVERLAY, "--timeout null: give a value, or leave it out", write("timeout:\n", "overlay.yaml")
     ),
     "section below a section is a list": Case(
         OVERLAY, "overlay.yaml: model.config is [1]: write its", write("model: {config: [1]}", "overlay.yaml")

@@ -19,7 +19,8 @@ from lit_gpt import LitGPT, UserError
 from lit_gpt.benchmark.task import build_run
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli import parser as parser_module
-from lit_gpt.cli.arguments import LINKED_SETTINGS, CommandLine
+from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.config_file import LINKED_SETTINGS
 from lit_gpt.cli.experiment import instantiate
 from lit_gpt.cli.generate import main as generate_main
 from lit_gpt.cli.parser import build_parser, load_settings

@@ -144,7 +144,7 @@ SETTINGS: dict[str, Case] = {
         "GradientAccumulationScheduler is not supported: give --data.global_batch_size",
     ),
     "epochs and steps between validations": Case(
-        ["--trainer.check_val_every_n_epoch", "2"],
+        ["--trainer.check_val_every_n_epoch", "2", "--trainer.val_check_interval", "3"],
         "--trainer.check_val_every_n_epoch 2 counts epochs, and --trainer.val_check_interval 3 optimizer steps",
     ),
     "part of two epochs between validations": Case(

@@ -1,26 +1,18 @@
 """Prepare the arguments of a command for the parser."""
 
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.cli.config_file import SECTIONS, read_config
+from lit_gpt.cli.config_values import get_setting
 from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, START, TRAIN, find_checkpoint, no_checkpoint_error
+from lit_gpt.cli.text_settings import split_text_flags
 from lit_gpt.cli.validation import COMMANDS, check_run_name
-from lit_gpt.cli.yaml_text import MAX_CHARACTERS, LimitError, StrictLoader, check_limits
-from lit_gpt.errors import UserError, did_you_mean
-
-SECTIONS = ("data", "model", "trainer", "generate", "checkpoint", "early_stopping")
-
-# Settings that the parser derives from others, and from which.
-LINKED_SETTINGS = {
-    "model.config.vocab_size": "the tokenizer (data.tokenizer, data.vocab)",
-    "data.context_length": "model.config.context_length",
-    "data.seed": "seed_everything",
-}
+from lit_gpt.errors import UserError
 
 # Flags that apply to one command and not to the command that resumes its run.
 NOT_RESUMED = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")
@@ -43,6 +35,9 @@ class CommandLine:
 
     Attributes:
         args: The completed arguments, the command first.
+        configs: The settings of each config in `args`, the first one first.
+        text_flags: The flags in `args` that give text settings.
+        other_flags: All other flags in `args`.
         run_name: The default of `--name`: the file name of the experiment.
         root_dir: The value of `trainer.default_root_dir` in the flags or configs; None if it is in neither.
         checkpoint: The checkpoint of the flag `--ckpt_path`, if it had to be opened; it may not be verified yet.
@@ -60,7 +55,8 @@ class CommandLine:
         paths, flags = _split_configs(args)
         configs = [read_config(Path(path)) for path in paths]
         self.run_name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(paths[0]).stem if paths else default_config.stem)
-        self.root_dir: str | None = _find_setting("trainer.default_root_dir", flags, configs)
+        root_dir = _find_setting("trainer.default_root_dir", flags, configs)
+        self.root_dir: str | None = None if root_dir is None else os.path.expanduser(root_dir)
         self.resume_args = [*(f"--config={path}" for path in paths), *remove_flags(NOT_RESUMED, flags)]
         self.checkpoint: Checkpoint | None = None
         self.uses_saved_config = False
@@ -79,8 +75,10 @@ class CommandLine:
             self.checkpoint = self.checkpoint or Checkpoint.open(checkpoint, verify=False)
             self.uses_saved_config = True
         elif not paths and _find_flag("--data.files", flags) is None:
-            read_config(default_config)
+            configs = [read_config(default_config)]
             paths = [str(default_config)]
+        self.configs = configs
+        self.text_flags, self.other_flags = split_text_flags(flags)
         self.args = [command, *(f"--config={path}" for path in paths), *flags]
 
     def gives(self, setting: str) -> bool:
@@ -94,7 +92,7 @@ class CommandLine:
         Raises:
             UserError: There is none.
         """
-        logs, starts = Path(str(self.root_dir or LOGS)), command == "fit" and choice == "auto"
+        logs, starts = Path(self.root_dir or LOGS), command == "fit" and choice == "auto"
         if choice == "auto":
             choice = "last" if command == "fit" else "best"
         self.checkpoint = find_checkpoint(choice, logs, name)
@@ -159,9 +157,20 @@ def _checkpoint_choice(command: str, flags: list[str], configs: list[dict[str, A
     if {"-h", "--help"} & set(flags):
         return None
     choice = _find_flag("--ckpt_path", flags)
+    choice = None if choice == "null" else choice
     if choice is None and command != "fit" and not any("ckpt_path" in config for config in configs):
         return "auto"
     return choice
+
+
+def find_values(flags: list[str]) -> dict[str, str]:
+    """Return the values of flags as they were typed, by the names of their settings."""
+    values = {}
+    for arg, following in zip(flags, [*flags[1:], ""]):
+        flag, equals, value = arg.partition("=")
+        if flag.startswith("--"):
+            values[flag.removeprefix("--")] = value if equals else following
+    return values
 
 
 def remove_flags(flags: Iterable[str], args: list[str]) -> list[str]:
@@ -177,68 +186,7 @@ def remove_flags(flags: Iterable[str], args: list[str]) -> list[str]:
 
 
 def _find_setting(key: str, flags: list[str], configs: list[dict[str, Any]]) -> Any:
-    """Return the value of a setting from its flag, else from the last config that has it, else None."""
-    found = [_find_flag(f"--{key}", flags), *(_get_nested(config, key) for config in reversed(configs))]
+    """Return the value of a text setting from its flag, else from the last config that has it, else None."""
+    given = [text.value for text in split_text_flags(flags)[0] if text.key == key]
+    found = [*reversed(given), *(get_setting(config, key) for config in reversed(configs))]
     return next((value for value in found if value is not None), None)
-
-
-# ---------------------------------------------------------------------------------------------------------- configs
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a config and check it for errors that the parser would ignore.
-
-    Raises:
-        UserError: The file does not exist, is not valid YAML, gives a key twice, has a section that is not a mapping, a
-            key with dots, or a setting that the parser derives from others or that is a flag only.
-    """
-    if not path.is_file():
-        others = [str(other) for other in path.parent.glob("*.yaml")]
-        raise UserError(f"--config {path}: no such file{did_you_mean(str(path), others)}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-        check_limits(text)
-        config: Any = yaml.load(text, Loader=StrictLoader)
-    except OSError as error:
-        raise UserError(f"--config {path} cannot be read ({error.strerror}): give yourself the permission") from None
-    except yaml.MarkedYAMLError as error:
-        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        remedy = "" if isinstance(error, LimitError) else ": correct the YAML"
-        raise UserError(f"{path}{line}: {error.problem}{remedy}") from None
-    except Exception:  # bytes that are not UTF-8, or one of the many errors of PyYAML for a value that does not fit
-        raise UserError(f"{path} is not YAML in UTF-8: give a config such as configs/default.yaml") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{path} has no settings: write them as `trainer:` and, below it, `max_steps: 100`")
-    for key in (*SECTIONS, "model.config"):
-        section = _get_nested(config, key, default={})
-        if not isinstance(section, dict):
-            raise UserError(f"{path}: {key} is {section!r}: write its settings below it, one `name: value` a line")
-    for dotted in _find_dotted_keys(config):
-        raise UserError(f"{path}: {dotted}: write it as {': '.join(dotted.split('.'))}, key below key")
-    if "allow_imports" in config:
-        raise UserError(f"{path}: allow_imports says what configs may import: give it as a flag, --allow_imports NAME")
-    missing = object()
-    for key, origin in LINKED_SETTINGS.items():
-        if _get_nested(config, key, default=missing) is not missing:
-            raise UserError(f"{path}: {key} follows from {origin}: remove it")
-    return config
-
-
-def _get_nested(config: dict[str, Any], key: str, default: Any = None) -> Any:
-    """Return `config["a"]["b"]` for the key "a.b", or a default if there is no such value."""
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, dict) or part not in value:
-            return default
-        value = value[part]
-    return value
-
-
-def _find_dotted_keys(config: dict[Any, Any]) -> Iterator[str]:
-    """Yield all keys with a dot. The parser accepts them as nested keys, but the checks of this module do not."""
-    for key, value in config.items():
-        if "." in str(key):
-            yield str(key)
-        if isinstance(value, dict):
-            yield from _find_dotted_keys(value)

@@ -1,5 +1,6 @@
 """Parse and check the settings of a command: flags, configs and defaults."""
 
+import copy
 import inspect
 import re
 from pathlib import Path
@@ -12,12 +13,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
-from lit_gpt.cli.arguments import CommandLine, remove_flags
+from lit_gpt.cli.arguments import CommandLine, find_values, remove_flags
+from lit_gpt.cli.exclusive_settings import remove_replaced
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.messages import print_lines
 from lit_gpt.cli.parser_errors import rewrite_parser_error
 from lit_gpt.cli.run_checkpoint import CHOICES
 from lit_gpt.cli.saved_config import describe_left_out, take_settings
+from lit_gpt.cli.text_settings import TextFlag, pop_texts
 from lit_gpt.cli.validation import TRAINER_DEFAULTS, check_not_null, check_run_name, check_values, validate_args
 from lit_gpt.cli.yaml_text import dump_yaml, limit_parser
 from lit_gpt.data.datamodule import TextDataModule
@@ -45,13 +48,30 @@ DENIED_IMPORTS = (
 
 
 class StrictParser(LightningArgumentParser):
-    """A parser that does not accept abbreviated flags and raises a `UserError` instead of exiting."""
+    """A parser that does not accept abbreviated flags and raises a `UserError` instead of exiting.
+
+    Attributes:
+        texts: The text settings, which do not pass through the parser, by name (see `text_settings`).
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        self.texts: dict[str, Any] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(message) from ex
+
+    def dump(self, cfg: Namespace, **kwargs: Any) -> str:
+        """Return settings as YAML; also those of `--print_config`, which are printed before the texts are in them."""
+        return super().dump(self.with_texts(cfg), **kwargs)
+
+    def with_texts(self, settings: Namespace) -> Namespace:
+        """Return a copy of settings that has the text settings, as far as it has settings of their names."""
+        settings = settings.clone()
+        for key, value in self.texts.items():
+            if key in settings:
+                settings[key] = value
+        return settings
 
 
 def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace, Checkpoint | None]:
@@ -175,23 +195,40 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
     Raises:
         UserError: A flag or a key is unknown, or its value has the wrong type.
     """
-    words = remove_flags(["--allow_imports"], arguments.args[1:])
+    configs, flags = copy.deepcopy(arguments.configs), remove_flags(["--allow_imports"], arguments.other_flags)
+    if arguments.uses_saved_config:
+        assert arguments.checkpoint is not None
+        saved, left_out = take_settings(arguments.checkpoint, arguments.gives)
+        if left_out and global_rank() == 0:
+            print_lines(describe_left_out(arguments.checkpoint, left_out), to_stderr=True)
+        configs.insert(0, saved)
+    given = {**find_values(flags), **{text.key: text.value for text in arguments.text_flags}}
+    remove_replaced(configs, given, dict(parser.get_defaults().items()))
+    for config in configs:
+        parser.texts.update(pop_texts(config))
+    for text in arguments.text_flags:
+        parser.texts[text.key] = add_texts(parser, text) if text.appends else text.value
     with temporary_folder() as folder:
-        if arguments.uses_saved_config:
-            assert arguments.checkpoint is not None
-            saved, left_out = take_settings(arguments.checkpoint, arguments.gives)
-            if left_out and global_rank() == 0:
-                print_lines(describe_left_out(arguments.checkpoint, left_out), to_stderr=True)
-            config = Path(folder, "config.yaml")
-            try:
-                config.write_text(dump_yaml(saved), encoding="utf-8")
-            except OSError as error:
-                raise write_error(config, error, "give TMPDIR another folder") from None
-            words = [f"--config={config}", *words]
+        files = [Path(folder, f"{number}.yaml") for number, config in enumerate(configs) if config]
         try:
-            return parser.parse_args(words)
+            for file, config in zip(files, filter(None, configs)):
+                file.write_text(dump_yaml(config), encoding="utf-8")
+        except OSError as error:
+            raise write_error(Path(folder), error, "give TMPDIR another folder") from None
+        try:
+            settings = parser.parse_args([*(f"--config={file}" for file in files), *flags])
         except UserError as error:
             raise UserError(rewrite_parser_error(str(error), list(parser.get_defaults().keys()))) from None
+    return parser.with_texts(settings)
+
+
+def add_texts(parser: StrictParser, flag: TextFlag) -> list[str]:
+    """Return the texts of a setting so far, with those of a flag behind them."""
+    before = parser.texts.get(flag.key, parser.get_default(flag.key))
+    texts: list[str] = []
+    for value in (before, flag.value):
+        texts += [] if value is None else [value] if isinstance(value, str) else value
+    return texts
 
 
 def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint | None) -> Checkpoint | None:

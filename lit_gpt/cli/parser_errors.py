@@ -2,7 +2,7 @@
 
 import re
 
-from lit_gpt.cli.arguments import LINKED_SETTINGS
+from lit_gpt.cli.config_file import LINKED_SETTINGS
 from lit_gpt.cli.validation import COMMANDS
 from lit_gpt.errors import did_you_mean, shorten
 

@@ -10,20 +10,15 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from lightning.pytorch import Trainer
 
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.cli.arguments import LINKED_SETTINGS
-from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
-from lit_gpt.cli.validation import CONSTRUCTORS
+from lit_gpt.cli.config_file import LINKED_SETTINGS
+from lit_gpt.cli.text_settings import setting_types
 from lit_gpt.cli.yaml_text import load_yaml
 from lit_gpt.errors import UserError, shorten
-
-# Settings that belong to no constructor. Others of this kind hold for one command, and are not saved.
-COMMON_SETTINGS = {"seed_everything": int, "name": str, "timeout": int, "validate_at_start": bool}
 
 # Settings that never come from a checkpoint: they run code of any class, or say where to write.
 NEVER_TAKEN = {
@@ -112,23 +107,15 @@ def setting_checks() -> dict[str, Callable[[Any], bool]]:
 
     A setting whose type has a class is not among them, unless it has a function of its own.
     """
-    types = {f"{section}.{name}": hint for section, made in CONSTRUCTORS.items() for name, hint in _hints(made).items()}
-    types |= {f"trainer.{name}": hint for name, hint in _hints(Trainer.__init__).items()}
-    types |= {f"trainer.{name}": hint for name, (hint, _) in TRAINER_ARGUMENTS.items()}
-    types |= COMMON_SETTINGS
     checks: dict[str, Callable[[Any], bool]] = {
         name: partial(_is_plain_value, hint=hint)
-        for name, hint in types.items()
+        for name, hint in setting_types().items()
         if _is_plain_type(hint) and name not in NEVER_TAKEN and name not in LINKED_SETTINGS
     }
     checks["trainer.strategy"] = _is_known_strategy
     checks["trainer.accelerator"] = lambda value: value in ACCELERATOR_NAMES
     checks["trainer.logger"] = lambda value: value is None or isinstance(value, bool)
     return checks
-
-
-def _hints(constructor: Any) -> dict[str, Any]:
-    return {name: hint for name, hint in get_type_hints(constructor).items() if name != "return"}
 
 
 def _is_plain_type(hint: Any) -> bool:

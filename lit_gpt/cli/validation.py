@@ -106,7 +106,9 @@ def check_not_null(settings: Namespace) -> None:
 
 
 def check_values(settings: Namespace) -> None:
-    """Check that numbers are finite and fit into 64 bits, and that texts have no NUL. The parser accepts them all.
+    """Check that numbers are finite and fit into 64 bits, and that texts are UTF-8 without NUL. The parser accepts all.
+
+    The names of files are checked when the files are looked for.
 
     Raises:
         UserError: A value is not so.
@@ -119,6 +121,8 @@ def check_values(settings: Namespace) -> None:
                 raise UserError(f"--{key} is {item}: give a finite number")
             if isinstance(item, str) and "\0" in item:
                 raise UserError(f"--{key} contains a NUL character: remove it")
+            if isinstance(item, str) and not key.endswith("files") and re.search("[\ud800-\udfff]", item):
+                raise UserError(f"--{key} {item!r} is not text in UTF-8: set the terminal to UTF-8")
 
 
 def validate_args(settings: Namespace, command: str) -> Iterator[str]:

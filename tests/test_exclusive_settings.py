@@ -1,0 +1,84 @@
+"""A flag or a later config replaces what stands for the same in an earlier config."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Fit
+from test_text_settings import parse
+from user_errors import assert_user_error
+
+from lit_gpt.cli.exclusive_settings import GROUPS, remove_replaced
+
+VALUES: dict[str, Any] = {
+    "data.columns": "text",
+    "data.template": "{text}",
+    "data.split_column": "part",
+    "data.split_seed": 3,
+    "data.group_column": "author",
+    "data.val_fraction": 0.2,
+    "data.test_fraction": 0.3,
+    "data.val_files": "val.csv",
+    "data.test_files": "test.csv",
+    "data.global_batch_size": 32,
+    "trainer.accumulate_grad_batches": 2,
+    "trainer.check_val_every_n_epoch": 2,
+    "trainer.val_check_interval": 50,
+    "trainer.max_steps": 77,
+    "trainer.max_epochs": 3,
+}
+DEFAULTS = dict.fromkeys(VALUES)
+PAIRS = [pair for side, other in GROUPS for a in side for b in other for pair in ((a, b), (b, a))]
+
+
+def make_config(*keys: str) -> dict[str, Any]:
+    config: dict[str, Any] = {"model": {"dropout": 0.1}}
+    for section, name in (key.split(".") for key in keys):
+        config.setdefault(section, {})[name] = VALUES[f"{section}.{name}"]
+    return config
+
+
+@pytest.mark.parametrize(("earlier", "later"), PAIRS, ids=[" ".join(pair) for pair in PAIRS])
+def test_later_setting_replaces_the_earlier_one(earlier: str, later: str) -> None:
+    no_steps = [{"trainer": {"max_steps": -1}}] if later == "trainer.max_epochs" else []
+    configs = [make_config(earlier)]
+    remove_replaced(configs, {later: str(VALUES[later])}, DEFAULTS)
+    assert configs == [*no_steps, make_config()]
+    configs = [make_config(earlier), make_config(later)]
+    remove_replaced(configs, {}, DEFAULTS)
+    assert configs == [*no_steps, make_config(), make_config(later)]
+
+
+@pytest.mark.parametrize(("earlier", "later"), PAIRS, ids=[" ".join(pair) for pair in PAIRS])
+def test_default_and_null_replace_nothing(earlier: str, later: str) -> None:
+    configs = [make_config(earlier), make_config(later)]
+    remove_replaced(configs, {earlier: "null"}, {**DEFAULTS, later: VALUES[later]})
+    assert configs == [make_config(earlier), make_config(later)]
+
+
+def test_two_settings_in_one_place_stay(folder: Path) -> None:
+    configs = [make_config("data.columns", "data.template"), make_config("trainer.max_steps", "trainer.max_epochs")]
+    expected = [dict(config) for config in configs]
+    remove_replaced(configs, {}, DEFAULTS)
+    assert configs == expected
+
+
+def test_epochs_replace_the_default_number_of_steps(folder: Path) -> None:
+    settings = parse("--trainer.max_epochs", "3")
+    assert (settings.trainer.max_steps, settings.trainer.max_epochs) == (-1, 3)
+    settings = parse("--trainer.max_epochs", "3", "--trainer.max_steps", "9")
+    assert (settings.trainer.max_steps, settings.trainer.max_epochs) == (9, 3)
+    assert parse("--trainer.max_epochs=-1").trainer.max_steps == 1000
+
+
+def test_template_replaces_the_columns_of_a_saved_config(fit: Fit) -> None:
+    Path("t.csv").write_text("title,text\n" + "".join(f"t{i},some text {i}\n" for i in range(60)), encoding="utf-8")
+    table = ["--data.files", "t.csv", "--trainer.max_steps", 1]
+    assert fit(*table, "--data.columns", "text").status == 0
+    saved = "logs/small/version_0/config.yaml"
+    result = fit("--data.template", "{title}: {text}", "--name", "again", config=saved)
+    assert result.status == 0, result.err
+    both = ["--data.columns", "text", "--data.template", "{text}"]
+    assert_user_error(fit(*both, config=saved), "--data.columns and --data.template both choose the columns")
+    validated = fit("validate", "--name", "small", "--data.template", "{text}", config=None)
+    assert validated.status == 0, validated.err
