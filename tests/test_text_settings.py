@@ -83,7 +83,7 @@ def check_round_trip(typed: dict[str, str]) -> None:
             assert isinstance(parsed[name], list) or parsed[name] == value
         else:
             assert parsed[name] == value
-    saved = SaveConfig(parser(), parsed, Path()).text
+    saved = SaveConfig(parser(), parsed, Mock()).text
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config.yaml")
         path.write_text(saved, encoding="utf-8")

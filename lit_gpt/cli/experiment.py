@@ -63,6 +63,7 @@ class Experiment:
         folder: The run's folder; None if the run has none.
         resumes_in_place: Whether the run continues in the folder of the checkpoint it resumes from.
         checkpointing: The callback that writes checkpoints; None if none are written.
+        logger: The logger that writes to the run's folder.
         profiler: The callback that measures a few steps, with `--preflight`; None otherwise.
         config_text: The settings as in config.yaml; None if no config.yaml is written.
     """
@@ -79,7 +80,16 @@ class Experiment:
     resumes_in_place: bool = False
     checkpointing: StepCheckpoint | None = None
     profiler: RunProfiler | None = None
+    logger: StepLogger | None = None
     config_text: str | None = None
+
+    def move_to(self, folder: Path) -> None:
+        """Change the run's folder, before anything is written to it. Other ranks ask rank 0 where to write."""
+        self.folder = folder
+        if self.checkpointing is not None:
+            self.checkpointing.dirpath = str(folder)
+        if self.logger is not None:
+            self.logger.run_version = folder.name
 
 
 def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
@@ -101,7 +111,7 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
         options.update(logger=False, enable_checkpointing=False, callbacks=callbacks)
     options["callbacks"] += [stop]  # after the callback that saves
     if experiment.folder is not None and experiment.profiler is None:
-        save_config = SaveConfig(parser, settings, experiment.folder)
+        save_config = SaveConfig(parser, settings, experiment)
         experiment.config_text = save_config.text
         options["callbacks"] += [save_config]
     experiment.trainer = stop.trainer = build_trainer(options, settings.timeout)
@@ -147,20 +157,26 @@ class SaveConfig(SaveConfigCallback):
 
     Settings that hold for one command only, such as the checkpoint to resume from, are left out.
 
+    Args:
+        parser: The parser of the settings.
+        config: The settings.
+        experiment: Knows the run's folder.
+
     Attributes:
         text: The settings as YAML.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path) -> None:
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, experiment: Experiment) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
-        self.folder = folder
+        self.experiment = experiment
         config = config.clone()
         for key in ("ckpt_path", "allow_data_change", "allow_imports", "preflight"):
             config.pop(key, None)
         self.text: str = parser.dump(config, skip_unset=False)
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        path = self.folder / "config.yaml"
+        assert self.experiment.folder is not None
+        path = self.experiment.folder / "config.yaml"
         try:
             atomic_write(path, lambda file: file.write(self.text.encode("utf-8")))
         except OSError as error:
@@ -222,7 +238,7 @@ def configure_training(
     logs, version = locate_run(settings, arguments)
     experiment.resumes_in_place = version is not None
     stop.resume_command = resume_command(arguments, settings.name, logs)
-    logger = StepLogger(logs, name=settings.name, version=version)
+    logger = experiment.logger = StepLogger(logs, name=settings.name, version=version)
     leaves_nothing = options["barebones"] or options["fast_dev_run"]
     if not leaves_nothing:
         experiment.folder = Path(logger.log_dir)

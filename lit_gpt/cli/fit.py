@@ -146,7 +146,7 @@ def claim_folder(experiment: Experiment, checkpoint: Checkpoint | None, stop: Gr
     """
     if experiment.folder is None or experiment.profiler is not None:
         return
-    stop.run_folder.create_and_lock(experiment.folder, is_new=not experiment.resumes_in_place)
+    experiment.move_to(stop.run_folder.create_and_lock(experiment.folder, is_new=not experiment.resumes_in_place))
     if experiment.checkpointing is not None and experiment.resumes_in_place and checkpoint is not None:
         experiment.checkpointing.restore_copies(checkpoint)
 

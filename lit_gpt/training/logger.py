@@ -36,6 +36,7 @@ class StepLogger(TensorBoardLogger):
         version: Number or name of the folder in it; None: a new one.
 
     Attributes:
+        run_version: The name of the run's folder, if another process has taken the next version in the meantime.
         step_offset: Is added to the steps that Lightning gives to `log_metrics`. Lightning counts them from 0, so it is
             1; it is 0 while the untrained model is validated, whose values belong to step 0.
     """
@@ -43,11 +44,17 @@ class StepLogger(TensorBoardLogger):
     def __init__(
         self, save_dir: str | Path = "logs", name: str = "lightning_logs", version: int | str | None = None
     ) -> None:
+        self.run_version: str | None = None
         super().__init__(save_dir, name=name, version=version)
         self.step_offset = 1
         # files of the previous processes of a resumed run; this process writes a new file
         self._previous_files = {path.name for path in self._event_files()}
         self._last_flush = 0.0  # time.perf_counter()
+
+    @property
+    def version(self) -> int | str:
+        """The version of the run, or the name of its folder."""
+        return self.run_version or super().version
 
     @property
     def experiment(self) -> SummaryWriter:
