@@ -59,7 +59,6 @@ def parser() -> StrictParser:
 
 def parse(*words: str, checkpoint: Any = None) -> Namespace:
     """Return the settings of a command line, as `load_settings` does before it looks at their values."""
-    parser().texts = {}
     arguments = CommandLine([*words], DEFAULT)
     arguments.checkpoint, arguments.uses_saved_config = checkpoint, checkpoint is not None
     if checkpoint is not None:

@@ -204,6 +204,7 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
         configs.insert(0, saved)
     given = {**find_values(flags), **{text.key: text.value for text in arguments.text_flags}}
     remove_replaced(configs, given, dict(parser.get_defaults().items()))
+    parser.texts = {}
     for config in configs:
         parser.texts.update(pop_texts(config))
     for text in arguments.text_flags:
