@@ -179,6 +179,14 @@ def encoding_pattern(encoding: "tiktoken.Encoding") -> str:
     return encoding._pat_str
 
 
+def encode_pre_token(encoding: "tiktoken.Encoding", text: str) -> list[int]:
+    """Return the ids of a text that is one pre-token, without the regular expression.
+
+    The public methods apply the expression, which fails in long runs of white space.
+    """
+    return encoding._encode_single_piece(text)
+
+
 @contextlib.contextmanager
 def forbid_tiktoken_downloads() -> Iterator[None]:
     """Make tiktoken raise FileNotFoundError with a URL as `filename`, instead of downloading it.

@@ -17,9 +17,10 @@ import numpy as np
 import tiktoken
 from tiktoken.registry import ENCODINGS
 
-from lit_gpt.compat import encoding_pattern
+from lit_gpt.compat import encode_pre_token, encoding_pattern
 from lit_gpt.errors import UserError, did_you_mean
-from lit_gpt.vocabularies import get_encoding_offline, read_tiktoken_file, recognize_tiktoken_file
+from lit_gpt.vocabularies import cl100k_pattern, get_encoding_offline, read_tiktoken_file, recognize_tiktoken_file
+from lit_gpt.white_space import cut_long_runs, find_long_runs
 
 Vocab = Literal["pruned", "full"]
 
@@ -128,19 +129,22 @@ class BytePairTokenizer(Tokenizer):
         Raises:
             UserError: The regular expression that splits a text fails on this one.
         """
+        ids: list[int] = []
         try:
-            return self.encoding.encode_ordinary(text)
+            for part, is_pre_token in cut_long_runs(text, encoding_pattern(self.encoding)):
+                ids += encode_pre_token(self.encoding, part) if is_pre_token else self.encoding.encode_ordinary(part)
+            return ids
         except BaseException as error:
             if not _is_pattern_error(error):
                 raise
         raise UserError(
-            f"the tokenizer {self.name} cannot split the text that begins with {text.lstrip()[:40]!r}: shorten long "
-            "runs of white space, or train with --data.tokenizer byte"
+            f"the tokenizer {self.name} cannot split the text that begins with {text.lstrip()[:40]!r}: shorten it, or "
+            "train with --data.tokenizer byte"
         )
 
     def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         joined = ENDOFTEXT.join([*texts, ""])
-        if joined.count(ENDOFTEXT) != len(texts):  # a text contains these characters
+        if any(find_long_runs(joined)) or joined.count(ENDOFTEXT) != len(texts):  # a text contains these characters
             return super().encode_documents(texts)
         # One call, without lists of ints. The names of other special tokens in a text stay text.
         try:
@@ -330,10 +334,6 @@ def open_tiktoken_file(path: Path) -> BytePairTokenizer:
     return BytePairTokenizer.from_tokens("file", read_tiktoken_file(path), cl100k_pattern())
 
 
-def cl100k_pattern() -> str:
-    return encoding_pattern(get_encoding_offline("cl100k_base"))
-
-
 # ------------------------------------------------------------------------------ vocabularies that fit a corpus
 
 
@@ -352,7 +352,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> BytePairTokenizer:
     if not 257 <= vocab_size < 2**31:
         raise UserError(f"--data.vocab_size is {vocab_size}: give more than 256, the number of single bytes")
     trainer = rustbpe.Tokenizer()
-    trainer.train_from_iterator(iter(texts), vocab_size - 1, pattern=cl100k_pattern())
+    parts = (part for text in texts for part, _ in cut_long_runs(text, cl100k_pattern()))
+    trainer.train_from_iterator(parts, vocab_size - 1, pattern=cl100k_pattern())
     ranked = sorted(trainer.get_mergeable_ranks(), key=lambda pair: pair[1])
     return BytePairTokenizer.from_tokens("bpe", [bytes(token) for token, _ in ranked], cl100k_pattern())
 

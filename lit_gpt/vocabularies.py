@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tiktoken
 
-from lit_gpt.compat import forbid_tiktoken_downloads
+from lit_gpt.compat import encoding_pattern, forbid_tiktoken_downloads
 from lit_gpt.errors import UserError
 from lit_gpt.files import open_regular, temporary_folder
 
@@ -67,6 +67,11 @@ def get_encoding_offline(name: str) -> tiktoken.Encoding:
         if error.filename in files:
             raise UserError(f"{files[error.filename]} is not as OpenAI published it: {remedy}") from None
         raise UserError(f"{name} is not installed: {INSTALL_HINTS[name]}") from None
+
+
+def cl100k_pattern() -> str:
+    """Return the regular expression that splits a text into the pre-tokens of cl100k_base."""
+    return encoding_pattern(get_encoding_offline("cl100k_base"))
 
 
 def recognize_tiktoken_file(path: Path) -> tuple[str, tiktoken.Encoding] | None:

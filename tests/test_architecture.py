@@ -28,6 +28,7 @@ LAYERS = [
         "digests",
         "processes",
         "vocabularies",
+        "white_space",
         "tokenizer",
     ],
     ["ops"],

@@ -281,6 +281,13 @@ def test_encoding_pattern_is_that_of_the_constructor() -> None:
     assert compat.encoding_pattern(encoding) == "a+|b"
 
 
+def test_encode_pre_token_merges_across_the_pattern() -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"ab": 256}
+    encoding = tiktoken.Encoding("t", pat_str="a|b", mergeable_ranks=ranks, special_tokens={})
+    assert encoding.encode_ordinary("abc") == [*b"ab"]
+    assert compat.encode_pre_token(encoding, "abc") == [256, *b"c"]
+
+
 def test_forbid_tiktoken_downloads_raises_url_instead_of_downloading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,3 +109,9 @@ def test_vocab_size_is_for_bpe_only() -> None:
     assert [CorpusConfig(ReadOptions(), tokenizer=name).bpe_vocab_size for name in ("bpe", "char")] == [4096, None]
     with pytest.raises(UserError, match=r"--data\.vocab_size 300 is for .*: give --data\.tokenizer bpe"):
         CorpusConfig(ReadOptions(), tokenizer="char", vocab_size=300)
+
+
+@pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe"])
+def test_full_vocabulary_is_for_vocabularies_that_can_be_pruned(tokenizer: str) -> None:
+    with pytest.raises(UserError, match=rf"give --data\.vocab pruned with --data\.tokenizer {tokenizer}, or another"):
+        CorpusConfig(ReadOptions(), tokenizer=tokenizer, vocab="full")

@@ -380,10 +380,11 @@ def test_unreadable_file_is_a_user_error(
     [
         ({"encoding": "utf-9"}, "--data.encoding utf-9 is unknown"),
         ({"delimiter": ", "}, "--data.delimiter ', ' is not one character"),
+        ({"delimiter": ";", "format": "tsv"}, "--data.format tsv has tabs between columns, not --data.delimiter ';'"),
         ({"template": "no column"}, "--data.template 'no column' names no column"),
         ({"template": "{open"}, "expected '}' before end of string"),
     ],
-    ids=["encoding", "delimiter", "template without a column", "open brace"],
+    ids=["encoding", "delimiter", "format and delimiter", "template without a column", "open brace"],
 )
 def test_invalid_read_options_are_user_errors(options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):

@@ -152,13 +152,11 @@ def test_from_state_refuses_what_no_tokenizer_has_written(state: Any) -> None:
     assert from_state(STATE).encode("a") == [97]
 
 
-def test_text_that_the_pattern_cannot_split_is_a_user_error(full: BytePairTokenizer) -> None:
-    text = "before" + " " * 1_100_000 + "after"
+def test_text_that_the_pattern_cannot_split_is_a_user_error() -> None:
     unusable = from_state({**STATE, "pattern": "(?:)"})  # matches nothing, at which tiktoken panics
-    for tokenizer, wrong in ((full, text), (unusable, "before")):
-        for encode in (tokenizer.encode, lambda text, tokenizer=tokenizer: tokenizer.encode_documents(["a", text])):
-            with pytest.raises(UserError, match=r"cannot split the text that begins with '(before|a)"):
-                encode(wrong)
+    for encode in (unusable.encode, lambda text: unusable.encode_documents(["a", text])):
+        with pytest.raises(UserError, match=r"cannot split the text that begins with '(before|a)"):
+            encode("before")
 
 
 def test_from_state_restores_equal_tokenizer_from_json() -> None:

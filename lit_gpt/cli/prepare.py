@@ -183,5 +183,5 @@ def _open_or_train(name: str, vocab_size: int | None, sources: list[Source], con
         UserError: The tokenizer is not installed.
     """
     if name in ("bpe", "char"):
-        return train_tokenizer(sources, replace(config, tokenizer=name, vocab_size=vocab_size))
+        return train_tokenizer(sources, replace(config, tokenizer=name, vocab="pruned", vocab_size=vocab_size))
     return open_tokenizer(name)

@@ -8,6 +8,7 @@ from lit_gpt.tokenizer import Vocab
 
 SPLITS = ("train", "val", "test")  # in the order in which they are stored
 DEFAULT_BPE_VOCAB_SIZE = 4096
+FITTED = ("bpe", "byte", "char")  # tokenizers from which nothing is pruned
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class CorpusConfig:
                 "--data.mode raw has no rows: leave out data.split_seed, split_column, group_column and dedupe"
             )
 
+        if self.vocab != "pruned" and self.tokenizer in FITTED:
+            raise UserError(
+                f"--data.vocab {self.vocab} is for vocabularies that are not made for the text: give --data.vocab "
+                f"pruned with --data.tokenizer {self.tokenizer}, or another tokenizer"
+            )
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise UserError(
                 f"--data.vocab_size {self.vocab_size} is for a vocabulary that is trained on the text: give "
@@ -143,7 +149,7 @@ class CorpusConfig:
 
     @property
     def prunes_vocab(self) -> bool:
-        return self.vocab == "pruned" and self.tokenizer not in ("bpe", "byte", "char")
+        return self.vocab == "pruned" and self.tokenizer not in FITTED
 
     @property
     def tokenizer_name(self) -> str:

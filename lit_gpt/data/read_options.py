@@ -58,6 +58,11 @@ class ReadOptions:
             raise UserError(f"--data.encoding {self.encoding} is unknown: give auto, utf-8, gb18030, …") from None
         if self.delimiter is not None and len(unescape(self.delimiter)) != 1:
             raise UserError(f"--data.delimiter {self.delimiter!r} is not one character: give ',' ';' '|' or '\\t'")
+        if self.format == "tsv" and self.delimiter is not None and unescape(self.delimiter) != "\t":
+            raise UserError(
+                f"--data.format tsv has tabs between columns, not --data.delimiter {self.delimiter!r}: give "
+                "--data.format csv, or leave one out"
+            )
         if self.quote != "none" and len(self.quote) != 1:
             raise UserError(f"--data.quote {self.quote!r} is not one character: give '\"', \"'\" or none")
         if self.skip_rows < 0:

@@ -180,7 +180,10 @@ def _remove_invalid_lines(text: str, first_line: int, options: ReadOptions) -> t
 def read_lines(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator[Row | RejectedRow]:
     """Read a plain text, in which every line is a document."""
     if options.split_key_column is not None:
-        raise UserError(f"{source} has no columns, so no column {options.split_key_column!r}: give a table")
+        raise UserError(
+            f"{source} has no columns, so no column {options.split_key_column!r}: give a table, "
+            "or read it as one with --data.format csv"
+        )
     lines = read_limited_lines(source, file, options.skip_rows)
     for number, line in enumerate(lines, start=options.skip_rows + 1):
         yield Row(number, line.removesuffix("\n"))
