@@ -150,11 +150,11 @@ def test_novel_leaves_out_training_rows(generate: Generate) -> None:
     assert left_out > 3
     result = generate(*words, "--num_samples", 10, "--novel", tokens=1)
     assert objects(result.out) == [{**text, "number": number} for number, text in enumerate(novel, start=1)]
-    assert result.err == f"{CHECKPOINT}left out    {left_out:,} texts that are rows of the training text\n"
+    assert result.err == f"{CHECKPOINT}left out    {left_out} of {left_out + 10} texts: they are training rows\n"
     result = generate("题", "--temperature", 0, "--num_samples", 2, "--novel", tokens=1)
     assert result.out == ""
-    assert "left out    20 texts that are rows" in result.err
-    assert "warning     2 texts are missing: of 10 tries for each" in result.err
+    assert "left out    20 of 20 texts" in result.err
+    assert "warning     2 missing: 10 tries for each" in result.err
 
 
 def test_novel_needs_the_training_text(generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_novel_needs_the_training_text(generate: Generate, tmp_path: Path, monke
 
 def test_jsonl_has_an_object_for_each_text(generate: Generate) -> None:
     result = generate("题7", "题", "--num_samples", 3, "--logprobs", "--jsonl", "new.jsonl")
-    assert (result.out, result.err) == ("", f"{CHECKPOINT}6 texts in new.jsonl\n")
+    assert (result.out, result.err) == ("", f"{CHECKPOINT}wrote       new.jsonl, 6 texts\n")
     lines = objects(Path("new.jsonl").read_text(encoding="utf-8"))
     assert lines == objects(generate("题7", "题", "--num_samples", 3, "--logprobs", "--jsonl", "-").out)
     printed = re.split(r"--- sample \d of 6 ---\n", generate("题7", "题", "--num_samples", 3).out)[1:]

@@ -55,7 +55,7 @@ def generate(options: argparse.Namespace) -> None:
         with JsonLines(Path(os.path.expanduser(options.jsonl))) as file:
             for prompt in prompts:
                 writer.write_objects(prompt, file.write)
-        print_lines(f"{file.count:,} texts in {file.path}", to_stderr=True)
+        print_lines(f"wrote       {file.path}, {file.count:,} text{'s' * (file.count != 1)}", to_stderr=True)
     writer.report_left_out()
 
 
@@ -103,7 +103,8 @@ class TextWriter:
         is_shown_as_written = sys.stdout.isatty() or options.num_samples == 1
         self.streams = is_shown_as_written and not (options.novel or options.logprobs)
         self.numbers = itertools.count(1)
-        self.left_out = self.missing = 0  # texts that are training rows, and texts that were asked for and not found
+        # texts that --novel has looked at, those of them that are training rows, and those that were not found
+        self.drawn = self.left_out = self.missing = 0
 
     def count_tokens(self, prompt: str) -> int:
         """Return how many tokens the model reads for a prompt.
@@ -179,6 +180,7 @@ class TextWriter:
         """Return whether a text is no training row; count those that are."""
         assert self.rows is not None
         is_novel = self.rows.lack(text)
+        self.drawn += 1
         self.left_out += not is_novel
         return is_novel
 
@@ -213,10 +215,10 @@ class TextWriter:
         """Say what --novel has left out."""
         if self.rows is None:
             return
-        print_lines(f"left out    {self.left_out:,} texts that are rows of the training text", to_stderr=True)
+        print_lines(f"left out    {self.left_out:,} of {self.drawn:,} texts: they are training rows", to_stderr=True)
         if self.missing:
             print_lines(
-                f"warning     {self.missing:,} texts are missing: of {MAX_TRIES} tries for each too few were new;",
+                f"warning     {self.missing:,} missing: {MAX_TRIES} tries for each text gave too few new ones;",
                 "            a higher --temperature gives others",
                 to_stderr=True,
             )

@@ -62,4 +62,4 @@ class JsonLines:
         if not self.count:
             self.path.unlink(missing_ok=True)
         elif kind is not None:
-            print_lines(f"{self.path} holds the {self.count:,} texts that were finished", to_stderr=True)
+            print_lines(f"wrote       {self.path}, the first {self.count:,} of the texts", to_stderr=True)
