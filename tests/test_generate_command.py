@@ -150,10 +150,10 @@ def test_novel_leaves_out_training_rows(generate: Generate) -> None:
     assert left_out > 3
     result = generate(*words, "--num_samples", 10, "--novel", tokens=1)
     assert objects(result.out) == [{**text, "number": number} for number, text in enumerate(novel, start=1)]
-    assert result.err == f"{CHECKPOINT}left out    {left_out} of {left_out + 10} texts: they are training rows\n"
+    assert result.err == f"{CHECKPOINT}left out    training rows: {left_out} of {left_out + 10} texts\n"
     result = generate("题", "--temperature", 0, "--num_samples", 2, "--novel", tokens=1)
     assert result.out == ""
-    assert "left out    20 of 20 texts" in result.err
+    assert "left out    training rows: 20 of 20 texts" in result.err
     assert "warning     2 missing: 10 tries for each" in result.err
 
 

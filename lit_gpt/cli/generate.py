@@ -215,7 +215,7 @@ class TextWriter:
         """Say what --novel has left out."""
         if self.rows is None:
             return
-        print_lines(f"left out    {self.left_out:,} of {self.drawn:,} texts: they are training rows", to_stderr=True)
+        print_lines(f"left out    training rows: {self.left_out:,} of {self.drawn:,} texts", to_stderr=True)
         if self.missing:
             print_lines(
                 f"warning     {self.missing:,} missing: {MAX_TRIES} tries for each text gave too few new ones;",
