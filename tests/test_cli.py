@@ -119,7 +119,7 @@ def test_validate_prints_metrics_and_writes_no_files(fit: Fit) -> None:
     assert result.status == 0
     assert sorted(Path("logs").rglob("*")) == before
     expected = points(RUN)["loss/val"][-1][1]
-    uniform = f"nats per token; a uniform guess has ln(257) = {math.log(257):.4f}"
+    uniform = f"nats; a uniform guess has ln(257) = {math.log(257):.4f}"
     assert f"loss/val             {expected:.4f}   {uniform}" in result.out.splitlines()
 
 

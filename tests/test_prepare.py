@@ -106,9 +106,12 @@ def test_wrong_argument_gives_one_line_and_leaves_nothing(prepare: Prepare, flag
 
 
 def test_print_rows_aligns_columns_and_formats_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    print_rows([{"name": "a", "loss": 1.5, "speed": 12345.6}, {"name": "long", "part": 0.01234, "speed": 1.0}], False)
+    rows = [{"name": "a", "loss": 1.5, "speed": 12345.6}, {"name": "long", "part_in_use": 0.01234, "speed": 1.0}]
+    print_rows(rows, False)
     assert capsys.readouterr().out.splitlines() == [
-        "name    loss   speed    part",
+        "                        part",
+        "                          in",
+        "name    loss   speed     use",
         "   a  1.5000  12,346",
         "long            1.00  0.0123",
     ]

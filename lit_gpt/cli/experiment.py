@@ -107,7 +107,8 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
     if command == "fit":
         configure_training(experiment, options, parts, arguments, stop)
     else:  # callbacks of a config are for training; some refuse a Trainer without loggers or checkpoints
-        callbacks = [] if options["enable_progress_bar"] is False else [StepProgress()]
+        has_no_bar = options["enable_progress_bar"] is False or options["barebones"]
+        callbacks = [] if has_no_bar else [StepProgress()]
         options.update(logger=False, enable_checkpointing=False, callbacks=callbacks)
     options["callbacks"] += [stop]  # after the callback that saves
     if experiment.folder is not None and experiment.profiler is None:

@@ -306,7 +306,7 @@ def print_checkpoint(experiment: Experiment) -> None:
 def print_metrics(experiment: Experiment) -> None:
     """Print every metric of a validation or a test, and what to compare its loss with."""
     vocab_size = experiment.model.gpt.config.vocab_size
-    uniform = f"   nats per token; a uniform guess has ln({vocab_size:,}) = {math.log(vocab_size):.4f}"
+    uniform = f"   nats; a uniform guess has ln({vocab_size:,}) = {math.log(vocab_size):.4f}"
     if experiment.trainer.is_global_zero:
         for name, value in sorted(experiment.trainer.callback_metrics.items()):
             print_lines(f"{name:20} {value:.4f}{uniform if name in ('loss/val', 'loss/test') else ''}")

@@ -13,6 +13,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,7 +95,7 @@ def json_line(value: Any, ensure_ascii: bool = False) -> str:
 
 
 def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
-    """Print rows of named values.
+    """Print rows of named values; in a table, the words of a column's name stand below each other.
 
     Args:
         rows: The values by column; a column may be missing in some rows.
@@ -106,7 +107,9 @@ def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
         return
     rows = list(rows)
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    lines = [columns, *([_format_cell(column, row.get(column)) for column in columns] for row in rows)]
+    names = zip_longest(*(reversed(column.split("_")) for column in columns), fillvalue="")
+    lines = [list(words) for words in names][::-1]
+    lines += [[_format_cell(column, row.get(column)) for column in columns] for row in rows]
     lines = [[escape_controls(cell) for cell in line] for line in lines]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
     for line in lines:
