@@ -110,7 +110,7 @@ class StepProgress(TQDMProgressBar):
     """
 
     WARM_UP_STEPS, TIMED_SECONDS, LEAST_REMAINING_SECONDS = 5, 2.0, 20.0
-    DRAWING_SECONDS, LINE_SECONDS = 0.5, 60.0
+    DRAWING_SECONDS, LINE_SECONDS = 1.0, 60.0
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=1 if sys.stdout.isatty() else 0)
