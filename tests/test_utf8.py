@@ -140,6 +140,13 @@ def test_state_after_a_prompt_is_that_of_its_last_unfinished_character(
     assert torch.equal(constraint.start(prompts, torch.tensor([padding])), expected)
 
 
+def test_padding_is_no_part_of_a_prompt() -> None:
+    constraint = Utf8Constraint([b"\xe4", b"\xb8", b"\xad", b"a"])
+    prompts = torch.tensor([[0, 0, 1], [3, 0, 1]])  # padding has the id 0
+    expected = [BYTES.start(torch.tensor([list(text)])).item() for text in (b"\xb8", b"a\xe4\xb8")]
+    assert constraint.start(prompts, torch.tensor([2, 0])).tolist() == expected
+
+
 # -------------------------------------------------------------------------------------------------- generated texts
 
 VOCABULARIES: dict[str, Callable[[], Tokenizer]] = {
