@@ -53,7 +53,6 @@ def test_detected_encoding_decodes_to_the_text(tmp_path: Path, encoding: str) ->
     text = "id,text\n" + "".join(f"{number},{SENTENCES[encoding]}\n" for number in range(20))
     found = detect(tmp_path, text.encode(encoding))
     assert text.encode(encoding).decode(found.name).removeprefix("\ufeff") == text
-    assert found.is_sure
 
 
 def test_utf8_with_a_few_invalid_bytes_is_detected_as_utf8(tmp_path: Path) -> None:
@@ -84,7 +83,22 @@ def test_sample_of_the_evaluation_is_right_or_printed_as_a_guess(tmp_path: Path)
 ASCII = "id,text\n" + "".join(f"{number},plain English row\n" for number in range(2000))
 FRENCH = "L'été dernier, à Besançon, les garçons mangeaient des pâtés près de la forêt.\n"
 CHINESE = "今天天气很好，我们一起去公园散步吧。\n"
-ENGLISH = ["don’t", "£4.50", "€20", "30 °C", "“yes”", "café", "well…", "1990–2000", "Müller", "Foo™"]
+ENGLISH = [
+    "don’t",
+    "£4.50",
+    "€20",
+    "30 °C",
+    "“yes”",
+    "café",
+    "well…",
+    "1990–2000",
+    "Müller",
+    "Foo™",
+    "×",
+    "§ 5",
+    "m²",
+    "© 2020",
+]
 
 
 @pytest.mark.parametrize("sign", ENGLISH)
@@ -94,6 +108,33 @@ def test_ascii_with_one_sign_is_guessed_to_be_cp1252_and_the_line_is_shown(tmp_p
     assert not found.is_sure
     assert found.runner_up
     assert found.examples == (f"1,so {sign} it is",)
+
+
+@pytest.mark.parametrize(
+    "text", ["£{}.50", "{} €", "{} °C", "{}½ cups", "{} µm", "{}×{}", "§ {}", "two{}\u00a0words", "• {}", "© {} Foo"]
+)
+def test_ascii_with_one_kind_of_sign_in_each_row_is_guessed_to_be_cp1252(tmp_path: Path, text: str) -> None:
+    rows = "".join(f"{number},{text.format(number, number)}\n" for number in range(500))
+    found = detect(tmp_path, f"id,text\n{rows}".encode("cp1252"))
+    assert found.name == "cp1252"
+    assert not found.is_sure
+
+
+@pytest.mark.parametrize(
+    ("words", "encoding"),
+    [
+        (["ΑΘΗΝΑ", "ΠΑΤΡΑ", "ΛΑΡΙΣΑ"], "cp1253"),
+        (["МОСКВА", "ИВАНОВ", "КАЗАНЬ"], "cp1251"),
+        (["МОСКВА", "ИВАНОВ", "КАЗАНЬ"], "koi8-r"),
+        (["佐藤太郎", "鈴木花子", "田中健一"], "euc_jp"),
+        (["José", "Zoë", "François"], "cp1252"),
+    ],
+)
+def test_choice_that_rests_on_few_words_is_a_guess_however_often_they_are_repeated(
+    tmp_path: Path, words: list[str], encoding: str
+) -> None:
+    rows = "".join(f"{number},{words[number % 3]}\n" for number in range(900))
+    assert not detect(tmp_path, f"id,text\n{rows}".encode(encoding)).is_sure
 
 
 def test_english_with_many_signs_is_surely_cp1252(tmp_path: Path) -> None:
@@ -119,9 +160,7 @@ def test_what_is_not_ascii_may_come_late_in_one_line_or_with_a_wrong_byte(
         content[:middle] + b"\0" + content[middle:],
         content[:-2],
     ):
-        found = detect(tmp_path, changed)
-        assert found.name == encoding
-        assert found.is_sure
+        assert detect(tmp_path, changed).name == encoding
 
 
 def test_zero_bytes_do_not_make_a_text_utf16(tmp_path: Path) -> None:
@@ -169,9 +208,11 @@ def test_sample_of_lines_is_even_and_bounded(tmp_path: Path, monkeypatch: pytest
     assert numbers[-1] + 2 * distances.pop() > 9000
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encodings, "CHUNK_BYTES", 2**14)
+    monkeypatch.setattr(encodings, "SAMPLE_BYTES", 2**14)
     peaks = []
-    for repeats in (40_000, 80_000):
+    for repeats in (1_000, 10_000):
         (tmp_path / "t.csv").write_bytes(FRENCH.encode("cp1252") * repeats)
         tracemalloc.start()
         assert detect_encoding(Source(str(tmp_path / "t.csv"))).name == "cp1252"

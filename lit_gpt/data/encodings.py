@@ -3,34 +3,28 @@
 1. A byte order mark decides, if the whole file fits.
 2. Otherwise UTF-8, if the whole file fits: of the bytes that are not ASCII at most a tenth may be invalid.
 3. Otherwise UTF-16, if its zero bytes stand where UTF-16 has them, and its line ends are whole characters.
-4. Otherwise the lines that are not ASCII are scored, or an even sample of them. chardet scores how much they look like
-   the languages that are written in each encoding. `implausibility` decides where it finds several equally good.
+4. Otherwise the lines that are not ASCII, or an even sample of them, are scored (`encoding_scores`).
 
 docs/encodings.md says how often this is right. `tests/detection.py` measures it.
 """
 
 import codecs
-import collections
 import itertools
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from lit_gpt.data.plausibility import implausibility
+from lit_gpt.data.encoding_scores import GUESS, DetectedEncoding, choose_encoding
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 
-SURE = 0.95  # a lower confidence is a guess, which is printed
-GUESS = 0.9  # the confidence where something else than the scores speaks against certainty, at most
 CHUNK_BYTES = 2**20  # read at once; even, so that no UTF-16 character of two bytes is cut
 SAMPLE_BYTES = 2**18  # of lines that are not ASCII
 PART_BYTES = 2**12  # of a longer line
 MAX_NOISE = 0.02  # of all bytes
-MIXTURE_INVALID = 0.4
-ENOUGH_BYTES = 2**24
-MAX_INVALID = 0.1  # of the bytes that are not ASCII, or of the lines
-EXAMPLE_CHARACTERS = 32  # of a line, which may each take two columns of the console
+MAX_INVALID = 0.1  # of the bytes that are not ASCII, in UTF-8
+MIXTURE_INVALID = 0.4  # of them: fewer invalid ones are UTF-8 mixed with something else
+ENOUGH_BYTES = 2**24  # of them: after so many more than MIXTURE_INVALID stay too many
 
 BYTE_ORDER_MARKS = {  # utf-32 before utf-16: the mark of utf-32-le begins with that of utf-16-le
     codecs.BOM_UTF8: "utf-8",
@@ -41,53 +35,12 @@ BYTE_ORDER_MARKS = {  # utf-32 before utf-16: the mark of utf-32-le begins with 
     "\ufeff".encode("gb18030"): "gb18030",
 }
 ESCAPED = ("iso2022_kr", "iso2022_jp")  # their bytes are all ASCII
-TWO_BYTE = ("gb18030", "big5hkscs", "cp932", "euc_jis_2004", "cp949")
-CANDIDATES = (  # as chardet names them; a subset, as ascii, gbk or iso8859-1, is read as its superset
-    *TWO_BYTE,  # of encodings in which a file has the same text, the first is taken
-    *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874"),
-    *("koi8-r", "koi8-u", "iso8859-2", "iso8859-5", "iso8859-7", "iso8859-15"),
-    *("mac-roman", "mac-cyrillic", "cp437", "cp850", "cp852", "cp866"),
-)
-
-# These were chosen with `tests/detection.py`.
-MAX_SCORED = 8  # encodings that chardet finds likeliest
-MAX_CHARACTERS = 20_000  # of the sample, whose neighbours are compared
-IMPLAUSIBILITY_WEIGHT = 3.0
-PRIORS = dict.fromkeys(CANDIDATES, 1.0) | {"cp1252": 1.25, "cp1250": 0.9, "cp1258": 0.9, "iso8859-2": 0.9}
-PRIORS |= {"iso8859-15": 0.8, "mac-roman": 0.8, "mac-cyrillic": 0.7, "cp437": 0.7, "cp850": 0.75, "cp852": 0.7}
-PRIOR_EVIDENCE = 20  # characters from which the priors count less
-MIN_EVIDENCE = 4  # different characters with different neighbours; fewer decide nothing, and leave it to the priors
-TWO_BYTE_EVIDENCE = 0.4  # of a character of two bytes: more of them occur in each encoding
 
 NON_ASCII = bytes(range(128, 256))
 CONTROLS = bytes(set(range(32)) - set(b"\t\n\r"))
-NOISE = bytes(
-    set(CONTROLS) - set(b"\0\f\x0e\x0f\x1b")
-)  # what no text has; zero bytes and those of ISO 2022 may be there
+NOISE = bytes(set(CONTROLS) - set(b"\0\f\x0e\x0f\x1b"))  # a text may have these, for pages and in ISO 2022
 BEFORE_CUTS = [bytes([byte]) for byte in range(0x30)]
 PARTS = re.compile(rb"(?s).{1,%d}[^\x00-\x2f]*" % PART_BYTES)
-CONTEXTS = re.compile(r"(?s)(?:(?<=(.))|^)([^\x00-\x7f])(?=(.?))")  # a character and its neighbours
-
-
-@dataclass(frozen=True)
-class DetectedEncoding:
-    """The encoding of a file.
-
-    Attributes:
-        name: A codec of Python.
-        confidence: From 0 to 1, which is certain.
-        runner_up: The second best encoding; "" if there is none.
-        examples: Up to two lines of the file, decoded, that show characters that are not ASCII; of a guess only.
-    """
-
-    name: str
-    confidence: float = 1.0
-    runner_up: str = ""
-    examples: tuple[str, ...] = ()
-
-    @property
-    def is_sure(self) -> bool:
-        return self.confidence >= SURE
 
 
 def detect_encoding(source: Source) -> DetectedEncoding:
@@ -111,8 +64,8 @@ def detect_encoding(source: Source) -> DetectedEncoding:
                         return DetectedEncoding(encoding)
             return DetectedEncoding("utf-8", 1 - counts.invalid / counts.non_ascii if counts.non_ascii else 1.0)
         _check_few_controls(source, counts)
-        lines = sample_lines(source)
-    detected = _choose(lines)
+        lines = [line.translate(None, CONTROLS) for line in sample_lines(source)]
+    detected = choose_encoding(lines)
     is_mixture = counts.invalid < MIXTURE_INVALID * counts.non_ascii  # UTF-8 and something else
     return replace(detected, confidence=min(detected.confidence, GUESS)) if is_mixture else detected
 
@@ -298,89 +251,3 @@ def _non_ascii_lines(source: Source) -> Iterator[list[bytes]]:
 
 def _divide(line: bytes) -> list[bytes]:
     return [line] if len(line) <= PART_BYTES else PARTS.findall(line)
-
-
-# ------------------------------------------------------------------------------------------------------- the scores
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """The sample of a file in one encoding.
-
-    Attributes:
-        encoding: The encoding.
-        text: The decoded sample.
-        score: How likely it is, compared with the others.
-    """
-
-    encoding: str
-    text: str
-    score: float
-
-
-def _choose(lines: list[bytes]) -> DetectedEncoding:
-    """Return the encoding of a file whose lines that are not ASCII are given."""
-    lines = [line.translate(None, CONTROLS) for line in lines]
-    ranking = _rank(lines)
-    for encoding in _nearly_fitting(lines):  # a few bytes are invalid in it: it may be the encoding of the others
-        others = _rank([line for line in lines if _decodes(line, encoding)])
-        if others and others[0].encoding == encoding and (not ranking or others[0].score > ranking[0].score):
-            ranking = others
-    if not ranking:  # chardet finds no text; the reader rejects the lines that are invalid in the commonest encoding
-        return DetectedEncoding("cp1252", 0.0, "", _examples(b"\n".join(lines).decode("cp1252", "replace")))
-    best = min((one for one in ranking if one.text == ranking[0].text), key=lambda one: CANDIDATES.index(one.encoding))
-    second = next((scored for scored in ranking if scored.text != best.text), None)
-    evidence = float(len(set(CONTEXTS.findall(best.text))))
-    if best.encoding in TWO_BYTE:
-        evidence *= TWO_BYTE_EVIDENCE
-    odds = (second.score / ranking[0].score) ** evidence if second else 0.0
-    confidence = 1 / (1 + odds) if evidence >= MIN_EVIDENCE else min(1 / (1 + odds), GUESS)
-    return DetectedEncoding(best.encoding, confidence, second.encoding if second else "", _examples(best.text))
-
-
-def _rank(lines: list[bytes]) -> list[_Scored]:
-    """Return the encodings in which all lines are valid and which are likely at all, the likeliest first."""
-    import chardet  # imported here because few files need it
-
-    sample = b"\n".join(lines)
-    found = chardet.detect_all(
-        sample, include_encodings=CANDIDATES, compat_names=False, ignore_threshold=True, max_bytes=len(sample) + 1
-    )
-    scored = []
-    for candidate in found[:MAX_SCORED]:
-        encoding, confidence = str(candidate["encoding"]), candidate["confidence"]
-        if encoding not in CANDIDATES:  # its answer if it finds none
-            continue
-        text = sample.decode(encoding, "replace")
-        contexts = collections.Counter(CONTEXTS.findall(text[:MAX_CHARACTERS]))
-        mean = sum(number * implausibility(*context) for context, number in contexts.items()) / contexts.total()
-        prior = PRIORS[encoding] ** min(1.0, PRIOR_EVIDENCE / len(contexts))
-        scored.append(_Scored(encoding, text, max(confidence, 1e-6) * prior * math.exp(-IMPLAUSIBILITY_WEIGHT * mean)))
-    return sorted(scored, key=lambda one: -one.score)
-
-
-def _nearly_fitting(lines: list[bytes]) -> list[str]:
-    """Return the encodings in which at most a tenth of the lines, and at least one, are invalid."""
-    counts = {encoding: sum(not _decodes(line, encoding) for line in lines) for encoding in CANDIDATES}
-    return [encoding for encoding, invalid in counts.items() if 0 < invalid <= MAX_INVALID * len(lines)]
-
-
-def _decodes(line: bytes, encoding: str) -> bool:
-    try:
-        line.decode(encoding)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _examples(text: str) -> tuple[str, ...]:
-    """Return parts of two lines that show characters that are not ASCII."""
-    examples: dict[str, None] = {}
-    for line in text.split("\n"):
-        first = re.search(r"[^\x00-\x7f]", line)
-        if first:
-            start = max(0, first.start() - EXAMPLE_CHARACTERS // 2)
-            examples[line[start : start + EXAMPLE_CHARACTERS].strip()] = None
-        if len(examples) == 2:
-            break
-    return tuple(examples)

@@ -9,6 +9,11 @@ ALPHABETS = ("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI")
 CONTRACTION, QUOTE = -0.4, -0.1  # a letter of a wrong encoding is seldom where these are
 
 
+def is_letter(character: str) -> bool:
+    """Return whether a character is a letter of a word; not one that stands beside numbers, as µ and º."""
+    return character.isalpha() and character not in "µªº"
+
+
 def _script(character: str) -> str:
     """Return the writing system of a letter; "" for another character."""
     if not character.isalpha():
@@ -35,6 +40,7 @@ def implausibility(before: str, character: str, after: str) -> float:
         return 0.1 if before.isdigit() or before in " nN(" else 0.8
     if character in "²³¹½¼¾×÷±‰µ":
         usual = before.isdigit() or after.isdigit() or before == "m" or (before in " (" and not right)
+        usual = usual or (character == "µ" and not left)
         return 0.1 if usual else 0.8
     if category[0] == "L":
         return _implausibility_of_letter(before, character, after)
