@@ -214,7 +214,7 @@ def with_this_program(content: bytes) -> tuple[str, bool]:
 
 
 def with_chardet(content: bytes) -> tuple[str, bool]:
-    found = importlib.import_module("chardet").detect(content, prefer_superset=True, compat_names=False)
+    found = importlib.import_module("chardet").detect(content, compat_names=False)
     return found["encoding"] or "none", found["confidence"] >= 0.9
 
 
