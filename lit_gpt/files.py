@@ -17,6 +17,11 @@ from lit_gpt.errors import UserError
 BACKUP_SUFFIX = ".old"  # of the hidden name that a folder has while another one replaces it
 
 
+def expand_path(typed: str) -> Path:
+    """Return a path as a person types it: `~` and `~user` at its beginning are home folders. `./~` is not."""
+    return Path(os.path.expanduser(typed))
+
+
 def fsync_folder(folder: Path) -> None:
     """Flush the names of the files in a folder to the disk."""
     if os.name == "posix":  # other systems cannot open a folder

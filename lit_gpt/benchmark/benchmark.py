@@ -13,6 +13,7 @@ from lit_gpt.benchmark.training import benchmark_training
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_rows, quiet_lightning
 from lit_gpt.errors import UserError
+from lit_gpt.files import expand_path
 
 BENCHMARKS = {
     "train": benchmark_training,
@@ -46,7 +47,9 @@ def parse_args(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("what", choices=list(BENCHMARKS), help="what to measure")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")
     parser.add_argument("--peers", action="store_true", help="measure transformers and litgpt too, if installed")
-    parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="measure nanoGPT too: the folder of a checkout")
+    parser.add_argument(
+        "--nanogpt", type=expand_path, metavar="DIR", help="measure nanoGPT too: the folder of a checkout"
+    )
     parser.add_argument(
         "--vocab_size", type=int, help="generate: vocabulary size of the untrained model; default: the tokenizer's"
     )

@@ -13,6 +13,7 @@ from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, START, TRAIN, find_checkpo
 from lit_gpt.cli.text_settings import split_text_flags
 from lit_gpt.cli.validation import COMMANDS, check_run_name
 from lit_gpt.errors import UserError
+from lit_gpt.files import expand_path
 
 # Flags that apply to one command and not to the command that resumes its run.
 NOT_RESUMED = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")
@@ -53,7 +54,7 @@ class CommandLine:
     def __init__(self, args: list[str], default_config: Path) -> None:
         command, args = (args[0], args[1:]) if args[:1] and args[0] in COMMANDS else ("fit", args)
         paths, flags = _split_configs(args)
-        configs = [read_config(Path(path)) for path in paths]
+        configs = [read_config(expand_path(path)) for path in paths]
         self.run_name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(paths[0]).stem if paths else default_config.stem)
         root_dir = _find_setting("trainer.default_root_dir", flags, configs)
         self.root_dir: str | None = None if root_dir is None else os.path.expanduser(root_dir)
@@ -72,7 +73,7 @@ class CommandLine:
             checkpoint = self._find_checkpoint(choice, name, command)
             flags = remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
         if not paths and checkpoint:
-            self.checkpoint = self.checkpoint or Checkpoint.open(checkpoint, verify=False)
+            self.checkpoint = self.checkpoint or Checkpoint.open(expand_path(checkpoint), verify=False)
             self.uses_saved_config = True
         elif not paths and _find_flag("--data.files", flags) is None:
             configs = [read_config(default_config)]
@@ -97,7 +98,8 @@ class CommandLine:
             choice = "last" if command == "fit" else "best"
         self.checkpoint = find_checkpoint(choice, logs, name)
         if self.checkpoint is not None:
-            return str(self.checkpoint.path)
+            path = str(self.checkpoint.path)
+            return f"./{path}" if path.startswith("~") else path  # a folder called ~ here is not the home folder
         if starts:
             self.notice = f"no checkpoint of {name!r} under {logs}: starting from the beginning"
             return None

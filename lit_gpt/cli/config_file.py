@@ -28,7 +28,6 @@ def read_config(path: Path) -> dict[str, Any]:
         UserError: The file does not exist, is not valid YAML, gives a key twice, has a section that is not a mapping, a
             key with dots, or a setting that the parser derives from others or that is a flag only.
     """
-    path = path.expanduser()
     if not path.is_file():
         others = [str(other) for other in path.parent.glob("*.yaml")]
         raise UserError(f"--config {path}: no such file{did_you_mean(str(path), others)}")

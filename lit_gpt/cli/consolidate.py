@@ -1,14 +1,12 @@
 """Run scripts/consolidate.py: write a checkpoint, sharded or not, into one file; or only its weights."""
 
-from pathlib import Path
-
 import torch
 
 from lit_gpt.checkpoint.store import Checkpoint, write_contents
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.messages import LineParser, print_lines
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_write, write_error
+from lit_gpt.files import atomic_write, expand_path, write_error
 
 
 def main(args: list[str]) -> int:
@@ -29,8 +27,8 @@ def consolidate(args: list[str]) -> None:
     parser.add_argument(
         "--weights", action="store_true", help="write only the state_dict of the GPT, also from a checkpoint file"
     )
-    parser.add_argument("source", type=Path, help="checkpoint: a file, or the folder of a sharded one")
-    parser.add_argument("file", type=Path, help="file to write")
+    parser.add_argument("source", type=expand_path, help="checkpoint: a file, or the folder of a sharded one")
+    parser.add_argument("file", type=expand_path, help="file to write")
     options = parser.parse_args(args)
     if options.file.exists():
         raise UserError(f"{options.file} already exists: give another name, or delete it")

@@ -31,7 +31,7 @@ from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import available_cores, is_out_of_memory, supports_bfloat16
 from lit_gpt.errors import UserError
-from lit_gpt.files import atomic_write, write_error
+from lit_gpt.files import atomic_write, expand_path, write_error
 from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger
@@ -239,6 +239,8 @@ def configure_training(
     logs, version = locate_run(settings, arguments)
     experiment.resumes_in_place = version is not None
     stop.resume_command = resume_command(arguments, settings.name, logs)
+    if str(logs).startswith("~"):  # a folder called ~ here; the logger would take it for the home folder
+        logs = logs.absolute()
     logger = experiment.logger = StepLogger(logs, name=settings.name, version=version)
     leaves_nothing = options["barebones"] or options["fast_dev_run"]
     if not leaves_nothing:
@@ -314,7 +316,7 @@ def build_timer(limit: Any) -> Timer:
 
 def locate_run(settings: Namespace, arguments: CommandLine) -> tuple[Path, str | None]:
     """Return the folder of all runs, and the run's version if it continues in the folder of its checkpoint."""
-    logs = Path(settings.trainer.default_root_dir or LOGS)
+    logs = expand_path(settings.trainer.default_root_dir or str(LOGS))
     checkpoint = Path(settings.ckpt_path).absolute() if settings.ckpt_path else None
     if checkpoint and checkpoint.parent.name.startswith("version_") and checkpoint.parts[-3] == settings.name:
         checkpoint_logs = checkpoint.parents[2]

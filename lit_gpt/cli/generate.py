@@ -73,7 +73,7 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
     if choice not in CHOICES:
         if name is not None:
             raise UserError(f"--ckpt_path {choice} is a checkpoint already: leave out --name {name}")
-        return Checkpoint.open(os.path.expanduser(choice))
+        return Checkpoint.open(choice)
     checkpoint = find_checkpoint("best" if choice == "auto" else choice, LOGS, name)
     if checkpoint is None:
         raise no_checkpoint_error(LOGS, name, TRAIN)

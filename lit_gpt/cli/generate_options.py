@@ -4,11 +4,11 @@ import argparse
 import errno
 import os
 import sys
-from pathlib import Path
 
 from lit_gpt.cli.messages import LineParser
 from lit_gpt.data.read_options import unescape
 from lit_gpt.errors import UserError, shorten
+from lit_gpt.files import expand_path
 from lit_gpt.inference.generate import check_sampling
 
 DESCRIPTION = "Generate text with a trained model."
@@ -73,7 +73,7 @@ def build_parser() -> LineParser:
     model = parser.add_argument_group("model")
     model.add_argument("--name", help="run to use, as given to fit.py; default: the newest one")
     model.add_argument(
-        "--ckpt_path", type=Path, metavar="FILE", help="checkpoint, or last or best of the run; default: best"
+        "--ckpt_path", type=expand_path, metavar="FILE", help="checkpoint, or last or best of the run; default: best"
     )
     _add_prompts(parser)
     _add_sampling(parser)

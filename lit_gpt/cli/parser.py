@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -255,6 +256,7 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
         choice = settings.ckpt_path
         raise UserError(f"ckpt_path: {choice} in a config is not supported: give it as a flag, --ckpt_path {choice}")
     if settings.ckpt_path:
+        settings.ckpt_path = os.path.expanduser(settings.ckpt_path)
         checkpoint = checkpoint or Checkpoint.open(settings.ckpt_path, verify=False)
         checkpoint.verify()
         check_lightning_version(checkpoint)

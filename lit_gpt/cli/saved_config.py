@@ -5,6 +5,7 @@ it. Only plain values of settings that are known here get to the parser. Everyth
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -166,7 +167,7 @@ def _is_known_strategy(value: Any) -> bool:
 def _contains_run(folder: Any, checkpoint: Path) -> bool:
     """Return whether a checkpoint is in a run below this folder: the path of the checkpoint says so, too."""
     parents = checkpoint.resolve().parents
-    return isinstance(folder, str) and len(parents) > 2 and Path(folder).resolve() == parents[2]
+    return isinstance(folder, str) and len(parents) > 2 and Path(os.path.expanduser(folder)).resolve() == parents[2]
 
 
 def _find_url(value: Any) -> str | None:
