@@ -48,7 +48,8 @@ def test_sep_line_names_the_delimiter(tmp_path: Path, mark: str, end: str, line:
     rows = read_rows(path, columns=("text",))
     assert rows[:2] == [Row(3, "a,b"), Row(5, "c,d")]
     assert [(row.line, type(row)) for row in rows[2:]] == [(6, RejectedRow)]
-    assert read_rows(path, columns=("text",), delimiter=delimiter) == rows
+    again = read_rows(path, columns=("text",), delimiter=delimiter)
+    assert (again[:2], [row.line for row in again]) == (rows[:2], [3, 5, 6])
     path.write_bytes((mark + end.join(["a title", *table])).encode())
     assert [row[0] for row in read_rows(path, columns=("text",), skip_rows=1)] == [4, 6, 7]
 
@@ -106,7 +107,9 @@ def test_setting_without_effect_is_refused(name: str, setting: str) -> None:
 def test_txt_with_columns_says_how_to_read_it_as_a_table(tmp_path: Path) -> None:
     path = tmp_path / "unicode.txt"  # what Excel calls Unicode Text
     path.write_bytes("标题\t正文\r\n夜\t床前明月光\r\n".encode("utf-16"))
-    with pytest.raises(UserError, match=r"where --data.columns has no effect: .* --data.format csv \(tsv if tabs"):
+    with pytest.raises(
+        UserError, match=r"where --data.columns has no effect: .* --data.format csv, or --data.format tsv if"
+    ):
         TextDataModule(str(path), columns="正文").sources()
     assert read_rows(path, format="tsv", columns=("正文",), encoding="auto") == [Row(2, "床前明月光")]
 

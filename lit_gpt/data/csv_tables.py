@@ -107,11 +107,9 @@ def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator
             if options.header:
                 continue
         if len(row) != len(names):
-            yield RejectedRow(
-                line,
-                f"{len(row)} fields where there are {len(names)} columns ({join_names(names)}): correct that row, or "
-                "give --data.delimiter",
-            )
+            found = f"{len(row)} fields where there are {len(names)} columns ({join_names(names)})"
+            other = "give --data.delimiter" if options.delimiter is None else "another --data.delimiter"
+            yield RejectedRow(line, f"{found}: correct that row, or {other}")
         else:
             yield Row(line, format_row([row[i] for i in indices]), "" if key_index is None else row[key_index])
 

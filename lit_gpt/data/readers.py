@@ -278,7 +278,11 @@ def check_settings_have_effect(sources: list[Source], options: ReadOptions) -> N
     if unused:
         flags = " and ".join(f"--data.{name}" for name in unused)
         is_text = not any(READERS[suffix].binary for suffix in suffixes)
-        remedy = " or, if it is a table, give --data.format csv (tsv if tabs separate its columns)" if is_text else ""
+        remedy = (
+            " or, if it is a table, give --data.format csv, or --data.format tsv if tabs separate columns"
+            if is_text
+            else ""
+        )
         raise UserError(
             f"{sources[0]} is read as {' and '.join(suffixes)}, where {flags} {'has' if len(unused) == 1 else 'have'} "
             f"no effect: leave out {flags}{remedy}"
