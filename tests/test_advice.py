@@ -22,6 +22,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".parquet", ".docx", "")
 CONTENTS = {
     "empty": b"",
     "bytes": b"text\n" + b"fine\n" * 20 + b"caf\xe9\n",
+    "utf-8": "text\ncafé 床前明月光\n".encode() * 20 + b"caf\xe9\n",
     "chinese": "text\n床前明月光\n疑是地上霜\n".encode("gb18030"),
     "utf-16": "text\nfine\n".encode("utf-16-le"),
     "quotes": b'text\n"open\nfine\n"a"b\n',
