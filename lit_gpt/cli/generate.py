@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from lit_gpt.cli.prompt_loop import run_prompt_loop
 from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.training_text import prompt_of_columns, training_rows
 from lit_gpt.errors import UserError
+from lit_gpt.files import expand_path
 from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text
 from lit_gpt.inference.texts import MAX_TRIES, GeneratedText, generate_texts, seeded_generator
 
@@ -52,7 +52,7 @@ def generate(options: argparse.Namespace) -> None:
         for prompt in prompts:
             writer.write_objects(prompt, print_json)
     else:
-        with JsonLines(Path(os.path.expanduser(options.jsonl))) as file:
+        with JsonLines(expand_path(options.jsonl)) as file:
             for prompt in prompts:
                 writer.write_objects(prompt, file.write)
         print_lines(f"wrote       {file.path}, {file.count:,} text{'s' * (file.count != 1)}", to_stderr=True)

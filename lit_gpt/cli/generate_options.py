@@ -143,9 +143,9 @@ def read_prompt(typed: str) -> str:
         raise UserError("a prompt is not text in this terminal's encoding: set the terminal to UTF-8")
     if not typed.startswith(FILE_PREFIX):
         return unescape(typed)
-    path = os.path.expanduser(typed.removeprefix(FILE_PREFIX))
+    path = expand_path(typed.removeprefix(FILE_PREFIX))
     try:
-        if "\0" in path:
+        if "\0" in str(path):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         with open(path, "rb") as file:
             content = file.read(MAX_PROMPT_BYTES + 1)

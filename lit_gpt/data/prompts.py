@@ -55,7 +55,7 @@ def start_of_document(options: ReadOptions, given: Mapping[str, str]) -> str:
     if not missing:
         raise UserError(
             f"--given has all columns of a document, {join_names(columns)}, and nothing is left to write: leave out "
-            f"{shorten(columns[-1])}, or give its beginning in a prompt"
+            f"{shorten(columns[-1])}, or give the beginning of the document as a prompt"
         )
     late = [column for column in columns[columns.index(missing[0]) :] if column in given]
     if late:
