@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import Result, forked
-from user_errors import assert_user_error
+from user_errors import Case, Harmful, assert_user_error
 
 from lit_gpt.cli.generate import main as generate_main
 from lit_gpt.cli.jsonl import JsonLines
@@ -271,3 +271,47 @@ def test_help_has_examples_and_fits_80_columns(
     assert max(map(display_width, lines)) <= 80
     assert sum(line.startswith("  python scripts/generate.py") for line in lines) == 3
     assert "None" not in "".join(lines)
+
+
+# ----------------------------------------------------------------------------------------- mistakes before a model opens
+
+MISTAKES: dict[str, Case] = {
+    "no checkpoint": Case([], "no checkpoint under logs: train one"),
+    "no checkpoint of the name": Case(["--name", "poems"], "no checkpoint of 'poems' under logs: train one"),
+    "not a checkpoint": Case(["--ckpt_path", "rows.txt"], "rows.txt cannot be opened"),
+    "missing checkpoint": Case(["--ckpt_path", "no.ckpt"], "no.ckpt does not exist"),
+    "pickled code": Case(
+        ["--ckpt_path", "a.ckpt"], "it holds code", lambda: torch.save({"state_dict": Harmful()}, "a.ckpt")
+    ),
+    "unknown flag": Case(["--temp", "1"], "unrecognized arguments: --temp"),
+    "two kinds of prompts": Case(["静", "--given", "a=b"], "a prompt that stands alone and --given both say how"),
+    "interactive and a prompt": Case(["--interactive", "--prompt", "a"], "--prompt and --interactive both say how"),
+    "interactive and a file": Case(["--interactive", "--jsonl", "-"], "leave out --jsonl"),
+    "interactive and novel": Case(["--interactive", "--novel"], "leave out --novel"),
+    "prompt in a missing file": Case(["FILE:no.txt"], "FILE:no.txt cannot be read (No such file or directory): give"),
+    "prompt in a folder": Case(["FILE:."], "FILE:. cannot be read (Is a directory): give the path of a text file"),
+    "prompt in another encoding": Case(
+        ["FILE:a.txt"], "FILE:a.txt is not UTF-8 (at byte 0)", lambda: Path("a.txt").write_bytes("静".encode("gbk"))
+    ),
+    "prompt of bytes": Case(["--prompt", "a\udcff"], "is not text in this terminal's encoding"),
+    "prompt in the file of nobody": Case(["FILE:~nobody-here/x"], "FILE:~nobody-here/x cannot be read (No such file"),
+    "top_k without effect": Case(["--temperature", "0", "--top_k", "5"], "leave out it or --top_k"),
+    "name without effect": Case(["--ckpt_path", "a.ckpt", "--name", "small"], "leave out --name small"),
+    "batch_size 0": Case(["--batch_size", "0"], "--batch_size is 0: give 1 or more"),
+    "num_samples 0": Case(["--num_samples", "0"], "--num_samples is 0: give 1 or more"),
+    "max_new_tokens 0": Case(["--max_new_tokens", "0"], "--max_new_tokens is 0: give 1 or more"),
+    "negative temperature": Case(["--temperature", "-1"], "temperature is -1.0: give 0"),
+    "top_p above 1": Case(["--top_p", "2"], "top_p is 2.0: give a probability"),
+    "negative seed": Case(["--seed", "-1"], "--seed is -1: give a number from 0"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES.values(), ids=MISTAKES)
+def test_wrong_argument_of_generate_gives_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], case: Case
+) -> None:
+    case.prepare()
+    status = generate_main(case.flags)
+    printed = capsys.readouterr()
+    assert_user_error(Result(status, printed.out, printed.err), case.message)
+    assert not Path("harmed").exists()

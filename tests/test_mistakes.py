@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Fit, Result, drop_capabilities, forked
+from conftest import Fit, drop_capabilities, forked
 from filelock import FileLock
 from user_errors import (
     LAST,
@@ -27,7 +27,6 @@ from user_errors import (
 
 import lit_gpt.training.run_folder
 from lit_gpt import LitGPT, UserError
-from lit_gpt.cli.generate import main as generate_main
 
 # ---------------------------------------------------------------------------------------------------- files and rows
 
@@ -359,47 +358,3 @@ def test_second_process_cannot_train_in_same_folder(fit: Fit, folder: Path) -> N
     assert_user_error(result, f"logs/small/version_0: another process trains in this folder: {remedy}")
     (RUN / ".lock").unlink()
     assert folder_contents() == before
-
-
-# ------------------------------------------------------------------------------------------------------- generate.py
-
-GENERATE: dict[str, Case] = {
-    "no checkpoint": Case([], "no checkpoint under logs: train one"),
-    "no checkpoint of the name": Case(["--name", "poems"], "no checkpoint of 'poems' under logs: train one"),
-    "not a checkpoint": Case(["--ckpt_path", "rows.txt"], "rows.txt cannot be opened"),
-    "missing checkpoint": Case(["--ckpt_path", "no.ckpt"], "no.ckpt does not exist"),
-    "pickled code": Case(
-        ["--ckpt_path", "a.ckpt"], "it holds code", lambda: torch.save({"state_dict": Harmful()}, "a.ckpt")
-    ),
-    "unknown flag": Case(["--temp", "1"], "unrecognized arguments: --temp"),
-    "two kinds of prompts": Case(["静", "--given", "a=b"], "a prompt that stands alone and --given both say how"),
-    "interactive and a prompt": Case(["--interactive", "--prompt", "a"], "--prompt and --interactive both say how"),
-    "interactive and a file": Case(["--interactive", "--jsonl", "-"], "leave out --jsonl"),
-    "interactive and novel": Case(["--interactive", "--novel"], "leave out --novel"),
-    "prompt in a missing file": Case(["FILE:no.txt"], "FILE:no.txt cannot be read (No such file or directory): give"),
-    "prompt in a folder": Case(["FILE:."], "FILE:. cannot be read (Is a directory): give the path of a text file"),
-    "prompt in another encoding": Case(
-        ["FILE:a.txt"], "FILE:a.txt is not UTF-8 (at byte 0)", lambda: Path("a.txt").write_bytes("静".encode("gbk"))
-    ),
-    "prompt of bytes": Case(["--prompt", "a\udcff"], "is not text in this terminal's encoding"),
-    "prompt in the file of nobody": Case(["FILE:~nobody-here/x"], "FILE:~nobody-here/x cannot be read (No such file"),
-    "top_k without effect": Case(["--temperature", "0", "--top_k", "5"], "leave out it or --top_k"),
-    "name without effect": Case(["--ckpt_path", "a.ckpt", "--name", "small"], "leave out --name small"),
-    "batch_size 0": Case(["--batch_size", "0"], "--batch_size is 0: give 1 or more"),
-    "num_samples 0": Case(["--num_samples", "0"], "--num_samples is 0: give 1 or more"),
-    "max_new_tokens 0": Case(["--max_new_tokens", "0"], "--max_new_tokens is 0: give 1 or more"),
-    "negative temperature": Case(["--temperature", "-1"], "temperature is -1.0: give 0"),
-    "top_p above 1": Case(["--top_p", "2"], "top_p is 2.0: give a probability"),
-    "negative seed": Case(["--seed", "-1"], "--seed is -1: give a number from 0"),
-}
-
-
-@pytest.mark.parametrize("case", GENERATE.values(), ids=GENERATE)
-def test_wrong_argument_of_generate_gives_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], case: Case
-) -> None:
-    case.prepare()
-    status = generate_main(case.flags)
-    printed = capsys.readouterr()
-    assert_user_error(Result(status, printed.out, printed.err), case.message)
-    assert not Path("harmed").exists()
