@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from conftest import ROOT
 
-SMALL_MODEL = ["--data.files", "rows.txt", "--data.context_length", "16", "--data.batch_size", "4"]
-FIT = [*SMALL_MODEL, "--model.config.d_model", "16", "--model.config.num_heads", "2", "--trainer.accelerator", "cpu"]
+SHAPE = ["--model.config.context_length", "16", "--model.config.d_model", "16", "--model.config.num_heads", "2"]
+FIT = ["--data.files", "rows.txt", "--data.batch_size", "4", *SHAPE, "--trainer.accelerator", "cpu"]
 TWO_RANKS = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.global_batch_size", "8"]
 CHECKPOINT = ["--ckpt_path", "logs/saved/version_0/last.ckpt"]
 COMMANDS = {
