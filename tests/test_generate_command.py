@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import Result, forked
 from user_errors import Case, Harmful, assert_user_error
 
@@ -273,7 +274,7 @@ def test_help_has_examples_and_fits_80_columns(
     assert "None" not in "".join(lines)
 
 
-# ----------------------------------------------------------------------------------------- mistakes before a model opens
+# ------------------------------------------------------------------------------------------------ mistakes in the flags
 
 MISTAKES: dict[str, Case] = {
     "no checkpoint": Case([], "no checkpoint under logs: train one"),
