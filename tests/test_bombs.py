@@ -56,7 +56,7 @@ def test_line_that_is_no_row_is_refused(
     tokenizer: str,
 ) -> None:
     compress(tmp_path / name, begin, repeated)
-    with pytest.raises(UserError, match=rf"{name} line {line} has more than 16,777,216 characters, which is no row"):
+    with pytest.raises(UserError, match=rf"{name} line {line}: more than 16,777,216 characters, which is no row"):
         build(tmp_path / name, tokenizer)
     seconds, memory = measured()
     assert seconds < 4  # to write the file included
@@ -65,7 +65,7 @@ def test_line_that_is_no_row_is_refused(
 
 def test_line_in_a_gzip_file_is_refused(tmp_path: Path, measured: Measured) -> None:
     compress(tmp_path / "t.csv.gz", b"text\n", b"a")
-    with pytest.raises(UserError, match="line 2 has more than 16,777,216 characters"):
+    with pytest.raises(UserError, match="line 2: more than 16,777,216 characters"):
         build(tmp_path / "t.csv.gz")
     assert measured()[1] < 400e6
 

@@ -119,3 +119,23 @@ def test_tsv_of_commas_asks_for_its_delimiter(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"give --data\.delimiter ',' if that separates columns, otherwise '\\t'"):
         read_rows(tmp_path / "t.tsv")
     assert read_rows(tmp_path / "t.tsv", delimiter=r"\t") == [Row(2, "1,a")]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "rejected", "texts"),
+    [
+        ("t.csv", ["id,text", "1,a", "2,LONG", '3,"b', 'b"', '4,"c', "LONG", "5,d"], [3, 6], ["a", "b\nb", "d"]),
+        ("t.txt", ["a", "LONG", "b", "LONG"], [2, 4], ["a", "b"]),
+        ("t.jsonl", ['{"text": "a"}', '{"text": "LONG"}', "", '{"text": "b"}'], [2], ["a", "b"]),
+    ],
+)
+def test_line_that_is_too_long_is_rejected_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, lines: list[str], rejected: list[int], texts: list[str]
+) -> None:
+    monkeypatch.setattr("lit_gpt.data.lines.MAX_LINE_CHARACTERS", 20)
+    content = "\n".join(lines).replace("LONG", " " * 1000)
+    for end in ("\n", "\r\n"):
+        (tmp_path / name).write_bytes(content.replace("\n", end).encode())
+        rows = read_rows(tmp_path / name, **({} if name == "t.txt" else {"columns": ("text",)}))
+        assert [row.text for row in rows if isinstance(row, Row)] == texts
+        assert [row.line for row in rows if isinstance(row, RejectedRow)] == rejected

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from io import TextIOBase
 from typing import Any
 
-from lit_gpt.data.lines import describe_surrogates, is_valid_text, read_limited_lines
+from lit_gpt.data.lines import LONG_LINE, LongLine, describe_surrogates, is_valid_text, read_limited_lines
 from lit_gpt.data.read_options import ReadOptions, join_names, make_formatter, select_columns, unescape
 from lit_gpt.data.rows import RejectedRow, Row
 from lit_gpt.data.sources import Source
@@ -21,6 +21,10 @@ MAX_READ_AGAIN = 2**26  # characters, after quotes that were not closed; in a lo
 
 class UnclosedQuoteError(Exception):
     """A row is so long that a quote in it must have been left open."""
+
+
+class LongLineError(Exception):
+    """A row has a line that is too long."""
 
 
 class _RewindableLines:
@@ -47,7 +51,9 @@ class _RewindableLines:
         while line := self._rewound.popleft() if self._rewound else next(self.file, ""):
             self._row_characters += len(line)
             self._characters += len(line)
-            self._row.append(line)  # before the error, after which it is read again
+            self._row.append(line)  # before the errors, after which it is read again or skipped
+            if isinstance(line, LongLine):
+                raise LongLineError
             if self._row_characters > MAX_ROW_CHARACTERS or len(self._row) > MAX_ROW_LINES:
                 raise UnclosedQuoteError
             yield line
@@ -84,12 +90,14 @@ def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator
     while True:
         try:
             row = next(rows, None)
-        except (csv.Error, UnclosedQuoteError) as error:
+        except (csv.Error, UnclosedQuoteError, LongLineError) as error:
             reason = _describe_error(error)
             if not names:
                 raise UserError(f"{source} line {lines.row_line}: {reason}") from None
             yield RejectedRow(lines.row_line, reason)
-            if not lines.skip_first_line():
+            if isinstance(error, LongLineError):
+                lines.end_row()
+            elif not lines.skip_first_line():
                 raise UserError(f"{source} line {lines.row_line}: too many quotes: give --data.quote none") from None
             rows = csv.reader(lines, **dialect)
             continue
@@ -115,6 +123,8 @@ def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator
 
 
 def _describe_error(error: Exception) -> str:
+    if isinstance(error, LongLineError):
+        return LONG_LINE
     unclosed = isinstance(error, UnclosedQuoteError) or "end of data" in str(error)
     reason = "a quote is opened and never closed" if unclosed else str(error)
     return f"{reason}: correct the quotes of that row, or give --data.quote none"

@@ -11,10 +11,18 @@ from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 
 MAX_LINE_CHARACTERS = 2**24  # a longer line is no row of a table
+LONG_LINE = (
+    f"more than {MAX_LINE_CHARACTERS:,} characters, which is no row of a table: shorten that line, or give "
+    "--data.mode raw if the file is one text"
+)
+
+
+class LongLine(str):
+    """A line end in the place of a line of more than `MAX_LINE_CHARACTERS`, which may not fit into memory."""
 
 
 def read_limited_lines(source: Source, file: TextIOBase, skip_rows: int = 0) -> Iterator[str]:
-    """Yield the lines of a file.
+    """Yield the lines of a file, and a `LongLine` in the place of one that is too long.
 
     Args:
         source: The file, as error messages name it.
@@ -22,18 +30,14 @@ def read_limited_lines(source: Source, file: TextIOBase, skip_rows: int = 0) -> 
         skip_rows: Number of lines at its start that are left out.
 
     Raises:
-        UserError: A line is so long that the file is no table: it may be compressed, and not fit into memory. Or there
-            are fewer lines than `skip_rows`.
+        UserError: There are fewer lines than `skip_rows`.
     """
     skip_lines(source, file, skip_rows)
-    lines = iter(partial(file.readline, MAX_LINE_CHARACTERS), "")
-    for number, line in enumerate(lines, start=skip_rows + 1):
-        if len(line) == MAX_LINE_CHARACTERS and not line.endswith(("\n", "\r")):
-            raise UserError(
-                f"{source} line {number} has more than {MAX_LINE_CHARACTERS:,} characters, which is no row of a table: "
-                "give --data.mode raw if the file is one text"
-            )
-        yield line
+    for line in iter(partial(file.readline, MAX_LINE_CHARACTERS), ""):
+        is_whole = len(line) < MAX_LINE_CHARACTERS or line.endswith(("\n", "\r"))
+        if not is_whole:
+            _skip_rest(file, line)
+        yield line if is_whole else LongLine("\n")
 
 
 def skip_lines(source: Source, file: TextIOBase, count: int) -> None:
@@ -46,8 +50,13 @@ def skip_lines(source: Source, file: TextIOBase, count: int) -> None:
         line = file.readline(MAX_LINE_CHARACTERS)
         if not line:
             raise UserError(f"--data.skip_rows {count} leaves nothing of {source}, which has {number} lines: give less")
-        while line and not line.endswith(("\n", "\r")):  # a part of a longer line
-            line = file.readline(MAX_LINE_CHARACTERS)
+        _skip_rest(file, line)
+
+
+def _skip_rest(file: TextIOBase, line: str) -> None:
+    """Skip the rest of a line whose first characters have been read."""
+    while line and not line.endswith(("\n", "\r")):
+        line = file.readline(MAX_LINE_CHARACTERS)
 
 
 def is_valid_text(text: str) -> bool:

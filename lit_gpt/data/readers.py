@@ -17,7 +17,14 @@ from typing import Any, BinaryIO, NamedTuple
 from lit_gpt.data.contents import check_content
 from lit_gpt.data.csv_tables import MAX_ROW_CHARACTERS, read_csv
 from lit_gpt.data.encodings import DetectedEncoding, detect_encoding
-from lit_gpt.data.lines import describe_surrogates, is_valid_text, read_limited_lines, skip_lines
+from lit_gpt.data.lines import (
+    LONG_LINE,
+    LongLine,
+    describe_surrogates,
+    is_valid_text,
+    read_limited_lines,
+    skip_lines,
+)
 from lit_gpt.data.parquet import read_parquet
 from lit_gpt.data.read_options import JSONNumber, ReadOptions, field_to_text, make_formatter, select_columns
 from lit_gpt.data.rows import Chunk, RejectedRow, Row
@@ -186,7 +193,7 @@ def read_lines(source: Source, file: TextIOBase, options: ReadOptions) -> Iterat
         )
     lines = read_limited_lines(source, file, options.skip_rows)
     for number, line in enumerate(lines, start=options.skip_rows + 1):
-        yield Row(number, line.removesuffix("\n"))
+        yield RejectedRow(number, LONG_LINE) if isinstance(line, LongLine) else Row(number, line.removesuffix("\n"))
 
 
 def read_jsonl(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator[Row | RejectedRow]:
@@ -200,6 +207,8 @@ def read_jsonl(source: Source, file: TextIOBase, options: ReadOptions) -> Iterat
     )
     lines = read_limited_lines(source, file, options.skip_rows)
     for number, line in enumerate(lines, start=options.skip_rows + 1):
+        if isinstance(line, LongLine):
+            yield RejectedRow(number, LONG_LINE)
         if not line.strip():
             continue
         try:
