@@ -1,7 +1,6 @@
 """Make text safe to print: control characters, and others that hide or reorder text, become visible escapes."""
 
 import re
-import unicodedata
 
 # What a terminal may execute, and what makes a line look different from what it says:
 CONTROLS = (
@@ -39,11 +38,3 @@ def escape_controls(text: str, keep: str = "") -> str:
 def one_line(text: str) -> str:
     """Return text as one printable line: every run of white space becomes a space."""
     return escape_controls(" ".join(text.split()))
-
-
-def display_width(text: str) -> int:
-    """Return how many columns of a terminal a text takes: East Asian wide characters take two, marks none."""
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )

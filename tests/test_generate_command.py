@@ -22,7 +22,7 @@ from lit_gpt.cli.jsonl import JsonLines
 from lit_gpt.cli.logprobs import describe_logprobs
 from lit_gpt.errors import UserError
 from lit_gpt.inference.texts import GeneratedText
-from lit_gpt.printable import display_width
+from lit_gpt.lines import display_width
 from lit_gpt.tokenizer import ByteTokenizer
 
 ROWS = [(f"题{number}", f"第{number}行\n" + "床前" * (number % 4)) for number in range(40)]

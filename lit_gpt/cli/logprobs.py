@@ -5,7 +5,8 @@ import math
 from collections.abc import Iterable, Iterator
 
 from lit_gpt.inference.texts import GeneratedText
-from lit_gpt.printable import display_width, escape_controls
+from lit_gpt.lines import display_width
+from lit_gpt.printable import escape_controls
 from lit_gpt.tokenizer import Tokenizer
 
 LINE_WIDTH, INDENTATION = 79, 12  # columns
