@@ -17,10 +17,10 @@ import numpy as np
 import tiktoken
 from tiktoken.registry import ENCODINGS
 
-from lit_gpt.compat import encode_pre_token, encoding_pattern
+from lit_gpt.compat import encoding_pattern
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.vocabularies import cl100k_pattern, get_encoding_offline, read_tiktoken_file, recognize_tiktoken_file
-from lit_gpt.white_space import cut_long_runs, find_long_runs
+from lit_gpt.white_space import cut_long_runs, encode_run, find_long_runs
 
 Vocab = Literal["pruned", "full"]
 
@@ -132,7 +132,7 @@ class BytePairTokenizer(Tokenizer):
         ids: list[int] = []
         try:
             for part, is_pre_token in cut_long_runs(text, encoding_pattern(self.encoding)):
-                ids += encode_pre_token(self.encoding, part) if is_pre_token else self.encoding.encode_ordinary(part)
+                ids += encode_run(self.encoding, part) if is_pre_token else self.encoding.encode_ordinary(part)
             return ids
         except BaseException as error:
             if not _is_pattern_error(error):

@@ -9,6 +9,10 @@ expression, because it looks ahead by one character only, and never back.
 import re
 from collections.abc import Iterator
 
+import tiktoken
+
+from lit_gpt.compat import encode_pre_token
+
 LONG_RUN = 2**16  # characters; a shorter run stays as it is
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # `\s` of Rust's expressions
 
@@ -49,8 +53,9 @@ def cut_long_runs(text: str, pattern: str) -> Iterator[tuple[str, bool]]:
     for start, end in find_long_runs(text):
         is_last = end == len(text)
         if is_last and takes_end:
-            break
-        if ends_lines:
+            if ends_lines and text[start] in "\r\n":  # `[\r\n]*` after punctuation may take them
+                break
+        elif ends_lines:
             start = max(start, text.rfind("\n", start, end) + 1, text.rfind("\r", start, end) + 1)
         stop = end if is_last else end - 1  # the last character belongs to what follows
         if stop - start >= LONG_RUN - 1:
@@ -58,3 +63,21 @@ def cut_long_runs(text: str, pattern: str) -> Iterator[tuple[str, bool]]:
             yield text[start:stop], True
             position = stop
     yield text[position:], False
+
+
+def encode_run(encoding: tiktoken.Encoding, text: str) -> list[int]:
+    """Return the ids of white space that is one pre-token.
+
+    Byte pairs are merged from the left. Equal characters therefore become equal tokens, up to a rest at the end that
+    depends on their number modulo a power of two only: `LONG_RUN` characters more add equal tokens in the middle.
+    Hence the ids of a run of millions follow from those of a short one. To merge all its bytes would take a minute.
+    """
+    count, shortened = len(text), LONG_RUN + len(text) % LONG_RUN
+    if count <= 2 * LONG_RUN or text.count(text[0]) < count:
+        return encode_pre_token(encoding, text)
+    few, more = (encode_pre_token(encoding, text[:length]) for length in (shortened, shortened + LONG_RUN))
+    middle = next((i for i, (a, b) in enumerate(zip(few, more)) if a != b), len(few))
+    added = more[middle : middle + len(more) - len(few)]
+    if more[middle + len(added) :] != few[middle:]:
+        return encode_pre_token(encoding, text)
+    return few[:middle] + added * ((count - shortened) // LONG_RUN) + few[middle:]

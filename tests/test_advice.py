@@ -75,7 +75,7 @@ def test_advice_is_not_in_use_already(content: str, tmp_path: Path) -> None:
     num_advised = 0
     for suffix in SUFFIXES:
         (tmp_path / f"t{suffix}").write_bytes(CONTENTS[content])
-        for settings in [{}, *singles, *pairs]:
+        for settings in [{}, *singles, *pairs[len(suffix) :: 4]]:
             for message, in_use in messages(Source(str(tmp_path / f"t{suffix}")), settings):
                 advice = message.rpartition(": ")[2]
                 for name, value in re.findall(r"--data\.(\w+) ('[^']*'|\S+)", advice):
@@ -85,4 +85,4 @@ def test_advice_is_not_in_use_already(content: str, tmp_path: Path) -> None:
                         message,
                         settings,
                     )
-    assert content == "empty" or num_advised > 100
+    assert content == "empty" or num_advised > 20

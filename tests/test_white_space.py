@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tiktoken_ext import openai_public
 
 from lit_gpt import white_space
+from lit_gpt.compat import encode_pre_token
 from lit_gpt.tokenizer import BytePairTokenizer, open_tokenizer, train_bpe
 from lit_gpt.vocabularies import get_encoding_offline
-from lit_gpt.white_space import WHITE_SPACE, cut_long_runs, find_long_runs
+from lit_gpt.white_space import WHITE_SPACE, cut_long_runs, encode_run, find_long_runs
 
 CL100K = open_tokenizer("cl100k_base")
 assert isinstance(CL100K, BytePairTokenizer)
@@ -68,10 +69,12 @@ PARTS = [
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @example(parts=["a", " ", " ", " ", " "])
 @example(parts=["...", "\n", "\n", " ", " ", " ", "/"])
 @example(parts=[" ", " ", " ", "\n", "\n", "\n", "\n"])
+@example(parts=["...", "\n", "\n", "\n", " ", " ", " "])
+@example(parts=["...", " ", " ", "\n", " ", " ", " ", " "])
 @given(parts=st.lists(st.sampled_from(PARTS), max_size=20))
 def test_cut_text_has_the_ids_of_the_whole(name: str, parts: list[str]) -> None:
     tokenizer, text = TOKENIZERS[name], "".join(parts)
@@ -95,9 +98,10 @@ def test_find_long_runs_matches_regular_expression(parts: list[str], length: int
         ]
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-@pytest.mark.parametrize("run", [" ", "\u3000\t"], ids=ascii)
-@pytest.mark.parametrize("end", ["", "y"])
+@pytest.mark.parametrize(
+    ("name", "run", "end"),
+    [("cl100k", " ", "y"), ("cl100k", "\u3000\t", "y"), ("gpt2", " ", "y"), ("o200k", " ", "y"), ("o200k", " ", "")],
+)
 def test_more_than_a_million_blanks_are_encoded(
     name: str, run: str, end: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +109,18 @@ def test_more_than_a_million_blanks_are_encoded(
     tokenizer = BytePairTokenizer.from_tokens("t", [bytes([byte]) for byte in range(256)], pattern)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert capfd.readouterr().err == ""  # where a panic of Rust is printed
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("character", [" ", "\n", "\t", "\r", "\u3000", "\xa0", "\u2003"], ids=ascii)
+def test_ids_of_a_run_of_one_character_follow_from_a_part_of_it(name: str, character: str) -> None:
+    encoding = TOKENIZERS[name].encoding
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(white_space, "LONG_RUN", 2**9)
+        for length in [*range(1020, 1160, 19), 1535, 1536, 1537, 2048, 4095, 10_001]:
+            assert encode_run(encoding, character * length) == encode_pre_token(encoding, character * length), length
+        mixed = " " * 5000 + character + " " * 3001
+        assert encode_run(encoding, mixed) == encode_pre_token(encoding, mixed)
 
 
 def test_pre_tokens_of_long_runs_are_those_of_another_engine() -> None:
