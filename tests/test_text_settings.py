@@ -21,11 +21,12 @@ from user_errors import assert_user_error
 
 from lit_gpt import UserError
 from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.config_file import read_config
 from lit_gpt.cli.experiment import SaveConfig
 from lit_gpt.cli.parser import StrictParser, build_parser, limit_imports, parse_settings
 from lit_gpt.cli.text_settings import split_text_flags, text_of_flag, text_settings
 from lit_gpt.cli.validation import check_values
-from lit_gpt.cli.yaml_text import limit_parser
+from lit_gpt.cli.yaml_text import dump_yaml, limit_parser, load_yaml
 
 NAMES = sorted(text_settings().keys() - {"ckpt_path"})  # which is not saved
 LISTS = [name for name in NAMES if text_settings()[name].may_be_list]
@@ -182,6 +183,18 @@ def test_text_in_a_config_is_what_is_written(folder: Path, config: str, key: str
     if "<<" in config:
         expected = ["title", "2020", "null", "~", "yes", "#", "=", "<<"]
     assert parse("--config", "overlay.yaml")[key] == expected
+
+
+@pytest.mark.parametrize("value", [word for word in ODD_WORDS.split() if word[0] not in "{[]*&!|>,'\"@`%="])
+def test_other_values_of_a_config_reach_the_parser_as_it_would_read_them(folder: Path, value: str) -> None:
+    Path("overlay.yaml").write_text(f"trainer:\n  strategy:\n    any: {value}\n", encoding="utf-8")
+    text = Path("overlay.yaml").read_text(encoding="utf-8")
+    try:
+        expected = load_yaml(text)
+    except yaml.YAMLError:
+        return
+    read = load_yaml(dump_yaml(read_config(Path("overlay.yaml"))))
+    assert str(read) == str(expected)  # nan is not equal to itself
 
 
 @pytest.mark.parametrize(

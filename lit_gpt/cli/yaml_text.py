@@ -19,6 +19,7 @@ MAX_DEPTH = 30
 MAX_DIGITS = 100  # of a number; int() takes time quadratic in their number
 
 _NUMBER = re.compile(r"[-+]?\d[\da-fA-FxX_:.]*")
+_EXPONENT = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")  # a number, without a point too
 _EventLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _read_yaml: Callable[[str], Any] = get_loader("yaml")  # the parser's own, which takes 1e-3 for a number
 
@@ -78,7 +79,10 @@ def limit_parser() -> None:
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A YAML loader that raises an error for a key given twice, of which `SafeLoader` returns the last value."""
+    """A YAML loader that raises an error for a key given twice, of which `SafeLoader` returns the last value.
+
+    To it as to the parser, `1e-3` is a number.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys: set[Any] = set()
@@ -92,6 +96,9 @@ class StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
             keys.add(key)
         return super().construct_mapping(node, deep)
+
+
+StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 class _PlainDumper(yaml.SafeDumper):
