@@ -111,7 +111,7 @@ def test_ascii_with_one_sign_is_guessed_to_be_cp1252_and_the_line_is_shown(tmp_p
 
 
 @pytest.mark.parametrize(
-    "text", ["£{}.50", "{} €", "{} °C", "{}½ cups", "{} µm", "{}×{}", "§ {}", "two{}\u00a0words", "• {}", "© {} Foo"]
+    "text", ["£{}.50", "{} €", "{} °C", "{}½ cups", "{} µm", "§ {}", "two{}\u00a0words", "• {}", "© {} Foo"]
 )
 def test_ascii_with_one_kind_of_sign_in_each_row_is_guessed_to_be_cp1252(tmp_path: Path, text: str) -> None:
     rows = "".join(f"{number},{text.format(number, number)}\n" for number in range(500))

@@ -130,6 +130,8 @@ def _recognize(head: bytes, tail: bytes, suffix: str, is_table: bool) -> tuple[s
         return "a Parquet table", "give --data.format parquet"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
     if is_table and start.startswith((b"<!doctype html", b"<html")):
+        if suffix.startswith(".xls"):
+            return "a workbook in HTML", AS_CSV
         return "a web page", "download the file itself, whose link that page may show"
     if is_table and start.startswith(b"<?xml") and b"spreadsheet" in head.lower():
         return "a workbook in XML", AS_CSV

@@ -30,7 +30,7 @@ IMPLAUSIBILITY_WEIGHT = 3.0
 USUAL, PRIOR_OF_SIGNS = 0.16, 30.0  # mean implausibility of signs that stand where they usually do
 PRIORS = dict.fromkeys(CANDIDATES, 1.0) | {"cp1252": 1.25, "cp1250": 0.9, "cp1258": 0.9, "iso8859-2": 0.9}
 PRIORS |= {"iso8859-15": 0.8, "mac-roman": 0.8, "mac-cyrillic": 0.7, "cp437": 0.7, "cp850": 0.75, "cp852": 0.7}
-PRIOR_EVIDENCE, MAX_PRIOR = 20, 2.0  # the priors count less from so many characters, and at most twice for fewer
+PRIOR_EVIDENCE = 20  # characters with different neighbours; from so many on the priors count less
 MIN_EVIDENCE = 4  # characters with different neighbours; fewer leave it to the priors
 MAX_REPEATED = 3  # times that the same character is counted, with different neighbours
 MIN_WORDS = 8  # that are different; a choice that rests on fewer is a guess
@@ -128,9 +128,10 @@ def _score(sample: bytes, encoding: str, confidence: float) -> _Scored:
     rows = text.split("\n")
     contexts = collections.Counter(CONTEXTS.findall("\n".join(rows[:: 1 + len(text) // MAX_CHARACTERS])))
     mean = sum(number * implausibility(*context) for context, number in contexts.items()) / max(1, contexts.total())
-    prior = PRIORS[encoding] ** min(MAX_PRIOR, PRIOR_EVIDENCE / max(1, len(contexts)))
+    prior = PRIORS[encoding]
     if encoding == "cp1252" and mean < USUAL and not any(is_letter(character) for _, character, _ in contexts):
         prior = PRIOR_OF_SIGNS  # as in prices and after quotes, which no language model knows
+    prior **= min(1.0, PRIOR_EVIDENCE / max(1, len(contexts)))
     return _Scored(encoding, text, max(confidence, 1e-6) * prior * math.exp(-IMPLAUSIBILITY_WEIGHT * mean))
 
 
