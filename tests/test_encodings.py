@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from detection import LENGTHS, Case, is_right
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from lit_gpt.data import encodings
 from lit_gpt.data.encodings import DetectedEncoding, detect_encoding
@@ -219,3 +221,27 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+FAST = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@FAST
+@given(content=st.binary(min_size=1, max_size=300))
+def test_any_bytes_have_an_encoding_or_are_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
+    try:
+        found = detect(tmp_path, content)
+    except UserError as error:
+        found, message = None, str(error)
+    if found is None:
+        assert "\n" not in message
+    else:
+        content.decode(found.name, "replace")
+        assert 0 <= found.confidence <= 1
+
+
+@FAST
+@given(text=st.text(min_size=1), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
+def test_any_text_in_unicode_is_read_back(tmp_path: Path, text: str, encoding: str) -> None:
+    assume("\0" not in text and "\x1b" not in text and not text.startswith("\ufeff"))
+    assert text.encode(encoding).decode(detect(tmp_path, text.encode(encoding)).name).removeprefix("\ufeff") == text
