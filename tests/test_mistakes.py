@@ -91,7 +91,7 @@ ENCODINGS: dict[str, Case] = {
         write("text\nx\n"),
     ),
     "unknown encoding": Case(["--data.encoding", "utf-9"], "--data.encoding utf-9 is unknown"),
-    "binary file": Case(TABLE, "its encoding cannot be detected: give it", write(bytes(range(256)))),
+    "binary file": Case(TABLE, "is no text: 9% of it are control characters", write(bytes(range(256)))),
 }
 COLUMNS: dict[str, Case] = {
     "unknown column": Case(
