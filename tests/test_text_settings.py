@@ -5,6 +5,7 @@
 
 import functools
 import re
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from user_errors import assert_user_error
 from lit_gpt import UserError
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.config_file import read_config
-from lit_gpt.cli.experiment import SaveConfig
+from lit_gpt.cli.experiment import SaveConfig, resume_command
 from lit_gpt.cli.parser import StrictParser, build_parser, limit_imports, parse_settings
 from lit_gpt.cli.text_settings import split_text_flags, text_of_flag, text_settings
 from lit_gpt.cli.validation import check_values
@@ -217,6 +218,13 @@ def test_value_of_a_config_that_is_no_text_is_refused(fit: Fit, config: str) -> 
 )
 def test_flag_without_a_text_is_refused(fit: Fit, words: list[str], message: str) -> None:
     assert_user_error(fit(*words), message)
+
+
+@pytest.mark.parametrize("name", ["-x", "3e-4", "null", "2020"])
+def test_command_that_resumes_a_run_names_it_as_it_was_typed(folder: Path, name: str) -> None:
+    words = shlex.split(resume_command(CommandLine([f"--name={name}"], DEFAULT), name, Path("2020")))
+    given = {text.key: text.value for text in split_text_flags(words[2:])[0]}
+    assert given == {"name": name, "trainer.default_root_dir": "2020", "ckpt_path": "last"}
 
 
 def test_flag_with_plus_adds_to_a_list(folder: Path) -> None:

@@ -330,7 +330,8 @@ def locate_run(settings: Namespace, arguments: CommandLine) -> tuple[Path, str |
 def resume_command(arguments: CommandLine, name: str, logs: Path) -> str:
     """Return the command that resumes the run of this name."""
     root = [] if logs == LOGS else ["--trainer.default_root_dir", str(logs)]
-    words = [*arguments.resume_args, "--name", name, *root, "--ckpt_path", "last"]
+    named = [f"--name={name}"] if name.startswith("-") else ["--name", name]
+    words = [*arguments.resume_args, *named, *root, "--ckpt_path", "last"]
     start = (
         "start on every machine, as before: " if is_externally_launched() else f"{shlex.quote(program_name('python'))} "
     )
