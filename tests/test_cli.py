@@ -286,7 +286,7 @@ def test_generate_reports_a_bug_with_traceback_and_status_1(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit("--trainer.max_steps", 1).status == 0
-    monkeypatch.setattr("lit_gpt.cli.generate.prepare_for_inference", lambda model: 1 // 0)
+    monkeypatch.setattr("lit_gpt.cli.text_writer.prepare_for_inference", lambda model: 1 // 0)
     assert generate_main([]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err.splitlines()[-1]
 

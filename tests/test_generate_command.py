@@ -18,8 +18,7 @@ from conftest import Result, forked
 from user_errors import Case, Harmful, assert_user_error
 
 from lit_gpt.cli.generate import main as generate_main
-from lit_gpt.cli.jsonl import JsonLines
-from lit_gpt.cli.logprobs import describe_logprobs
+from lit_gpt.cli.text_writer import JsonLines, describe_logprobs
 from lit_gpt.errors import UserError
 from lit_gpt.inference.texts import GeneratedText
 from lit_gpt.lines import display_width
@@ -56,7 +55,7 @@ Generate = Callable[..., Result]
 def generate(trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Generate:
     """Return a function that runs generate.py with `poems` in this process, with weights in float32."""
     monkeypatch.chdir(trained)
-    monkeypatch.setattr("lit_gpt.cli.generate.prepare_for_inference", lambda model: model)
+    monkeypatch.setattr("lit_gpt.cli.text_writer.prepare_for_inference", lambda model: model)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
 
     def run(*words: object, name: str = "poems", tokens: int = 12) -> Result:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.data.prompts import parse_given, start_of_document
+from lit_gpt.cli.training_text import parse_given, start_of_document
 from lit_gpt.data.read_options import ReadOptions, make_formatter, unescape
 from lit_gpt.errors import UserError
 

@@ -1,28 +1,28 @@
 """Run scripts/generate.py: generate text with a trained model."""
 
 import argparse
+import contextlib
+import io
 import itertools
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from tqdm import tqdm
+from types import FrameType
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.generate_options import parse_options, read_prompt
-from lit_gpt.cli.jsonl import JsonLines
-from lit_gpt.cli.logprobs import describe_logprobs
-from lit_gpt.cli.messages import print_json, print_lines, print_text
-from lit_gpt.cli.prompt_loop import run_prompt_loop
+from lit_gpt.cli.messages import print_json, print_lines, read_line
 from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, TRAIN, find_checkpoint, no_checkpoint_error
-from lit_gpt.cli.training_text import prompt_of_columns, training_rows
+from lit_gpt.cli.text_writer import JsonLines, TextWriter
+from lit_gpt.cli.training_text import prompt_of_columns
 from lit_gpt.errors import UserError
 from lit_gpt.files import expand_path
-from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text
-from lit_gpt.inference.texts import MAX_TRIES, GeneratedText, generate_texts, seeded_generator
+from lit_gpt.printable import one_line
+
+INTERACTIVE_HELP = "type the beginning of a text; Ctrl-C stops a text, /quit or Ctrl-D ends"
 
 
 def main(args: list[str]) -> int:
@@ -80,145 +80,49 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
     return checkpoint
 
 
-class TextWriter:
-    """Generates texts as the flags say, and prints or writes them.
+def run_prompt_loop(continue_text: Callable[[str, Callable[[], bool]], None]) -> None:
+    """Read prompts from stdin until it ends or a line is /quit. A prompt that cannot be used is said in one line.
 
     Args:
-        checkpoint: The checkpoint of the model.
-        options: The flags.
-
-    Raises:
-        UserError: The checkpoint has no model, or with --novel no training rows.
+        continue_text: Prints the continuation of a line. Its second argument is a function that returns True as soon as
+            the text is to be stopped.
     """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are said as they are for a flag
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # the arrow keys then edit the line, and recall earlier ones
+        print_lines(INTERACTIVE_HELP, to_stderr=True)
+    while True:
+        try:
+            line = read_line("> " if is_terminal else "")
+        except KeyboardInterrupt:
+            if not is_terminal:
+                raise
+            print_lines("", INTERACTIVE_HELP, to_stderr=True)
+            continue
+        if line is None or line.strip() == "/quit":
+            break
+        try:
+            with catch_interrupt() if is_terminal else contextlib.nullcontext(lambda: False) as is_stopped:
+                continue_text(line, is_stopped)
+        except UserError as error:
+            print_lines(one_line(f"error: {error}"), to_stderr=True)
 
-    def __init__(self, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
-        self.path, self.options = checkpoint.path, options
-        self.model, self.tokenizer, self.mode = checkpoint.load_model()
-        self.rows = training_rows(checkpoint) if options.novel else None
-        prepare_for_inference(self.model.to("cuda" if torch.cuda.is_available() else "cpu"))
-        self.sampling: dict[str, Any] = {
-            name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "raw_bytes")
-        }
-        # Texts are chosen, and their log-probabilities known, when they are complete. Batches are faster than streams.
-        is_shown_as_written = sys.stdout.isatty() or options.num_samples == 1
-        self.streams = is_shown_as_written and not (options.novel or options.logprobs)
-        self.numbers = itertools.count(1)
-        # texts that --novel has looked at, those of them that are training rows, and those that were not found
-        self.drawn = self.left_out = self.missing = 0
 
-    def count_tokens(self, prompt: str) -> int:
-        """Return how many tokens the model reads for a prompt.
+@contextlib.contextmanager
+def catch_interrupt() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C set a flag, which is yielded as a function. A second Ctrl-C raises KeyboardInterrupt as usual."""
+    interrupted = threading.Event()
 
-        Raises:
-            UserError: The tokenizer has no token for a character of it.
-        """
-        return len(encode_prompt(self.tokenizer, prompt, self.mode))
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
 
-    def answer(self, prompt: str, seed: int, should_stop: Callable[[], bool]) -> None:
-        """Print the texts that continue a line of --interactive.
-
-        On a terminal the line stands above them. Elsewhere they are numbered.
-        """
-        is_terminal = sys.stdin.isatty()
-        self.numbers = itertools.count(1) if is_terminal else self.numbers
-        self.print_texts(prompt, seed, self.options.num_samples if is_terminal else None, should_stop)
-
-    def print_texts(
-        self, prompt: str, seed: int, total: int | None, should_stop: Callable[[], bool] = lambda: False
-    ) -> None:
-        """Print the texts that continue a prompt, each under its number if there are several.
-
-        Args:
-            prompt: The prompt.
-            seed: The seed of the first text.
-            total: The number of all texts; None if it is not known.
-            should_stop: Returns True as soon as the texts are to be stopped.
-        """
-        self.warn_if_cropped(prompt)
-        for text in self.stream(prompt, seed, should_stop) if self.streams else self.draw(prompt, seed, should_stop):
-            if total != 1:
-                print_lines(f"--- sample {next(self.numbers)}{'' if total is None else f' of {total}'} ---")
-            if isinstance(text, GeneratedText):
-                print_text(f"{text.text}\n")
-                print_lines(*describe_logprobs(text, self.tokenizer) if self.options.logprobs else ())
-            else:
-                for piece in text:
-                    print_text(piece)
-
-    def stream(self, prompt: str, seed: int, should_stop: Callable[[], bool]) -> Iterator[Iterator[str]]:
-        """Yield `num_samples` texts, each as pieces that are written one after another."""
-        for number in range(self.options.num_samples):
-            if should_stop():
-                return
-            generator = seeded_generator(self.model, seed + number)
-            pieces = stream_text(self.model, self.tokenizer, prompt, self.mode, generator=generator, **self.sampling)
-            yield itertools.chain([prompt], itertools.takewhile(lambda _: not should_stop(), pieces), ["\n"])
-
-    def draw(self, prompt: str, seed: int, should_stop: Callable[[], bool] = lambda: False) -> Iterator[GeneratedText]:
-        """Yield `num_samples` texts that are drawn in batches, without training rows if --novel is given."""
-        options, found = self.options, 0
-        texts = generate_texts(
-            self.model,
-            self.tokenizer,
-            prompt,
-            self.mode,
-            options.num_samples,
-            seed,
-            options.batch_size,
-            accept=None if self.rows is None else self.is_novel,
-            should_stop=should_stop,
-            with_logprobs=options.logprobs,
-            **self.sampling,
-        )
-        for text in texts:
-            found += 1
-            yield text
-        if not should_stop():
-            self.missing += options.num_samples - found
-
-    def is_novel(self, text: GeneratedText) -> bool:
-        """Return whether a text is no training row; count those that are."""
-        assert self.rows is not None
-        is_novel = self.rows.lack(text)
-        self.drawn += 1
-        self.left_out += not is_novel
-        return is_novel
-
-    def write_objects(self, prompt: str, write: Callable[[dict[str, Any]], None]) -> None:
-        """Write the texts that continue a prompt, each as an object."""
-        self.warn_if_cropped(prompt)
-        total = self.options.num_samples
-        is_hidden = self.options.jsonl == "-" and sys.stdout.isatty()  # the objects themselves show the progress
-        texts = self.draw(prompt, self.options.seed)
-        for text in tqdm(texts, "texts", total, unit=" texts", delay=2, leave=False, disable=is_hidden or None):
-            write(
-                {
-                    "number": next(self.numbers),
-                    "prompt": text.prompt,
-                    "text": text.text,
-                    "seed": text.seed,
-                    "finish_reason": "stop" if text.is_complete else "length",
-                    "tokens": text.tokens,
-                    **({} if text.logprobs is None else {"logprobs": [round(value, 4) for value in text.logprobs]}),
-                    "checkpoint": str(self.path),
-                }
-            )
-
-    def warn_if_cropped(self, prompt: str) -> None:
-        """Say that the model reads the last tokens of a prompt only, if it is longer than its context."""
-        count, context_length = self.count_tokens(prompt), self.model.config.context_length
-        if count > context_length:
-            line = f"the prompt has {count:,} tokens: the model reads the last {context_length:,} of them, its context"
-            print_lines(line, to_stderr=True)
-
-    def report_left_out(self) -> None:
-        """Say what --novel has left out."""
-        if self.rows is None:
-            return
-        print_lines(f"left out    training rows: {self.left_out:,} of {self.drawn:,} texts", to_stderr=True)
-        if self.missing:
-            print_lines(
-                f"warning     {self.missing:,} missing: {MAX_TRIES} tries for each text gave too few new ones;",
-                "            a higher --temperature gives others",
-                to_stderr=True,
-            )
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted.is_set
+    finally:
+        signal.signal(signal.SIGINT, previous)
