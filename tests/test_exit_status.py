@@ -67,6 +67,11 @@ FAILURES: dict[str, Case] = {
         {},
         (2, "error: not enough memory (CUDA o"),
     ),
+    "full disk": (
+        OSError(28, "No space left"),
+        {},
+        (2, "error: a file or stdout cannot be written (No space left): f"),
+    ),
     "ValueError": (ValueError("x"), {}, (1, None)),
     "TypeError while training": (TypeError("x"), {"is_training": True}, (1, None)),
     "OSError": (FileNotFoundError(2, "No such file", "x"), {}, (1, None)),

@@ -107,6 +107,11 @@ def test_prompts_are_read_as_templates_are_and_from_files(
     assert_user_error(generate(r"题5\\n"), "character '\\\\' (U+005C) is not among")
 
 
+def test_prompt_after_two_dashes_may_look_like_a_flag(generate: Generate) -> None:
+    assert_user_error(generate("--", "--name"), "character '-' (U+002D) is not among")
+    assert generate("题", "--", "第") == generate("题", "第")
+
+
 def test_prompt_longer_than_the_context_is_said_to_be_cropped(generate: Generate) -> None:
     result = generate("题" * 16)
     assert result.err == f"{CHECKPOINT}the prompt has 17 tokens: the model reads the last 16 of them, its context\n"
@@ -115,6 +120,7 @@ def test_prompt_longer_than_the_context_is_said_to_be_cropped(generate: Generate
 
 def test_given_begins_as_a_training_row(generate: Generate) -> None:
     assert generate("--given", "title=题7") == generate(r"题7\n")
+    assert generate("--given", r"title=题\n7") == generate(r"题\n7\n")
 
 
 @pytest.mark.parametrize(
@@ -157,6 +163,12 @@ def test_novel_leaves_out_training_rows(generate: Generate) -> None:
     assert "warning     2 missing: 10 tries for each" in result.err
 
 
+def test_novel_says_nothing_of_a_file_without_texts(generate: Generate) -> None:
+    result = generate("题", "--temperature", 0, "--novel", "--jsonl", "none.jsonl", tokens=1)
+    assert "wrote" not in result.err
+    assert not Path("none.jsonl").exists()
+
+
 def test_novel_needs_the_training_text(generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = Path("t.csv").read_bytes()
     (tmp_path / "logs").symlink_to(Path("logs").absolute())
@@ -182,6 +194,22 @@ def test_jsonl_has_an_object_for_each_text(generate: Generate) -> None:
         assert text["checkpoint"] == "logs/poems/version_0/best.ckpt"
         assert len(text["tokens"]) == len(text["logprobs"])
         assert (text["finish_reason"] == "length") == (len(text["text"]) == len(text["prompt"]) + 12)
+
+
+def test_closed_stdout_is_no_error(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert generate("题7").status == 0
+    result = generate("题7", "--jsonl", "closed.jsonl")
+    assert result.err == f"{CHECKPOINT}wrote       closed.jsonl, 1 text\n"
+
+
+def test_encoding_of_stdout_that_lacks_characters_is_said(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    for encoding, lacks in [("ascii", True), ("gbk", False)]:
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding, errors="replace")
+        monkeypatch.setattr("sys.stdout", stdout)
+        result = generate("题7", "--num_samples", 2)
+        assert (f"warning     stdout is {encoding}, which lacks" in result.err) == lacks
+        assert (b"?7" in stdout.buffer.getvalue()) == lacks  # type: ignore[attr-defined]
 
 
 def test_jsonl_keeps_whole_lines_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +249,7 @@ def test_logprobs_show_parts_of_characters_as_bytes() -> None:
 
 
 def test_interactive_reads_prompts_from_a_pipe(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("题7\n龘\n" + r"题\n" + "\n/quit\n题\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff题7\n龘\n" + r"题\n" + "\n/quit\n题\n"))
     result = generate("--interactive")
     assert result.status == 0
     first, third = generate("题7").out, generate(r"题\n", "--seed", 1339).out
@@ -294,6 +322,9 @@ MISTAKES: dict[str, Case] = {
         ["FILE:a.txt"], "FILE:a.txt is not UTF-8 (at byte 0)", lambda: Path("a.txt").write_bytes("静".encode("gbk"))
     ),
     "prompt of bytes": Case(["--prompt", "a\udcff"], "is not text in this terminal's encoding"),
+    "prompt of half a pair": Case(["a\ud800"], "is not text in this terminal's encoding"),
+    "given bytes": Case(["--given", "a=\udcff"], "is not text in this terminal's encoding"),
+    "empty name": Case(["--name", ""], "--name is empty: give the name of a run"),
     "prompt in the file of nobody": Case(["FILE:~nobody-here/x"], "FILE:~nobody-here/x cannot be read (No such file"),
     "top_k without effect": Case(["--temperature", "0", "--top_k", "5"], "leave out it or --top_k"),
     "name without effect": Case(["--ckpt_path", "a.ckpt", "--name", "small"], "leave out --name small"),

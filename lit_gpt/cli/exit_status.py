@@ -26,6 +26,11 @@ def is_lost_worker(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(re.match(r"DataLoader worker .*(is killed|exited)", str(error)))
 
 
+def is_full_disk(error: BaseException) -> bool:
+    """Return whether a file, which may be stdout, cannot be written because its disk or a quota is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def classify(
     error: BaseException,
     *,
@@ -43,6 +48,7 @@ def classify(
     | BrokenPipeError: the reader has left     | 141     | none              |
     | UserError: what the user can correct     | 2       | one line          |
     | the name of a file is too long           | 2       | one line          |
+    | a disk is full                           | 2       | one line          |
     | the memory does not suffice              | 2       | one line          |
     | another process of the run is lost       | 1       | one line          |
     | anything else: a bug                     | 1       | its traceback     |
@@ -71,6 +77,10 @@ def classify(
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, one_line(_shorten_words(f"error: {error.filename}: {error.strerror}: give a shorter path"))
     resume = f"; resume it with: {resume_command}" if is_training else ""
+    if is_full_disk(error):
+        return 2, one_line(
+            f"error: a file or stdout cannot be written ({_reason(error)}): free disk space{notes}{resume}"
+        )
     if is_out_of_memory(error):
         remedy = "a smaller --data.batch_size with the same --data.global_batch_size" if is_training else "less at once"
         remedy += ", and fewer --generate.num_samples" if is_training else ""
@@ -107,7 +117,7 @@ def _find_stopped(error: BaseException | None) -> Stopped | None:
 
 def print_failure(error: BaseException, message: str | None) -> None:
     """Print the message that `classify` decided on, to stderr."""
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) or is_full_disk(error):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python reports at exit that it cannot flush stdout
     if message is None:
         print_traceback(error)

@@ -55,8 +55,7 @@ def generate(options: argparse.Namespace) -> None:
         with JsonLines(expand_path(options.jsonl)) as file:
             for prompt in prompts:
                 writer.write_objects(prompt, file.write)
-        print_lines(f"wrote       {file.path}, {file.count:,} text{'s' * (file.count != 1)}", to_stderr=True)
-    writer.report_left_out()
+    writer.report()
 
 
 def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
@@ -88,7 +87,7 @@ def run_prompt_loop(continue_text: Callable[[str, Callable[[], bool]], None]) ->
             the text is to be stopped.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no text are said as they are for a flag
+        sys.stdin.reconfigure(errors="surrogateescape")  # for read_prompt, which refuses bytes that are no text
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):
@@ -106,7 +105,7 @@ def run_prompt_loop(continue_text: Callable[[str, Callable[[], bool]], None]) ->
             break
         try:
             with catch_interrupt() if is_terminal else contextlib.nullcontext(lambda: False) as is_stopped:
-                continue_text(line, is_stopped)
+                continue_text(line.removeprefix("\ufeff"), is_stopped)  # the mark at the start of a text file
         except UserError as error:
             print_lines(one_line(f"error: {error}"), to_stderr=True)
 

@@ -30,7 +30,9 @@ def parse_options(args: list[str]) -> argparse.Namespace:
     Raises:
         UserError: A flag is unknown, or its value is out of range, or two flags do not go together.
     """
-    options = build_parser().parse_intermixed_args(args)
+    end_of_flags = args.index("--") if "--" in args else len(args)
+    options = build_parser().parse_intermixed_args(args[:end_of_flags])
+    options.prompts += args[end_of_flags + 1 :]
     for name in ("max_new_tokens", "num_samples", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} is {getattr(options, name)}: give 1 or more")
@@ -38,6 +40,8 @@ def parse_options(args: list[str]) -> argparse.Namespace:
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed is {options.seed}: give a number from 0 to {2**63 - 1}")
     _check_combinations(options)
+    for pair in options.given:
+        check_is_text(pair)
     options.prompts = [read_prompt(prompt) for prompt in options.prompts or options.prompt or [""]]
     return options
 
@@ -53,6 +57,8 @@ def _check_combinations(options: argparse.Namespace) -> None:
     given = [kind for kind, value in kinds.items() if value]
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} both say how texts begin: leave one out")
+    if options.name == "":
+        raise UserError("--name is empty: give the name of a run, or leave it out for the newest one")
     if options.interactive and (others := [name for name in ("novel", "jsonl") if getattr(options, name)]):
         raise UserError(f"--interactive prints each text as it is written: leave out --{others[0]}")
     if options.interactive and sys.stdin is None:
@@ -94,9 +100,7 @@ def build_parser() -> LineParser:
 
 def _add_prompts(parser: LineParser) -> None:
     prompts = parser.add_argument_group("how texts begin; without one of these, as the training texts do")
-    prompts.add_argument(
-        "prompts", nargs="*", metavar="PROMPT", help="text to continue; one that begins with -: --prompt=-x"
-    )
+    prompts.add_argument("prompts", nargs="*", metavar="PROMPT", help="text to continue; after -- it may begin with -")
     prompts.add_argument(
         "--prompt",
         action="append",
@@ -108,8 +112,8 @@ def _add_prompts(parser: LineParser) -> None:
         action="append",
         default=[],
         metavar="COLUMN=TEXT",
-        help="begin as a training row with this text in the column; once for each column, in the order of "
-        "data.template or data.columns",
+        help=r"begin as a training row with this text in the column, in which \n and \t may be typed, too; once for "
+        "each column, in the order of data.template or data.columns",
     )
     prompts.add_argument("--interactive", action="store_true", help="ask for prompts, one after another")
 
@@ -133,14 +137,21 @@ def _add_sampling(parser: LineParser) -> None:
     )
 
 
+def check_is_text(typed: str) -> None:
+    """Raise UserError if what was typed has bytes that are no text, which Python reads as surrogates (PEP 383)."""
+    try:
+        typed.encode()
+    except UnicodeEncodeError:
+        raise UserError("a prompt is not text in this terminal's encoding: set the terminal to UTF-8") from None
+
+
 def read_prompt(typed: str) -> str:
     r"""Return the text of a prompt as it was typed: with `\n` and `\t`, or the path of a file after `FILE:`.
 
     Raises:
         UserError: It is not text, or the file cannot be read.
     """
-    if not typed.isprintable() and any("\udc80" <= character <= "\udcff" for character in typed):  # bytes, see PEP 383
-        raise UserError("a prompt is not text in this terminal's encoding: set the terminal to UTF-8")
+    check_is_text(typed)
     if not typed.startswith(FILE_PREFIX):
         return unescape(typed)
     path = expand_path(typed.removeprefix(FILE_PREFIX))

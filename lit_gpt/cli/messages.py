@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from lit_gpt.errors import UserError
 from lit_gpt.lines import wrap_line
@@ -41,7 +41,21 @@ def print_text(text: str) -> None:
 
     Only a terminal needs the escapes: a file or another program receives the text as it was generated.
     """
-    print(escape_controls(text, keep="\n\t") if sys.stdout.isatty() else text, end="", flush=True)
+    print(escape_controls(text, keep="\n\t") if is_terminal(sys.stdout) else text, end="", flush=True)
+
+
+def can_print(text: str) -> bool:
+    """Return whether the encoding of stdout has all characters of a text. It has `?` for the others."""
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8", errors="strict")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream is a terminal; Python has None for one that is closed."""
+    return stream is not None and stream.isatty()
 
 
 def read_line(prompt: str) -> str | None:

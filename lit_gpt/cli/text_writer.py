@@ -16,16 +16,14 @@ import torch
 from tqdm import tqdm
 
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.cli.messages import json_line, print_lines, print_text
+from lit_gpt.cli.messages import can_print, is_terminal, json_line, print_lines, print_text
 from lit_gpt.cli.training_text import training_rows
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text
 from lit_gpt.inference.texts import MAX_TRIES, GeneratedText, generate_texts, seeded_generator
-from lit_gpt.lines import display_width
+from lit_gpt.lines import COLUMNS, INDENT, display_width
 from lit_gpt.printable import escape_controls
 from lit_gpt.tokenizer import Tokenizer
-
-LINE_WIDTH, INDENTATION = 79, 12  # columns
 
 
 class TextWriter:
@@ -48,9 +46,10 @@ class TextWriter:
             name: getattr(options, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "raw_bytes")
         }
         # Texts are chosen, and their log-probabilities known, when they are complete. Batches are faster than streams.
-        is_shown_as_written = sys.stdout.isatty() or options.num_samples == 1
+        is_shown_as_written = is_terminal(sys.stdout) or options.num_samples == 1
         self.streams = is_shown_as_written and not (options.novel or options.logprobs)
         self.numbers = itertools.count(1)
+        self.is_garbled = False  # whether stdout has shown ? for a character
         # texts that --novel has looked at, those of them that are training rows, and those that were not found
         self.drawn = self.left_out = self.missing = 0
 
@@ -67,9 +66,9 @@ class TextWriter:
 
         On a terminal the line stands above them. Elsewhere they are numbered.
         """
-        is_terminal = sys.stdin.isatty()
-        self.numbers = itertools.count(1) if is_terminal else self.numbers
-        self.print_texts(prompt, seed, self.options.num_samples if is_terminal else None, should_stop)
+        is_typed = is_terminal(sys.stdin)
+        self.numbers = itertools.count(1) if is_typed else self.numbers
+        self.print_texts(prompt, seed, self.options.num_samples if is_typed else None, should_stop)
 
     def print_texts(
         self, prompt: str, seed: int, total: int | None, should_stop: Callable[[], bool] = lambda: False
@@ -86,12 +85,11 @@ class TextWriter:
         for text in self.stream(prompt, seed, should_stop) if self.streams else self.draw(prompt, seed, should_stop):
             if total != 1:
                 print_lines(f"--- sample {next(self.numbers)}{'' if total is None else f' of {total}'} ---")
-            if isinstance(text, GeneratedText):
-                print_text(f"{text.text}\n")
-                print_lines(*describe_logprobs(text, self.tokenizer) if self.options.logprobs else ())
-            else:
-                for piece in text:
-                    print_text(piece)
+            for piece in [f"{text.text}\n"] if isinstance(text, GeneratedText) else text:
+                print_text(piece)
+                self.is_garbled |= not can_print(piece)
+            if isinstance(text, GeneratedText) and self.options.logprobs:
+                print_lines(*describe_logprobs(text, self.tokenizer))
 
     def stream(self, prompt: str, seed: int, should_stop: Callable[[], bool]) -> Iterator[Iterator[str]]:
         """Yield `num_samples` texts, each as pieces that are written one after another."""
@@ -136,7 +134,7 @@ class TextWriter:
         """Write the texts that continue a prompt, each as an object."""
         self.warn_if_cropped(prompt)
         total = self.options.num_samples
-        is_hidden = self.options.jsonl == "-" and sys.stdout.isatty()  # the objects themselves show the progress
+        is_hidden = self.options.jsonl == "-" and is_terminal(sys.stdout)  # the objects themselves show the progress
         texts = self.draw(prompt, self.options.seed)
         for text in tqdm(texts, "texts", total, unit=" texts", delay=2, leave=False, disable=is_hidden or None):
             write(
@@ -159,8 +157,14 @@ class TextWriter:
             line = f"the prompt has {count:,} tokens: the model reads the last {context_length:,} of them, its context"
             print_lines(line, to_stderr=True)
 
-    def report_left_out(self) -> None:
-        """Say what --novel has left out."""
+    def report(self) -> None:
+        """Say which characters stdout has not shown, and what --novel has left out."""
+        if self.is_garbled:
+            print_lines(
+                f"warning     stdout is {sys.stdout.encoding}, which lacks characters of the texts: they are ? there;",
+                "            PYTHONUTF8=1 in the environment makes it UTF-8",
+                to_stderr=True,
+            )
         if self.rows is None:
             return
         print_lines(f"left out    training rows: {self.left_out:,} of {self.drawn:,} texts", to_stderr=True)
@@ -175,18 +179,18 @@ class TextWriter:
 def describe_logprobs(text: GeneratedText, tokenizer: Tokenizer) -> Iterator[str]:
     """Yield lines with the tokens that the model has drawn, each with its log-probability, and their sum."""
     assert text.logprobs is not None
-    line = "logprobs".ljust(INDENTATION)
+    line = "logprobs".ljust(len(INDENT))
     pieces = map(tokenizer.token_bytes, text.tokens)
     for shown, logprob in zip(_show_pieces(pieces), text.logprobs):
         cell = f"{shown} {logprob:.2f}"
-        if display_width(line) > INDENTATION and display_width(line) + 2 + display_width(cell) > LINE_WIDTH:
+        if len(line) > len(INDENT) and display_width(f"{line}  {cell}") > COLUMNS:
             yield line
-            line = " " * INDENTATION
-        line += cell if display_width(line) == INDENTATION else f"  {cell}"
+            line = INDENT
+        line += cell if len(line) == len(INDENT) else f"  {cell}"
     yield line
     total, count = sum(text.logprobs), len(text.tokens)
     yield (
-        f"{'':{INDENTATION}}sum {total:.2f}, mean {total / count:.2f} nats of {count:,} tokens; perplexity "
+        f"{INDENT}sum {total:.2f}, mean {total / count:.2f} nats of {count:,} tokens; perplexity "
         f"{math.exp(-total / count):.2f}"
     )
 
@@ -253,5 +257,7 @@ class JsonLines:
         self._file.close()
         if not self.count:
             self.path.unlink(missing_ok=True)
-        elif kind is not None:
+        elif kind is None:
+            print_lines(f"wrote       {self.path}, {self.count:,} text{'s' * (self.count != 1)}", to_stderr=True)
+        else:
             print_lines(f"wrote       {self.path}, the first {self.count:,} of the texts", to_stderr=True)

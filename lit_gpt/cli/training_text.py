@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.data.read_options import ReadOptions, join_names, make_formatter
+from lit_gpt.data.read_options import ReadOptions, join_names, make_formatter, unescape
 from lit_gpt.errors import UserError, did_you_mean, shorten
 from lit_gpt.inference.texts import TrainingRows
 
@@ -39,7 +39,7 @@ def prompt_of_columns(checkpoint: Checkpoint, pairs: list[str]) -> str:
 
 
 def parse_given(texts: list[str], columns: list[str]) -> dict[str, str]:
-    """Parse `COLUMN=TEXT` pairs. A column may have a `=` in its name, and a text as well.
+    r"""Parse `COLUMN=TEXT` pairs. A column may have a `=` in its name, and a text as well. `\n` and `\t` may be typed.
 
     Args:
         texts: The pairs.
@@ -62,7 +62,7 @@ def parse_given(texts: list[str], columns: list[str]) -> dict[str, str]:
         column = max(matches, key=len)
         if column in given:
             raise UserError(f"--given {column} is there twice: leave one out")
-        given[column] = text.removeprefix(f"{column}=")
+        given[column] = unescape(text.removeprefix(f"{column}="))
     return given
 
 
