@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Fit
+from conftest import DEFAULT, Fit
 from test_text_settings import parse
 from user_errors import assert_user_error
 
-from lit_gpt.cli.exclusive_settings import GROUPS, remove_replaced
+from lit_gpt.cli.exclusive_settings import DECIDING, GROUPS, remove_replaced
 
 VALUES: dict[str, Any] = {
     "data.columns": "text",
@@ -27,7 +27,7 @@ VALUES: dict[str, Any] = {
     "trainer.max_steps": 77,
     "trainer.max_epochs": 3,
 }
-DEFAULTS = dict.fromkeys(VALUES)
+DEFAULTS = dict.fromkeys([*VALUES, *DECIDING]) | {"data.tokenizer": "cl100k_base", "data.test_fraction": 0.0}
 PAIRS = [pair for side, other in GROUPS for a in side for b in other for pair in ((a, b), (b, a))]
 
 
@@ -61,6 +61,58 @@ def test_two_settings_in_one_place_stay(folder: Path) -> None:
     expected = [dict(config) for config in configs]
     remove_replaced(configs, {}, DEFAULTS)
     assert configs == expected
+
+
+@pytest.mark.parametrize(
+    ("deciding", "unused", "used"),
+    [
+        ({"tokenizer": "byte"}, {"vocab": "full", "vocab_size": 500}, {}),
+        ({"tokenizer": "char"}, {"vocab": "full"}, {}),
+        ({"tokenizer": "bpe"}, {"vocab": "full"}, {"vocab_size": 500}),
+        ({"tokenizer": "cl100k_base"}, {"vocab_size": 500}, {"vocab": "full"}),
+        ({"mode": "raw"}, {"columns": "a", "delimiter": ";", "format": "csv", "header": False, "dedupe": True}, {}),
+        ({"mode": "raw"}, {"template": "{a}", "quote": "'", "split_seed": 3, "group_column": "a"}, {"skip_rows": 2}),
+        ({"mode": "raw"}, {"split_column": "a"}, {"encoding": "cp1252"}),
+        ({"mode": "rows"}, {}, {"columns": "a", "format": "csv", "dedupe": True}),
+        ({"format": "txt"}, {"columns": "a", "delimiter": ";", "header": False, "group_column": "a"}, {"skip_rows": 2}),
+        ({"format": "tsv"}, {"delimiter": ";"}, {"columns": "a", "quote": "'"}),
+        ({"format": "jsonl"}, {"delimiter": ";", "quote": "'"}, {"columns": "a", "encoding": "cp1252"}),
+        ({"format": "parquet"}, {"skip_rows": 1, "encoding": "cp1252"}, {"columns": "a", "split_column": "b"}),
+        ({"val_files": "v.csv"}, {"split_seed": 3, "group_column": "a"}, {"columns": "a"}),
+        ({"val_files": "v.csv"}, {}, {"split_seed": 3, "test_fraction": 0.2}),
+        ({"test_files": "t.csv"}, {}, {"split_seed": 3}),
+        ({"test_files": "t.csv"}, {"test_fraction": 0.2, "split_seed": 3}, {"val_files": "v.csv"}),
+    ],
+)
+def test_later_setting_removes_what_has_no_effect_beside_it(
+    deciding: dict[str, Any], unused: dict[str, Any], used: dict[str, Any]
+) -> None:
+    expected = [{"data": used}] if used else [{}]
+    flags = {f"data.{name}": value for name, value in deciding.items()}
+    configs = [{"data": unused | used}]
+    remove_replaced(configs, flags, DEFAULTS)
+    assert configs == expected
+    configs = [{"data": unused | used}, {"data": deciding}]
+    remove_replaced(configs, {}, DEFAULTS)
+    assert configs == [*expected, {"data": deciding}]
+    together = [{"data": unused | used | deciding}]
+    remove_replaced(together, {}, DEFAULTS)
+    assert together == [{"data": unused | used | deciding}]
+    earlier = [{"data": deciding}, {"data": unused | used}]
+    if "test_fraction" not in unused:  # this one replaces `test_files`
+        remove_replaced(earlier, {}, DEFAULTS)
+        assert earlier == [{"data": deciding}, {"data": unused | used}]
+
+
+def test_only_the_setting_that_wins_removes_others() -> None:
+    configs = [{"data": {"vocab": "full"}}, {"data": {"tokenizer": "byte"}}]
+    remove_replaced(configs, {"data.tokenizer": "gpt2"}, DEFAULTS)
+    assert configs == [{"data": {"vocab": "full"}}, {"data": {"tokenizer": "byte"}}]
+
+
+def test_tokenizer_removes_the_vocabulary_of_a_config(folder: Path) -> None:
+    settings = parse("--config", str(DEFAULT.with_name("course.yaml")), "--data.tokenizer", "byte")
+    assert (settings.data.tokenizer, settings.data.vocab) == ("byte", "pruned")
 
 
 def test_epochs_replace_the_default_number_of_steps(folder: Path) -> None:

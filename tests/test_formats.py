@@ -40,7 +40,17 @@ def test_format_txt_and_parquet_win_over_suffix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(
     ("line", "delimiter"),
-    [("sep=;", ";"), ("SEP=|", "|"), ('"sep=;"', ";"), ("sep=\t", "\t"), (r"Sep=\t", "\t"), ("sep= ", " ")],
+    [
+        ("sep=;", ";"),
+        ("SEP=|", "|"),
+        ('"sep=;"', ";"),
+        ("sep=\t", "\t"),
+        (r"Sep=\t", "\t"),
+        ("sep= ", " "),
+        ("sep=;;;", ";"),
+        ("sep=\t\t", "\t"),
+        ("sep=| ", "|"),
+    ],
 )
 def test_sep_line_names_the_delimiter(tmp_path: Path, mark: str, end: str, line: str, delimiter: str) -> None:
     path, table = tmp_path / "t.csv", [line, f"id{delimiter}text", f"1{delimiter}a,b", "", f"2{delimiter}c,d", "bad"]

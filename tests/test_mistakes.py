@@ -100,7 +100,9 @@ COLUMNS: dict[str, Case] = {
         write("text,title\nx,y\n"),
     ),
     "several columns, none chosen": Case(
-        TABLE, "has columns text, title: choose with --data.columns or --data.template", write("text,title\nx,y\n")
+        TABLE,
+        "has columns text, title: choose with --data.columns title or --data.template",
+        write("text,title\nx,y\n"),
     ),
     "duplicate column": Case([*TABLE, "--data.columns", "a"], "has 2 columns called 'a'", write("a,a\nx,y\n")),
     "wrong delimiter": Case(

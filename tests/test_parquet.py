@@ -31,6 +31,25 @@ def test_numbers_in_parquet_have_their_shortest_digits(tmp_path: Path) -> None:
     assert read_documents(tmp_path / "t.parquet", template="{a}|{b}|{c}") == expected
 
 
+def test_time_that_python_does_not_have_is_written_by_arrow_or_rejects_its_row(tmp_path: Path) -> None:
+    second = 10**9
+    columns = {
+        "nanoseconds": pyarrow.array([1, second], pyarrow.timestamp("ns")),
+        "duration": pyarrow.array([5, 1000], pyarrow.duration("ns")),
+        "late": pyarrow.array([2**62, 0], pyarrow.timestamp("us")),
+        "list": pyarrow.array([[1], [second]], pyarrow.list_(pyarrow.timestamp("ns"))),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    found = {name: read_rows(tmp_path / "t.parquet", columns=(name,)) for name in columns}
+    assert found["nanoseconds"] == [Row(1, "1970-01-01 00:00:00.000000001"), Row(2, "1970-01-01 00:00:01")]
+    assert found["duration"] == [Row(1, "5"), Row(2, "0:00:00.000001")]
+    for name, text in (("late", "1970-01-01 00:00:00"), ("list", '["1970-01-01 00:00:01"]')):
+        rejected, row = found[name]
+        assert isinstance(rejected, RejectedRow)
+        assert rejected.reason.startswith("a value that cannot be written as text (")
+        assert row == Row(2, text)
+
+
 @pytest.mark.parametrize("kind", ["plain", "dictionary", "large", "list", "struct", "split key"])
 def test_invalid_string_in_parquet_rejects_its_row_only(tmp_path: Path, kind: str) -> None:
     strings = pyarrow.array([b"a", b"R\xe9union", None, b"\xff", "中".encode()]).view(pyarrow.string())

@@ -299,6 +299,37 @@ def test_format_added_to_readers_is_read_into_a_corpus(tmp_path: Path, monkeypat
     assert corpus.report["rejected_first"] == [[str(sources[0]), 61, "'no time' has no message: add one after |"]]
 
 
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        (b"id,name,bio\n1,Ann,a painter of ships\n2,Bo,a poet\n", " bio"),
+        (b"id,my text,note\n1,some words,x\n", " 'my text'"),
+        ("编号,正文\n1,床前明月光\n".encode(), " 正文"),
+        (b"a,null\n1,some words\n", " a"),
+        (b"a,#\n1,some words\n", " a"),
+        (b"a,a,b\nlong,longer,x\n", " b"),
+        (b"a,b\n", ""),
+        (b'a,b\n1,"never closed\n', ""),
+    ],
+)
+def test_table_of_several_columns_proposes_the_one_with_the_most_text(
+    content: bytes, columns: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"choose with --data.columns{columns} or --data.template")):
+        read_documents(path)
+
+
+def test_parquet_table_of_several_columns_proposes_the_one_with_the_most_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": range(99), "name": ["Ann"] * 99, "bio": ["painter" * 9] * 99}), path
+    )
+    with pytest.raises(UserError, match=r"choose with --data\.columns bio or --data\.template"):
+        read_documents(path)
+
+
 BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
     "empty": ("t.csv", b"", {}, "is empty: give a file with text"),
     "unknown format": (
@@ -311,7 +342,7 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         "t.csv",
         b"id,name\n1,x\n",
         {},
-        "has columns id, name: choose with --data.columns or --data.template",
+        "has columns id, name: choose with --data.columns name or --data.template",
     ),
     "unknown column": (
         "t.csv",
@@ -346,7 +377,27 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
     "utf-16 read as utf-8": ("t.csv", "name\nx\n".encode("utf-16"), {"encoding": "utf-8"}, "line 1: bytes ff fe are"),
     "not json": ("t.jsonl", b'{"a": 1}\n{"a": \n', {}, r"line 2: not JSON \(Expecting value\)"),
     "deep json": ("t.jsonl", b'{"a": ' + b"[" * 100_000, {}, r"line 1: not JSON \(maximum recursion depth"),
-    "no object": ("t.jsonl", b"[1, 2]\n", {}, "line 1: a list, not an object: write one JSON object per line"),
+    "no object": (
+        "t.jsonl",
+        b"[1, 2]\n",
+        {},
+        r"line 1: an array, not an object: write one .* per line, as jq -c '\.\[\]'",
+    ),
+    "no object but a text": (
+        "t.jsonl",
+        b'"a"\n',
+        {},
+        "line 1: a string, not an object: write one JSON object per line$",
+    ),
+    "no object but null": ("t.jsonl", b"null\n", {}, "line 1: null, not an object"),
+    "no fields": ("t.jsonl", b"{}\n", {}, "line 1: the object has no columns: give one with text"),
+    "array over several lines": (
+        "t.jsonl",
+        b'[\n{"text": 1},\n]\n',
+        {},
+        r"line 1: not JSON .*, as jq -c '\.\[\]' FILE",
+    ),
+    "JSON": ("t.json", b'{"text": 1}\n', {}, r"unknown file format .json: .* as --data.format jsonl"),
     "missing field": (
         "t.jsonl",
         b'{"a": 1}\n{"b": 2}\n',

@@ -1,21 +1,24 @@
 """Read CSV and TSV tables into rows."""
 
+import contextlib
 import csv
 import itertools
 import re
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from functools import partial
 from io import TextIOBase
 from typing import Any
 
 from lit_gpt.data.lines import LONG_LINE, LongLine, describe_surrogates, is_valid_text, read_limited_lines
-from lit_gpt.data.read_options import ReadOptions, join_names, make_formatter, select_columns, unescape
+from lit_gpt.data.read_options import ReadOptions, join_names, make_formatter, select_columns, text_sizes, unescape
 from lit_gpt.data.rows import RejectedRow, Row
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError, shorten
 
 MAX_ROW_CHARACTERS, MAX_ROW_LINES = 2**25, 2**20  # in a longer row a quote was not closed
+NUM_COMPARED_ROWS = 100  # in which the column with the most text is found, to propose it
 MAX_READ_AGAIN = 2**26  # characters, after quotes that were not closed; in a long file four times what was read
 
 
@@ -110,7 +113,9 @@ def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator
         if not names:
             names = _column_names(source, line, row, options, dialect)
             index_of = {name: index for index, name in enumerate(names)}
-            indices = [index_of[name] for name in select_columns(source, options, names)]
+            first_rows = rows if options.header else itertools.chain([row], rows)
+            sizes = partial(_first_text_sizes, first_rows, len(row))
+            indices = [index_of[name] for name in select_columns(source, options, names, sizes)]
             key_index = None if options.split_key_column is None else index_of[options.split_key_column]
             if options.header:
                 continue
@@ -120,6 +125,14 @@ def read_csv(source: Source, file: TextIOBase, options: ReadOptions) -> Iterator
             yield RejectedRow(line, f"{found}: correct that row, or {other}")
         else:
             yield Row(line, format_row([row[i] for i in indices]), "" if key_index is None else row[key_index])
+
+
+def _first_text_sizes(rows: Iterator[list[str]], num_columns: int) -> list[int]:
+    """Return the number of characters in each column of the first rows of a table; [] if it has none."""
+    read: list[list[str]] = []
+    with contextlib.suppress(csv.Error, UnclosedQuoteError, LongLineError):
+        read.extend(itertools.islice(rows, NUM_COMPARED_ROWS))
+    return text_sizes(row for row in read if len(row) == num_columns)
 
 
 def _describe_error(error: Exception) -> str:
@@ -184,7 +197,8 @@ def _column_names(
 def separator_of(line: str) -> str | None:
     """Return the delimiter that a line like Excel's `sep=;` names, None if it is another line.
 
-    Spreadsheets write it before the header; some put it into quotes, and type a tab as `\\t`.
+    Spreadsheets write it before the header. Some put it into quotes, type a tab as `\\t`, or fill the line up with
+    delimiters as if it were a row.
     """
-    named = re.fullmatch(r'(?i)("?)sep=(\\t|[^\w"\r\n])\1', line.strip("\ufeff\r\n"))
+    named = re.fullmatch(r'(?i)("?)sep=(\\t|[^\w"\r\n])\1\2* *', line.strip("\ufeff\r\n"))
     return None if named is None else unescape(named[2])

@@ -5,7 +5,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -96,22 +96,31 @@ class ReadOptions:
         return list(dict.fromkeys(self.columns or ()))
 
 
-def select_columns(source: Source | str, options: ReadOptions, names: list[str]) -> list[str]:
+def select_columns(
+    source: Source | str, options: ReadOptions, names: list[str], text_sizes: Callable[[], list[int]]
+) -> list[str]:
     """Return the columns that make a document, after checking that a table has them and the split key.
 
     Args:
         source: The table, as error messages name it.
         options: How it is read.
         names: All columns of the table.
+        text_sizes: Returns about how much text each of them has; called for the error that proposes one.
 
     Raises:
         UserError: A column is missing or ambiguous, or none is named and the table has several.
     """
     columns, counts = options.named_columns(), Counter(names)
+    if not names:
+        raise UserError(f"{source} has no columns: give one with text")
     if not columns:
         columns = [name for name in names if name != options.split_key_column]
         if len(columns) != 1:
-            raise UserError(f"{source} has columns {join_names(names)}: choose with --data.columns or --data.template")
+            typed = [(size, _typed_column(name)) for size, name in zip(text_sizes(), names) if columns.count(name) == 1]
+            _, example = max(filter(lambda pair: pair[1], typed), default=(0, ""))
+            raise UserError(
+                f"{source} has columns {join_names(names)}: choose with --data.columns{example} or --data.template"
+            )
     for name in [*columns, options.split_key_column]:
         if name is not None and name not in counts:
             flag = "--data.template" if options.template else "--data.columns"
@@ -124,6 +133,18 @@ def select_columns(source: Source | str, options: ReadOptions, names: list[str])
                 f"{source} has {counts[name]} columns called {shorten(name)!r}: rename all but one in the file"
             )
     return columns
+
+
+def text_sizes(rows: Iterable[Iterable[Any]]) -> list[int]:
+    """Return the number of characters in each column of some rows."""
+    return [sum(len(field) for field in column if isinstance(field, str)) for column in zip(*rows)]
+
+
+def _typed_column(name: str) -> str:
+    """Return a column as it is typed after `--data.columns`, after a space; "" if that needs more than quotes."""
+    if not re.fullmatch(r"\w[\w .-]{,40}", name) or name == "null":
+        return ""
+    return f" '{name}'" if " " in name else f" {name}"
 
 
 def make_formatter(options: ReadOptions) -> Callable[[list[Any]], str]:
@@ -170,7 +191,8 @@ def field_to_text(value: Any) -> str:
     """Return a field as text: None is empty, True is `true`, a list or dict is JSON.
 
     Raises:
-        UnicodeDecodeError: It is bytes that are not UTF-8, or this error itself.
+        ValueError: It is bytes that are not UTF-8, or an error in the place of a value: this error.
+        ArithmeticError: It is this error.
     """
     if isinstance(value, str):
         return value
@@ -178,7 +200,7 @@ def field_to_text(value: Any) -> str:
         return ""
     if isinstance(value, bytes):
         return value.decode("utf-8")
-    if isinstance(value, UnicodeDecodeError):
+    if isinstance(value, ValueError | ArithmeticError):
         raise value
     return _to_json(value) if isinstance(value, bool | dict | list) else str(value)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from io import StringIO, TextIOBase
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,7 +27,7 @@ from lit_gpt.data.lines import (
     skip_lines,
 )
 from lit_gpt.data.parquet import read_parquet
-from lit_gpt.data.read_options import JSONNumber, ReadOptions, field_to_text, make_formatter, select_columns
+from lit_gpt.data.read_options import JSONNumber, ReadOptions, field_to_text, make_formatter, select_columns, text_sizes
 from lit_gpt.data.rows import Chunk, RejectedRow, Row
 from lit_gpt.data.sources import Source, open_text
 from lit_gpt.errors import UserError, shorten
@@ -67,7 +68,8 @@ def _reader_of(source: Source, options: ReadOptions) -> "Reader":
     if suffix not in READERS:
         raise UserError(
             f"{source}: unknown file format {suffix or '(no suffix)'}: give one of {', '.join(READERS)}, "
-            "name the format, as --data.format csv, or read any text with --data.mode raw"
+            f"name the format, as --data.format {LIKELY_FORMATS.get(suffix, 'csv')}, or read any text with "
+            "--data.mode raw"
         )
     return READERS[suffix]
 
@@ -214,9 +216,10 @@ def read_jsonl(source: Source, file: TextIOBase, options: ReadOptions) -> Iterat
         try:
             row = decoder.decode(line)
             if not isinstance(row, dict):
-                raise UserError(f"a {_json_type(row)}, not an object: write one JSON object per line")
+                raise UserError(f"{_json_type(row)}, not an object: {_json_remedy(line)}")
             has_all = named_columns and named_columns.keys() <= row.keys()
-            columns = named_columns if has_all else select_columns("the object", options, list(row))
+            sizes = partial(text_sizes, [row.values()])
+            columns = named_columns if has_all else select_columns("the object", options, list(row), sizes)
             key = "" if options.split_key_column is None else field_to_text(row[options.split_key_column])
             yield Row(number, format_row([row[name] for name in columns]), key)
         except UserError as error:
@@ -225,11 +228,18 @@ def read_jsonl(source: Source, file: TextIOBase, options: ReadOptions) -> Iterat
             yield RejectedRow(number, f"the object has no field {options.split_key_column!r}: add it")
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            yield RejectedRow(number, f"not JSON ({reason}): write one JSON object per line")
+            yield RejectedRow(number, f"not JSON ({reason}): {_json_remedy(line)}")
 
 
 def _json_type(value: Any) -> str:
-    return "number" if isinstance(value, JSONNumber) else type(value).__name__
+    if isinstance(value, JSONNumber):
+        return "a number"
+    return {str: "a string", list: "an array", bool: "true or false"}.get(type(value), "null")
+
+
+def _json_remedy(line: str) -> str:
+    """Say what to do about a line that is no JSON object. A file that begins with a bracket is one array."""
+    return "write one JSON object per line" + (", as jq -c '.[]' FILE does" if line.lstrip().startswith("[") else "")
 
 
 def _object_with_unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -268,6 +278,13 @@ READERS = {  # by the suffix of the file
     ".txt": Reader(read_lines),
     ".jsonl": Reader(read_jsonl, settings=COLUMN_SETTINGS),
     ".parquet": Reader(read_parquet, binary=True, settings=COLUMN_SETTINGS),
+}
+
+LIKELY_FORMATS = {  # of files with another suffix
+    **dict.fromkeys((".json", ".ndjson", ".jsonlines", ".ldjson"), "jsonl"),
+    **dict.fromkeys((".tab",), "tsv"),
+    **dict.fromkeys((".md", ".text", ".log", ".srt"), "txt"),
+    **dict.fromkeys((".pq", ".parq"), "parquet"),
 }
 
 
