@@ -74,13 +74,9 @@ def classify(
     notes = "".join(f"; {note}" for note in getattr(error, "__notes__", []))
     if isinstance(error, UserError):
         return 2, one_line(_shorten_words(f"error: {error}{notes}"))
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return 2, one_line(_shorten_words(f"error: {error.filename}: {error.strerror}: give a shorter path"))
     resume = f"; resume it with: {resume_command}" if is_training else ""
-    if is_full_disk(error):
-        return 2, one_line(
-            f"error: a file or stdout cannot be written ({_reason(error)}): free disk space{notes}{resume}"
-        )
+    if problem := _problem_with_file(error):
+        return 2, one_line(_shorten_words(f"error: {problem}{notes}{resume}"))
     if is_out_of_memory(error):
         remedy = "a smaller --data.batch_size with the same --data.global_batch_size" if is_training else "less at once"
         remedy += ", and fewer --generate.num_samples" if is_training else ""
@@ -95,6 +91,15 @@ def classify(
             lost += "and start all of them again"
         return 1, one_line(f"rank {rank}: {lost}")
     return 1, None
+
+
+def _problem_with_file(error: BaseException) -> str | None:
+    """Return what the user can correct, if the name of a file is too long or a disk is full."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename}: {error.strerror}: give a shorter path"
+    if is_full_disk(error):
+        return f"a file or stdout cannot be written ({_reason(error)}): free disk space"
+    return None
 
 
 def _reason(error: BaseException) -> str:
