@@ -1,5 +1,6 @@
 """How a failed command ends: `classify` as a table, and a bug in each of the scripts."""
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -10,8 +11,10 @@ from conftest import forked
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import classify, exit_status
+from lit_gpt.cli.main import handle_failure
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import Stopped, UserError
+from lit_gpt.training.stop import GracefulStop
 
 
 def with_context(error: Exception, context: BaseException) -> Exception:
@@ -68,7 +71,7 @@ FAILURES: dict[str, Case] = {
         (2, "error: not enough memory (CUDA o"),
     ),
     "full disk": (
-        OSError(28, "No space left"),
+        OSError(errno.ENOSPC, "No space left"),
         {},
         (2, "error: a file or stdout cannot be written (No space left): f"),
     ),
@@ -90,6 +93,16 @@ def test_classify_decides_status_and_message(name: str) -> None:
         assert "\n" not in message
     else:
         assert message == expected_message
+
+
+def test_process_of_a_run_whose_disk_is_full_says_so_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hard_exit(stop: GracefulStop, status: int, message: str) -> NoReturn:
+        raise SystemExit(f"{status} {message}")
+
+    monkeypatch.setattr("lit_gpt.cli.main.hard_exit", hard_exit)
+    monkeypatch.setattr("lit_gpt.cli.main.global_rank", lambda: 1)
+    with pytest.raises(SystemExit, match=r"2 error: a file or stdout cannot be written \(No space left\)"):
+        handle_failure(OSError(errno.ENOSPC, "No space left"), GracefulStop())
 
 
 def test_exit_status_is_zero_if_the_command_succeeds(capsys: pytest.CaptureFixture[str]) -> None:

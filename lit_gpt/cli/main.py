@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from lit_gpt.cli.arguments import CommandLine
-from lit_gpt.cli.exit_status import classify, is_distributed_failure, print_failure
+from lit_gpt.cli.exit_status import classify, is_distributed_failure, is_full_disk, print_failure
 from lit_gpt.cli.fit import run
 from lit_gpt.cli.messages import format_traceback, quiet_lightning
 from lit_gpt.cli.validation import is_externally_launched
@@ -55,13 +55,14 @@ def handle_failure(error: BaseException, stop: GracefulStop) -> int:
 
     There are exceptions: only rank 0 writes files, and a file may be unreadable for one process only. So rank 0 kills
     the processes that Lightning has started, and one that is not killed prints its error itself. Any other error, such
-    as a lack of memory, may be known to this process only, which therefore exits without waiting for the others.
+    as a lack of memory or a full disk, may be known to this process only, which therefore exits without waiting for the
+    others.
     """
     rank, is_distributed = global_rank(), torch.distributed.is_initialized()
     status, message = classify(
         error, rank=rank, is_training=stop.started, resume_command=stop.resume_command, stopped=stop.signals.raised
     )
-    is_known_to_all = status not in (1, 141) and not is_out_of_memory(error)
+    is_known_to_all = status not in (1, 141) and not is_out_of_memory(error) and not is_full_disk(error)
     if is_known_to_all:
         if rank != 0 and isinstance(error, UserError) and not is_externally_launched():
             if is_distributed:
