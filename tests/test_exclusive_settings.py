@@ -115,6 +115,16 @@ def test_tokenizer_removes_the_vocabulary_of_a_config(folder: Path) -> None:
     assert (settings.data.tokenizer, settings.data.vocab) == ("byte", "pruned")
 
 
+def test_setting_that_a_later_null_takes_back_replaces_nothing() -> None:
+    for taken_back in ([], [{"data": {"template": None}}]):
+        configs = [make_config("data.columns"), make_config("data.template"), *taken_back]
+        remove_replaced(configs, {} if taken_back else {"data.template": None}, DEFAULTS)
+        assert configs == [make_config("data.columns"), make_config("data.template"), *taken_back]
+    configs = [make_config("trainer.max_steps"), make_config("trainer.max_epochs")]
+    remove_replaced(configs, {"trainer.max_epochs": "null"}, DEFAULTS)
+    assert configs == [make_config("trainer.max_steps"), make_config("trainer.max_epochs")]
+
+
 def test_epochs_replace_the_default_number_of_steps(folder: Path) -> None:
     settings = parse("--trainer.max_epochs", "3")
     assert (settings.trainer.max_steps, settings.trainer.max_epochs) == (-1, 3)
@@ -128,8 +138,8 @@ def test_template_replaces_the_columns_of_a_saved_config(fit: Fit) -> None:
     table = ["--data.files", "t.csv", "--trainer.max_steps", 1]
     assert fit(*table, "--data.columns", "text").status == 0
     saved = "logs/small/version_0/config.yaml"
-    result = fit("--data.template", "{title}: {text}", "--name", "again", config=saved)
-    assert result.status == 0, result.err
+    data = parse("--config", saved, "--data.template", "{title}: {text}").data
+    assert (data.columns, data.template) == (None, "{title}: {text}")
     both = ["--data.columns", "text", "--data.template", "{text}"]
     assert_user_error(fit(*both, config=saved), "--data.columns and --data.template both choose the columns")
     validated = fit("validate", "--name", "small", "--data.template", "{text}", config=None)

@@ -1,6 +1,8 @@
 """Which checkpoint of a run a command takes when no path is given, and what it says where there is none."""
 
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
 from lit_gpt.cli import generate
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.generate import main as generate_main
+from lit_gpt.cli.parser import build_parser
 from lit_gpt.cli.run_checkpoint import find_checkpoint, no_checkpoint_error
 
 RUNS = {  # path -> step and time
@@ -87,6 +90,35 @@ def test_best_checkpoint_of_an_older_version_is_not_taken(logs: Path) -> None:
     assert (newest.path, newest.step) == (logs / "poems" / "version_1" / "last.ckpt", 4)
 
 
+def test_copy_of_a_run_beside_it_is_not_newer(logs: Path) -> None:
+    shutil.copytree(logs / "poems" / "version_1", logs / "poems" / "version_1_backup")
+    for prefer_best, name in ((False, "last.ckpt"), (True, "best.ckpt")):
+        newest, _ = newest_checkpoint(logs, "poems", prefer_best=prefer_best)
+        assert newest is not None
+        assert newest.path == logs / "poems" / "version_1" / name
+
+
+def test_empty_name_is_no_name_of_a_run(logs: Path) -> None:
+    with pytest.raises(UserError, match=r"^there is no checkpoint of '' under logs: give --name with a run"):
+        generate.open_checkpoint(None, "")
+    with pytest.raises(UserError, match=r"^--name '': use only letters"):
+        CommandLine(["--name", "", "--ckpt_path", "last"], Path("default.yaml"))
+
+
+def test_generate_says_that_a_file_does_not_exist_before_it_refuses_a_name(logs: Path) -> None:
+    path = logs / "prose" / "version_0" / "last.ckpt"
+    with pytest.raises(UserError, match=r"^--ckpt_path .* is a checkpoint already: leave out --name poems$"):
+        generate.open_checkpoint(path, "poems")
+    with pytest.raises(UserError, match=r"^lats does not exist"):
+        generate.open_checkpoint(Path("lats"), "poems")
+
+
+def test_null_as_a_flag_wins_over_the_folder_of_runs_in_a_config(logs: Path) -> None:
+    Path("poems.yaml").write_text("trainer: {default_root_dir: elsewhere}\n", encoding="utf-8")
+    words = ["--config", "poems.yaml", "--ckpt_path", "last", "--trainer.default_root_dir", "null"]
+    assert "--ckpt_path=logs/poems/version_1/last.ckpt" in CommandLine(words, Path("default.yaml")).args
+
+
 def test_error_lists_runs_newest_first_and_suggests_the_similar_one(logs: Path) -> None:
     assert run_names(logs) == ["prose", "poems", "Verse"]
     assert str(no_checkpoint_error(logs, "peoms", "train one")) == (
@@ -116,8 +148,23 @@ def test_name_without_runs_stops_every_command(
 
 
 def test_generate_without_any_run_says_to_train_one(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"^there is no checkpoint under logs: train one with scripts/fit.py$"):
+    with pytest.raises(UserError, match=r"^there is no checkpoint under logs: train one with scripts/fit.py, or give"):
         generate.open_checkpoint(None, None)
+
+
+def test_commands_that_are_recommended_can_be_typed_where_a_folder_has_a_space(fit: Fit) -> None:
+    trained = fit("--trainer.max_steps", 1, "--trainer.default_root_dir", "my runs")
+    words = shlex.split(trained.out[trained.out.index("more text") :])
+    assert words[words.index("--ckpt_path") + 1] == "my runs/small/version_0/best.ckpt"
+    assert words[words.index("--logdir") + 1] == "my runs"
+
+
+def test_help_describes_the_choices_of_ckpt_path() -> None:
+    for command, choices in (("fit", "last best auto"), ("validate", "last best"), ("test", "last best")):
+        text = build_parser(command, "default").format_help()
+        text = text[text.index("\n  --ckpt_path CKPT_PATH") :].partition("(type")[0]
+        assert all(re.search(rf"\b{choice}\b", text) for choice in choices.split())
+        assert not re.search("hpc|registry", text)
 
 
 def test_commands_say_which_checkpoint_they_take(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:

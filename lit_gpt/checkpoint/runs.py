@@ -1,13 +1,15 @@
 """The checkpoints in the folders of runs: which is the newest, and which belong to a future that was given up.
 
 Within the folder of a run the later step is newer; between runs the time that is stored in the checkpoints decides. So
-copying or moving files is harmless, and so is a clock that was set back.
+copying or moving files is harmless, and so is a clock that was set back. A copy beside the folder of a run, as
+version_0_backup, is not newer than the folder.
 """
 
 import contextlib
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def newest_checkpoint(
     Raises:
         UserError: There are checkpoints, and all of them are damaged.
     """
-    found, damaged = _find_checkpoints(Path(logs, name).glob("version_*") if name else logs.glob("*/version_*"))
+    found, damaged = _find_checkpoints(logs.glob("*/version_*") if name is None else Path(logs, name).glob("version_*"))
     if prefer_best and found:
         best = f"{os.path.dirname(found[-1])}/best.ckpt"
         if best in found:
@@ -66,15 +68,16 @@ def run_names(logs: Path) -> list[str]:
 
 def _find_checkpoints(folders: Iterable[Path]) -> tuple[list[str], list[str]]:
     """Return the paths of the checkpoints in the folders of runs, the newest last; and those of damaged ones."""
-    found: list[tuple[float, int, bool, str]] = []
+    found: list[tuple[float, int, bool, bool, str]] = []
     damaged: list[str] = []
     for folder in folders:
         orders = {path: read_order(path) for path in _checkpoints(folder)}
         damaged += [path for path, order in orders.items() if order is None]
+        is_run = re.fullmatch(r"version_\d+", folder.name) is not None
         latest = 0.0  # a clock that was set back does not make a later step older
         for order, path in sorted((order, path) for path, order in orders.items() if order is not None):
             latest = max(latest, order.saved_at)
-            found.append((latest, order.step, path.endswith("/last.ckpt"), path))
+            found.append((latest, order.step, is_run, path.endswith("/last.ckpt"), path))
     return [path for *_, path in sorted(found)], damaged
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.config_file import SECTIONS, read_config
-from lit_gpt.cli.config_values import get_setting
+from lit_gpt.cli.config_values import get_setting, has_setting
 from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, START, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.text_settings import split_text_flags
 from lit_gpt.cli.validation import COMMANDS, check_run_name
@@ -69,7 +69,7 @@ class CommandLine:
         if choice in CHOICES:
             name = _find_setting("name", flags, configs)
             if name is not None or paths or command == "fit":
-                name = check_run_name(name or self.run_name)
+                name = check_run_name(self.run_name if name is None else name)
             checkpoint = self._find_checkpoint(choice, name, command)
             flags = remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
         if not paths and checkpoint:
@@ -119,7 +119,7 @@ def _split_configs(args: list[str]) -> tuple[list[str], list[str]]:
     others: list[str] = []
     remaining = iter(args)
     for arg in remaining:
-        if arg.startswith("-c") and len(arg) > 2:  # -cFILE
+        if arg.startswith("-c") and len(arg) > 2 and " " not in arg:  # -cFILE; with a space it is the value of a flag
             if Path(arg).suffix not in (".yaml", ".yml"):
                 raise UserError(f"{arg}: a flag has two dashes, and a config ends in .yaml")
             arg = f"--config={arg[2:].removeprefix('=')}"
@@ -188,7 +188,7 @@ def remove_flags(flags: Iterable[str], args: list[str]) -> list[str]:
 
 
 def _find_setting(key: str, flags: list[str], configs: list[dict[str, Any]]) -> Any:
-    """Return the value of a text setting from its flag, else from the last config that has it, else None."""
+    """Return the value of a text setting from its last flag, else from the last config that has it, else None."""
     given = [text.value for text in split_text_flags(flags)[0] if text.key == key]
-    found = [*reversed(given), *(get_setting(config, key) for config in reversed(configs))]
-    return next((value for value in found if value is not None), None)
+    saved = [get_setting(config, key) for config in configs if has_setting(config, key)]
+    return next(iter([*reversed(given), *reversed(saved)]), None)

@@ -102,8 +102,13 @@ def _winning_value(configs: list[dict[str, Any]], flags: dict[str, Any], key: st
 def _gives(
     configs: list[dict[str, Any]], flags: dict[str, Any], number: int, key: str, defaults: Mapping[str, Any]
 ) -> bool:
-    """Return whether a config, or the flags for the number after the last config, give a setting a value."""
+    """Return whether a config, or the flags for the number after the last config, give a setting a value that holds.
+
+    A value does not hold if a later config or a flag gives the same setting, be it null.
+    """
     if number == len(configs):
         return flags.get(key) not in NOT_GIVEN
+    if key in flags or any(has_setting(config, key) for config in configs[number + 1 :]):
+        return False
     value = get_setting(configs[number], key)
     return value not in NOT_GIVEN and value != defaults[key]

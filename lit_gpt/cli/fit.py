@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import traceback
 from collections.abc import Callable, Iterator
 
@@ -288,12 +289,13 @@ def print_end(experiment: Experiment) -> None:
             state = Checkpoint.open(best, verify=False).callbacks["StepCheckpoint"]
             lines.append(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
         if last.exists():
-            command = [program_name("python"), "scripts/generate.py"]
             lines.append(f"last        {last}")
-            lines += wrap_command("more text", [*command, f"--ckpt_path {best if best.exists() else last}"])
+            checkpoint = shlex.quote(str(best if best.exists() else last))
+            command = [shlex.quote(program_name("python")), "scripts/generate.py", f"--ckpt_path {checkpoint}"]
+            lines += wrap_command("more text", command)
         if step_logger(trainer) is not None:
-            command = [program_name("tensorboard"), f"--logdir {experiment.folder.parents[1]}"]
-            lines += wrap_command("curves", command)
+            logs = shlex.quote(str(experiment.folder.parents[1]))
+            lines += wrap_command("curves", [shlex.quote(program_name("tensorboard")), f"--logdir {logs}"])
     print_lines(*lines)
 
 

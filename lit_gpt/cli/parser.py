@@ -47,6 +47,16 @@ DENIED_IMPORTS = (
     *("lightning.pytorch.cli", "lightning.fabric.cli", "lightning.pytorch.core", "lightning.pytorch.trainer"),
 )
 
+EVALUATED_CHECKPOINT = (
+    "A checkpoint, or best or last: the best checkpoint of the newest run of --name, or the newest one. null: best."
+)
+CKPT_PATH_HELP = {
+    "fit": "A checkpoint from which to resume, or last: the newest one of --name; auto: the same, or a new run where "
+    "there is none; best: the best one of the newest run.",
+    "validate": EVALUATED_CHECKPOINT,
+    "test": EVALUATED_CHECKPOINT,
+}
+
 
 class StrictParser(LightningArgumentParser):
     """A parser that does not accept abbreviated flags and raises a `UserError` instead of exiting.
@@ -174,17 +184,17 @@ def build_parser(command: str, name: str) -> StrictParser:
     parser.link_arguments("model.config.context_length", "data.context_length")
     parser.link_arguments("seed_everything", "data.seed")
     parser.link_arguments("data.model_vocab_size", "model.config.vocab_size", apply_on="instantiate")
-    other_arguments = {"model", "datamodule", "train_dataloaders", "val_dataloaders", "dataloaders"}
-    parser.add_method_arguments(Trainer, command, skip={*other_arguments, "weights_only", "verbose"})
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH_HELP[command])
     return parser
 
 
 def add_trainer_arguments(parser: StrictParser) -> None:
     """Add the arguments of the Trainer. Without sub_configs, no value is the name of a file that gives the settings."""
-    skip = {*TRAINER_ARGUMENTS, "limit_predict_batches"}  # no command predicts
+    arguments = {**TRAINER_ARGUMENTS, "default_root_dir": (str | None, "The folder of all runs. null: logs.")}
+    skip = {*arguments, "limit_predict_batches"}  # no command predicts
     parser.add_class_arguments(Trainer, "trainer", fail_untyped=False, instantiate=False, skip=skip)
     assert parser.groups is not None
-    for key, (annotation, description) in TRAINER_ARGUMENTS.items():
+    for key, (annotation, description) in arguments.items():
         default = inspect.signature(Trainer).parameters[key].default
         parser.groups["trainer"].add_argument(f"--trainer.{key}", type=annotation, default=default, help=description)
     parser.set_defaults({f"trainer.{key}": value for key, value in TRAINER_DEFAULTS.items()})

@@ -16,7 +16,7 @@ CHOICES = ("last", "best", "auto")
 
 # What to do where there is no checkpoint: for fit, and for the other commands.
 START = "give --ckpt_path auto to start a run where there is none"
-TRAIN = "train one with scripts/fit.py"
+TRAIN = "train one with scripts/fit.py, or give the path of one as --ckpt_path"
 
 MAX_NAMES = 5  # runs that an error lists
 
@@ -51,7 +51,7 @@ def no_checkpoint_error(logs: Path, name: str | None, remedy: str) -> UserError:
     """
     names = run_names(logs)
     if not names:
-        return UserError(f"there is no checkpoint {f'of {name!r} ' if name else ''}under {logs}: {remedy}")
+        return UserError(f"there is no checkpoint {'' if name is None else f'of {name!r} '}under {logs}: {remedy}")
     listed = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     return UserError(
         f"there is no checkpoint of {name!r} under {logs}{did_you_mean(str(name), names)}: give --name with a run that "

@@ -6,6 +6,8 @@ before it reads these, and put into its result. Only the word `null` is no text,
 """
 
 import functools
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
@@ -96,7 +98,8 @@ def split_text_flags(args: list[str]) -> tuple[list[TextFlag], list[str]]:
             if value == "--":
                 raise UserError(f"{flag} has no value: give one, or leave it out")
             if value.startswith("--") or (value.startswith("-") and len(value) > 1 and " " not in value):
-                raise UserError(f"{flag} {shorten(value)}: write {flag}={shorten(value)} if this is its value")
+                quoted = shorten(shlex.quote(value))
+                raise UserError(f"{flag} {shorten(value)}: write {flag}={quoted} if this is its value")
         try:
             texts.append(TextFlag(key, text_of_flag(value, text_settings()[key]), flag.endswith("+")))
         except LimitError as error:
@@ -152,7 +155,7 @@ def keep_texts(root: yaml.Node | None, text: str, source: str) -> None:
         source: What to call the config in an error.
 
     Raises:
-        UserError: A text setting has a value that is no text.
+        UserError: A text setting has a value that is no text, or nothing but a comment, as `template: # {name}`.
     """
     for key, node in _settings(root):
         kind = text_settings().get(key)
@@ -163,6 +166,9 @@ def keep_texts(root: yaml.Node | None, text: str, source: str) -> None:
             if not _is_text(item, text):
                 place = f"{source} line {item.start_mark.line + 1}"
                 raise UserError(f"{place}: YAML does not take this value of {key} for a text: put it in quotes")
+            if item.value == "" and not item.style and re.match(r"[ \t]+#", text[item.end_mark.index :]):
+                place = f"{source} line {item.start_mark.line + 1}"
+                raise UserError(f"{place}: to YAML, {key} has a comment and no value: put it in quotes, or write null")
             is_null = not item.style and (item.value == "" or (item.value == "null" and kind.may_be_none))
             item.tag = NULL_TAG if is_null and not is_list else TEXT_TAG
 

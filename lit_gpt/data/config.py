@@ -137,7 +137,7 @@ class CorpusConfig:
         if self.vocab_size is not None and self.tokenizer != "bpe":
             raise UserError(
                 f"--data.vocab_size {self.vocab_size} is for a vocabulary that is trained on the text: give "
-                "--data.tokenizer bpe, or leave it out"
+                "--data.tokenizer bpe, or --data.vocab_size null"
             )
 
     @property
