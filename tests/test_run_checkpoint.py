@@ -105,14 +105,6 @@ def test_empty_name_is_no_name_of_a_run(logs: Path) -> None:
         CommandLine(["--name", "", "--ckpt_path", "last"], Path("default.yaml"))
 
 
-def test_generate_says_that_a_file_does_not_exist_before_it_refuses_a_name(logs: Path) -> None:
-    path = logs / "prose" / "version_0" / "last.ckpt"
-    with pytest.raises(UserError, match=r"^--ckpt_path .* is a checkpoint already: leave out --name poems$"):
-        generate.open_checkpoint(path, "poems")
-    with pytest.raises(UserError, match=r"^lats does not exist"):
-        generate.open_checkpoint(Path("lats"), "poems")
-
-
 def test_null_as_a_flag_wins_over_the_folder_of_runs_in_a_config(logs: Path) -> None:
     Path("poems.yaml").write_text("trainer: {default_root_dir: elsewhere}\n", encoding="utf-8")
     words = ["--config", "poems.yaml", "--ckpt_path", "last", "--trainer.default_root_dir", "null"]

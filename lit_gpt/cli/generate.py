@@ -70,7 +70,7 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
     """
     choice = "auto" if path is None else str(path)
     if choice not in CHOICES:
-        if name is not None and Path(choice).exists():
+        if name is not None:
             raise UserError(f"--ckpt_path {choice} is a checkpoint already: leave out --name {name}")
         return Checkpoint.open(choice)
     checkpoint = find_checkpoint("best" if choice == "auto" else choice, LOGS, name)
