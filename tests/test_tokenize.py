@@ -26,6 +26,7 @@ from lit_gpt.data.tokenize import (
     tokenize_block,
     train_tokenizer,
 )
+from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, ByteTokenizer, CharTokenizer
 
 ROW_OPTIONS = corpus_config(encoding="utf-8").read_options
@@ -146,6 +147,28 @@ def test_raw_block_has_end_of_text_only_as_separator(needs_separator: bool) -> N
 def test_block_without_documents_has_no_tokens() -> None:
     encoded = encode_block(ByteTokenizer(), Block(rows=2, empty_rows=2), is_raw=False)
     assert (len(encoded.ids), len(encoded.records), encoded.metadata["bytes"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_document_that_the_tokenizer_cannot_encode_is_rejected_alone(tmp_path: Path, is_raw: bool) -> None:
+    tokenizer = CharTokenizer("abc")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer.state()))
+    source = tmp_path / "t.csv"
+    source.write_bytes(b"text\nab\nax\n\xff\nc\n")
+    (block,) = read_all([Source(str(source))], 1000)
+    if is_raw:
+        with pytest.raises(UserError, match="character 'x'"):
+            encode_block(tokenizer, block, is_raw)
+        return
+    for _ in range(2):  # the second time as a build does that continues
+        progress = tokenize_block(tmp_path, is_raw, block)
+        assert (progress.rows, progress.rejected, progress.was_damaged) == (4, 2, False)
+        found = read_block(progress.path)
+        assert found.ids.tolist() == [0, 1, 3, 2, 3]
+        assert found.records["line"].tolist() == [2, 5]
+        (line, reason), other = found.metadata["rejected"]
+        assert (line, other[0]) == (3, 4)
+        assert reason.startswith("character 'x' (U+0078) is not among the 3 characters")
 
 
 def test_block_file_is_written_once_and_has_all_records(tmp_path: Path) -> None:

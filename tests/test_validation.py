@@ -96,7 +96,7 @@ SETTINGS: dict[str, Case] = {
     ),
     "table settings in raw mode": Case(
         ["--data.mode", "raw", "--data.quote", "none", "--data.header", "false"],
-        "--data.mode raw reads no tables, each file is one text: leave out --data.quote and --data.header",
+        "leave out --data.quote and --data.header, or give --data.mode rows",
     ),
     "val_files and val_fraction": Case(
         ["--data.val_files", "rows.txt", "--data.val_fraction", "0.2"],

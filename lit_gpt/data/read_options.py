@@ -78,7 +78,10 @@ class ReadOptions:
             f"--data.{name}" for name in self.given("format", "columns", "template", "delimiter", "quote", "header")
         ]
         if self.mode == "raw" and given:
-            raise UserError(f"--data.mode raw reads no tables, each file is one text: leave out {' and '.join(given)}")
+            raise UserError(
+                f"--data.mode raw reads no tables, each file is one text: leave out {' and '.join(given)}, or give "
+                "--data.mode rows"
+            )
 
     def given(self, *names: str) -> list[str]:
         """Return those of some fields that do not have their default."""

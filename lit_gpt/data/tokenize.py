@@ -11,7 +11,7 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -22,7 +22,7 @@ from lit_gpt.data.config import SPLITS, CorpusConfig, SplitOptions
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.readers import RejectedRow, open_rows, open_text_chunks, with_detected_encoding
 from lit_gpt.data.sources import Source
-from lit_gpt.errors import shorten
+from lit_gpt.errors import UserError, shorten
 from lit_gpt.files import atomic_write, open_regular
 from lit_gpt.tokenizer import CharTokenizer, Tokenizer, from_state, train_bpe
 
@@ -208,15 +208,41 @@ class EncodedBlock(NamedTuple):
 
 
 def encode_block(tokenizer: Tokenizer, block: Block, is_raw: bool) -> EncodedBlock:
-    """Tokenize a block. Every document ends with end-of-text; in raw mode it stands between files only."""
+    """Tokenize a block. Every document ends with end-of-text; in raw mode it stands between files only.
+
+    Raises:
+        UserError: In raw mode, the tokenizer cannot encode the text. A document that it cannot encode is rejected.
+    """
     ids, lengths = np.zeros(0, dtype=np.uint32), np.zeros(0, dtype=np.int64)
     if block.texts:  # otherwise all rows are blank or rejected
-        ids, lengths = tokenizer.encode_documents(block.texts)
+        try:
+            ids, lengths = tokenizer.encode_documents(block.texts)
+        except UserError:
+            if is_raw:
+                raise
+            return encode_block(tokenizer, _reject_documents(tokenizer, block), is_raw)
     if block.texts and is_raw:
         separator = np.full(int(block.needs_separator), tokenizer.end_of_text, dtype=np.uint32)
         ids = np.append(separator, ids[:-1])  # `encode_documents` appends end-of-text
         lengths = np.array([len(ids)])
     return _describe_block(block, ids, lengths, is_raw)
+
+
+def _reject_documents(tokenizer: Tokenizer, block: Block) -> Block:
+    """Return a block in which the documents that the tokenizer cannot encode are rejected rows."""
+    encodable = replace(block, texts=[], lines=array.array("L"), split_keys=array.array("Q"))
+    rejected = list(block.rejected)
+    for text, line, key in zip(block.texts, block.lines, block.split_keys, strict=True):
+        try:
+            tokenizer.encode(text)
+        except UserError as error:
+            rejected.append(RejectedRow(line, str(error)))
+        else:
+            encodable.texts.append(text)
+            encodable.lines.append(line)
+            encodable.split_keys.append(key)
+    encodable.rejected = sorted(rejected)
+    return encodable
 
 
 def _describe_block(block: Block, ids: np.ndarray, lengths: np.ndarray, is_raw: bool) -> EncodedBlock:
@@ -281,15 +307,18 @@ def tokenize_block(work_folder: Path, is_raw: bool, block: Block) -> BlockProgre
     tokenizer = _load_tokenizer(work_folder / "tokenizer.json")
     exists = path.exists()
     is_complete = exists and _is_file_of_block(path, tokenizer, block, is_raw)
+    rejected, was_damaged = len(block.rejected), exists and not is_complete
     if not is_complete:
         encoded = encode_block(tokenizer, block, is_raw)
+        if len(encoded.metadata["rejected"]) > rejected:  # the file of such a block is never taken for complete
+            rejected, was_damaged = len(encoded.metadata["rejected"]), False
 
         def write(file: BinaryIO) -> None:
             known = np.array(json.dumps(encoded.metadata))
             np.savez(file, ids=encoded.ids, record=encoded.records, known=known)
 
         atomic_write(path, write, temporary_folder=work_folder)
-    return BlockProgress(block.rows, len(block.rejected), block.bytes_read, path, exists and not is_complete)
+    return BlockProgress(block.rows, rejected, block.bytes_read, path, was_damaged)
 
 
 def read_block(path: Path) -> EncodedBlock:
