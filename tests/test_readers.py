@@ -263,6 +263,18 @@ def test_lines_with_invalid_bytes_are_left_out_of_raw_text(
     assert [line for _, line, _ in corpus.report["rejected_first"]] == [5, 31, 60]
 
 
+def test_lines_of_raw_text_are_counted_once_where_one_is_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "CHUNK_CHARACTERS", 4)
+    monkeypatch.setattr(readers, "MAX_CHUNK_CHARACTERS", 8)
+    options = ReadOptions(mode="raw", encoding="utf-8")
+    for end in (b"", b"\n"):
+        (tmp_path / "t.txt").write_bytes(b"a" * 30 + b"\nb\n\xff\nc" + end)
+        with open_text_chunks(Source(str(tmp_path / "t.txt")), options) as (found, _):
+            chunks = list(found)
+        assert sum(chunk.lines for chunk in chunks) == 4
+        assert [row.line for chunk in chunks for row in chunk.rejected] == [3]
+
+
 def test_too_many_invalid_lines_of_raw_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_bytes(b"fine\n" * 17 + b"\xff\n" * 2)
     config = CorpusConfig(ReadOptions(mode="raw", encoding="utf-8"), tokenizer="byte")

@@ -150,13 +150,13 @@ def open_text_chunks(source: Source, options: ReadOptions) -> Iterator[tuple[Ite
 
 def _read_chunks(source: Source, options: ReadOptions, file: TextIOBase) -> Iterator[Chunk]:
     pending, lines, rejected = "", 0, []  # what is not yet returned
-    line = options.skip_rows + 1  # the next one to read
+    line, has_open_line = options.skip_rows + 1, False  # the next one to read; whether its beginning was read
     last_cut = re.compile(r"(?s).*\S\n(?=\S)")
     with source.translate_errors():
         skip_lines(source, file, options.skip_rows)
         while text := file.read(CHUNK_CHARACTERS):
             text += "" if text.endswith("\n") else file.readline(MAX_CHUNK_CHARACTERS)
-            num_lines = text.count("\n") + (not text.endswith("\n"))
+            num_lines, has_open_line = text.count("\n"), not text.endswith("\n")
             if not is_valid_text(text):
                 text, invalid = _remove_invalid_lines(text, line, options)
                 rejected += invalid
@@ -167,8 +167,8 @@ def _read_chunks(source: Source, options: ReadOptions, file: TextIOBase) -> Iter
                 end = cut.end() if cut else len(pending)
                 yield Chunk(pending[:end], lines, rejected)
                 pending, lines, rejected = pending[end:], 0, []
-    if pending or lines:
-        yield Chunk(pending, lines, rejected)
+    if pending or lines or has_open_line:
+        yield Chunk(pending, lines + has_open_line, rejected)
 
 
 def _remove_invalid_lines(text: str, first_line: int, options: ReadOptions) -> tuple[str, list[RejectedRow]]:
