@@ -50,6 +50,14 @@ def feather() -> bytes:
     return file.getvalue()
 
 
+def arrow_stream() -> bytes:
+    file = io.BytesIO()
+    table = pyarrow.table({"text": ["hello"]})
+    with pyarrow.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return file.getvalue()
+
+
 def sqlite(folder: Path) -> bytes:
     database = sqlite3.connect(folder / "t.db")
     database.execute("create table poems (text)")
@@ -60,7 +68,10 @@ def sqlite(folder: Path) -> bytes:
 
 FILES = {  # name: content, and what is said about it
     "t.xlsx": (zipped("[Content_Types].xml", "xl/workbook.xml"), "a workbook: save it as CSV UTF-8"),
-    "renamed.csv": (zipped("[Content_Types].xml", "xl/sharedStrings.xml"), "a workbook: save it as CSV UTF-8"),
+    "renamed.csv": (
+        zipped("[Content_Types].xml", "xl/workbook.bin", "xl/sharedStrings.bin"),
+        "a workbook: save it as CSV UTF-8",
+    ),
     "t.ods": (zipped("mimetype", content=b"application/vnd.oasis.opendocument.spreadsheet"), "a workbook"),
     "t.docx": (zipped("[Content_Types].xml", "word/document.xml"), "a document: save it as plain text"),
     "t.csv": (zipped("poems/t.csv"), "a zip archive: unpack it"),
@@ -78,12 +89,17 @@ FILES = {  # name: content, and what is said about it
     "f.csv": (feather(), "an Arrow .Feather. table: save it as Parquet"),
     "page.csv": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "a web page: download the file itself"),
     "page.xls": (b"<html><table><tr><td>hello</td></tr></table></html>", "a workbook in HTML: save it as CSV UTF-8"),
+    "folder.csv": (zipped("docs-xl/password/t.txt"), "a zip archive: unpack it"),
+    "plain.csv.gz": (TABLE, "not compressed: rename it to plain.csv, or download it again"),
+    "stream.csv": (arrow_stream(), "an Arrow table: save it as Parquet"),
+    "small.txt": (b"GIF89a\x01\x00\x01\x00\x80\x00\x00;", "an image: give a file with text"),
     "t.tar.gz": (gzip.compress(tarred()), "a tar archive: unpack it"),
     "pointer.csv": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
     "pointer.parquet": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "git lfs pull"),
     "photo.txt": (b"\xff\xd8\xff\xe0\x00\x10JFIF", "an image: give a file with text"),
     "empty.csv.gz": (gzip.compress(b""), "is empty"),
     "mark.csv": (b"\xef\xbb\xbf", "is empty"),
+    "mark16.csv": (b"\xff\xfe", "is empty"),
 }
 
 
@@ -117,7 +133,8 @@ def test_text_that_mentions_a_signature_is_read(tmp_path: Path, signature: bytes
 
 
 @pytest.mark.parametrize(
-    "start", ["BZhang,b", "PAR1,b", "ORC", "FEA1,b", "PK,b", "GIF,b", "ID3,b", "7z", "<b>,c", "II*,b"]
+    "start",
+    ["BZhang,b", "PAR1,b", "ORC", "FEA1,b", "PK,b", "GIF,b", "ID3,b", "7z", "<b>,c", "II*,b", "GIF89a,b", "%PDF-,b"],
 )
 def test_text_that_begins_like_a_signature_is_read(tmp_path: Path, start: str) -> None:
     (tmp_path / "t.csv").write_bytes(f"{start}\nhello,world\n".encode())

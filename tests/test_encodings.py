@@ -57,6 +57,34 @@ def test_detected_encoding_decodes_to_the_text(tmp_path: Path, encoding: str) ->
     assert text.encode(encoding).decode(found.name).removeprefix("\ufeff") == text
 
 
+@pytest.mark.parametrize(
+    "encoding",
+    ["cp1250", "cp1251", "cp1252", "cp1253", "cp1257", "koi8_r", "iso8859_2", "mac_roman", "cp866"],
+)
+def test_text_in_capitals_is_read_in_its_encoding(tmp_path: Path, encoding: str) -> None:
+    content = "\n".join(SENTENCES[encoding].upper().split(" ")).encode(encoding, "ignore")
+    found = detect(tmp_path, content)
+    assert content.decode(found.name) == content.decode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("ﾔﾏﾀﾞ ﾀﾛｳ\nｻﾄｳ ﾊﾅｺ\nｽｽﾞｷ ｲﾁﾛｳ\nﾀｶﾊｼ ﾐｻｷ\nﾀﾅｶ ｼﾞﾛｳ\nﾜﾀﾅﾍﾞ ｹﾝ\nｺﾊﾞﾔｼ ﾏｻｵ\nﾖｼﾀﾞ ｹｲｺ\n", "cp932"),
+        ("Let x ≤ y, π ≈ 3.14, ∑ x = ∞, ∆t = 5 µs, √2.\nAngle 30°, ±2%, Ω ohm, ∂f/∂x ≠ 0\nf(x) ≥ 0 ∫ ƒ\n", "mac_roman"),
+    ],
+    ids=["half-width kana", "mathematics"],
+)
+def test_text_that_is_strange_in_its_likeliest_encoding_is_a_guess(tmp_path: Path, text: str, encoding: str) -> None:
+    assert not detect(tmp_path, text.encode(encoding)).is_sure
+
+
+def test_utf16_may_contain_replacement_characters(tmp_path: Path) -> None:
+    text = "it\ufffds a \ufffdday\ufffd\r\n" * 50
+    assert detect(tmp_path, text.encode("utf-16")).name == "utf-16"
+    assert detect(tmp_path, text.encode("utf-16-le")).name == "utf-16-le"
+
+
 def test_utf8_with_a_few_invalid_bytes_is_detected_as_utf8(tmp_path: Path) -> None:
     found = detect(tmp_path, "第一行，文字\n".encode() * 100 + b"\xff\xfe\n")
     assert found.name == "utf-8"

@@ -1,14 +1,13 @@
 """Recognize files that are no text by their first bytes, and say what to do with them."""
 
 import os
+import re
 
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 
-HEAD_BYTES, TAIL_BYTES = (
-    2**12,
-    2**16,
-)  # read from the start and, of archives and Parquet, from the end, where their index is
+HEAD_BYTES = 2**12  # read from the start
+TAIL_BYTES = 2**16  # read from the end of zip archives and Parquet tables, which have their index there
 
 UNPACK = "unpack it and give the files in it"
 AS_CSV = "save it as CSV UTF-8 and give that file"
@@ -24,10 +23,14 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what the file
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (b"Rar!\x1a\x07", "a RAR archive", UNPACK),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office file (a workbook .xls or a document .doc)", AS_CSV),
-    (b"%PDF-", "a PDF", "extract its text, as with pdftotext, and give that file"),
+    *(
+        (b"%%PDF-%d." % version, "a PDF", "extract its text, as with pdftotext, and give that file")
+        for version in (1, 2)
+    ),
     (b"{\\rtf", "a document in RTF", AS_TEXT),
     (b"SQLite format 3\x00", "an SQLite database", EXPORT),
     (b"ARROW1\x00\x00", "an Arrow (Feather) table", "save it as Parquet or CSV and give that file"),
+    (b"\xff\xff\xff\xff", "an Arrow table", "save it as Parquet or CSV and give that file"),
     (b"FEA1\x00\x00\x00\x00", "a Feather table", "save it as Parquet or CSV and give that file"),
     (b"Obj\x01", "an Avro table", "save it as Parquet or CSV and give that file"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file", EXPORT),
@@ -36,8 +39,6 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what the file
     (b"\x80\x05\x95", "a Python pickle", EXPORT),
     (b"\x89PNG\r\n\x1a\n", "an image", NO_TEXT),
     (b"\xff\xd8\xff", "an image", NO_TEXT),
-    (b"GIF87a", "an image", NO_TEXT),
-    (b"GIF89a", "an image", NO_TEXT),
     (b"II*\x00", "an image", NO_TEXT),
     (b"MM\x00*", "an image", NO_TEXT),
     (b"OggS\x00", "a sound or video file", NO_TEXT),
@@ -52,9 +53,9 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what the file
     ),
 )
 ZIPPED: tuple[tuple[tuple[bytes, ...], str, str], ...] = (  # names in the archive, what the file is, what to do
-    ((b"xl/", b"opendocument.spreadsheet", b"Index/Tables"), "a workbook", AS_CSV),
-    ((b"word/", b"opendocument.text", b"application/epub+zip"), "a document", AS_TEXT),
-    ((b"ppt/", b"opendocument.presentation"), "a presentation", AS_TEXT),
+    ((b"xl/workbook", b"opendocument.spreadsheet", b"Index/Tables"), "a workbook", AS_CSV),
+    ((b"word/document", b"opendocument.text", b"application/epub+zip"), "a document", AS_TEXT),
+    ((b"ppt/presentation", b"opendocument.presentation"), "a presentation", AS_TEXT),
 )
 
 CONTENT_TYPES = b"[Content_Types].xml"  # in all files of Microsoft Office
@@ -77,20 +78,20 @@ def check_content(source: Source, suffix: str, is_table: bool) -> None:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             tail = file.read(TAIL_BYTES)
     packed_as = _compression(head)
-    found = None
-    if source.compression != packed_as:
-        found = _packing(source, packed_as) if packed_as else _recognize(head, tail, suffix, is_table)
-    elif source.compression:
+    if packed_as and packed_as == source.compression:
         with source.translate_errors(), source.open() as (unpacked, _):
             head = unpacked.read(HEAD_BYTES)
-        found = _recognize(head, b"", suffix, is_table)
-        if _compression(head):
-            found = "compressed twice", "unpack it once"
+        found = ("compressed twice", "unpack it once") if _compression(head) else None
+        found = found or _recognize(head, b"", suffix, is_table)
+    elif packed_as:
+        found = _wrong_compression(source, packed_as)
     else:
         found = _recognize(head, tail, suffix, is_table)
+        if source.compression and head and not found:
+            found = _wrong_compression(source, packed_as)
     if found:
         raise UserError(f"{source} is {found[0]}: {found[1]}")
-    if b"\xef\xbb\xbf".startswith(head):  # nothing, or at most a byte order mark
+    if not head.strip(b"\xef\xbb\xbf\xff\xfe"):  # nothing, or only a byte order mark
         raise UserError(f"{source} is empty: give a file with text in it")
 
 
@@ -98,14 +99,20 @@ def _compression(head: bytes) -> str:
     """Return the suffix of the compression that the first bytes show; "" for none."""
     if head.startswith(b"\x1f\x8b\x08"):
         return ".gz"
-    return ".zst" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
+    is_zstd = head.startswith(b"\x28\xb5\x2f\xfd") or re.match(rb"[\x50-\x5f]\x2a\x4d\x18", head)  # or what it skips
+    return ".zst" if is_zstd else ""
 
 
-def _packing(source: Source, packed_as: str) -> tuple[str, str]:
-    """Say that a file is compressed, and its name does not say how."""
-    program = {".gz": "gzip", ".zst": "zstd"}[packed_as]
-    name = source.path[: len(source.path) - len(source.compression)]
-    return f"compressed with {program}", f"rename it to {os.path.basename(name)}{packed_as}"
+def _wrong_compression(source: Source, packed_as: str) -> tuple[str, str]:
+    """Say that a file is not compressed as its name says.
+
+    Args:
+        source: The file.
+        packed_as: The suffix of its compression; "" for none.
+    """
+    what = {".gz": "compressed with gzip", ".zst": "compressed with zstd", "": "not compressed"}[packed_as]
+    name = os.path.basename(source.path[: len(source.path) - len(source.compression)])
+    return what, f"rename it to {name}{packed_as}" + ("" if packed_as else ", or download it again")
 
 
 def _recognize(head: bytes, tail: bytes, suffix: str, is_table: bool) -> tuple[str, str] | None:
@@ -120,6 +127,8 @@ def _recognize(head: bytes, tail: bytes, suffix: str, is_table: bool) -> tuple[s
     for signature, what, remedy in SIGNATURES:
         if head.startswith(signature):
             return what, remedy
+    if head.startswith((b"GIF87a", b"GIF89a")) and b"\0" in head[6:13]:
+        return "an image", NO_TEXT
     if head.startswith(b"RIFF") and head[8:12] in (b"WEBP", b"WAVE", b"AVI "):
         return "an image, sound or video file", NO_TEXT
     if head[:1] == b"\0" and head[4:8] == b"ftyp":

@@ -32,6 +32,7 @@ PRIORS = dict.fromkeys(CANDIDATES, 1.0) | {"cp1252": 1.25, "cp1250": 0.9, "cp125
 PRIORS |= {"iso8859-15": 0.8, "mac-roman": 0.8, "mac-cyrillic": 0.7, "cp437": 0.7, "cp850": 0.75, "cp852": 0.7}
 PRIOR_EVIDENCE = 20  # characters with different neighbours; from so many on the priors count less
 MIN_EVIDENCE = 4  # characters with different neighbours; fewer leave it to the priors
+MAX_STRANGENESS = 0.15  # mean implausibility; a text that is stranger in the best encoding is a guess
 MAX_REPEATED = 3  # times that the same character is counted, with different neighbours
 MIN_WORDS = 8  # that are different; a choice that rests on fewer is a guess
 MIN_TWO_BYTE = 25  # different characters of two bytes, likewise
@@ -71,11 +72,13 @@ class _Scored:
         encoding: The encoding.
         text: The decoded sample.
         score: How likely it is, compared with the others.
+        strangeness: Mean `implausibility` of its characters.
     """
 
     encoding: str
     text: str
     score: float
+    strangeness: float
 
 
 def choose_encoding(lines: list[bytes]) -> DetectedEncoding:
@@ -90,6 +93,7 @@ def choose_encoding(lines: list[bytes]) -> DetectedEncoding:
     best = min((one for one in ranking if one.text == ranking[0].text), key=lambda one: CANDIDATES.index(one.encoding))
     second = next((scored for scored in ranking if scored.text != best.text), None)
     evidence, is_enough = _evidence(best)
+    is_enough = is_enough and best.strangeness <= MAX_STRANGENESS
     odds = (second.score / ranking[0].score) ** evidence if second else 0.0
     confidence = 1 / (1 + odds) if is_enough else min(1 / (1 + odds), GUESS)
     return DetectedEncoding(best.encoding, confidence, second.encoding if second else "", _examples(best.text))
@@ -109,17 +113,39 @@ def _evidence(scored: _Scored) -> tuple[float, bool]:
 
 def _rank(lines: list[bytes]) -> list[_Scored]:
     """Return the encodings in which all lines are valid, the likeliest first; none if chardet finds no text."""
+    sample = b"\n".join(lines)
+    confidences = _language_confidences(sample)
+    for encoding in CANDIDATES:
+        small = _in_small_letters(sample, encoding)
+        if small:
+            found = _language_confidences(small).get(encoding, 0.0)
+            confidences[encoding] = max(confidences.get(encoding, 0.0), found)
+    likely = dict.fromkeys([*sorted(confidences, key=lambda name: -confidences[name])[:MAX_SCORED], "cp1252"])
+    scored = [_score(sample, encoding, confidences[encoding]) for encoding in likely if encoding in confidences]
+    return sorted(scored, key=lambda one: -one.score)
+
+
+def _language_confidences(sample: bytes) -> dict[str, float]:
+    """Return how much a sample looks like a language in each encoding that chardet does not exclude, from 0 to 1."""
     import chardet  # imported here because few files need it
 
-    sample = b"\n".join(lines)
     found = chardet.detect_all(
         sample, include_encodings=CANDIDATES, compat_names=False, ignore_threshold=True, max_bytes=len(sample) + 1
     )
-    found = [one for one in found if one["encoding"] in CANDIDATES]  # it has an answer also if it finds none
-    confidences = {str(one["encoding"]): one["confidence"] for one in found}  # the highest first
-    likely = dict.fromkeys([*list(confidences)[:MAX_SCORED], "cp1252"])
-    scored = [_score(sample, encoding, confidences[encoding]) for encoding in likely if encoding in confidences]
-    return sorted(scored, key=lambda one: -one.score)
+    return {str(one["encoding"]): one["confidence"] for one in found if one["encoding"] in CANDIDATES}
+
+
+def _in_small_letters(sample: bytes, encoding: str) -> bytes:
+    """Return a sample in small letters if, in this encoding, it is in capitals; b"" for another.
+
+    chardet's language models hardly know capitals: Russian ones in cp1251 look to them like small letters in koi8-r.
+    """
+    if not _decodes(sample, encoding):
+        return b""
+    text = sample.decode(encoding)
+    words = set(WORDS.findall(text))
+    capitals = sum(len(word) > 1 and word.isupper() for word in words)
+    return text.lower().encode(encoding, "ignore") if 2 * capitals > len(words) else b""
 
 
 def _score(sample: bytes, encoding: str, confidence: float) -> _Scored:
@@ -132,7 +158,7 @@ def _score(sample: bytes, encoding: str, confidence: float) -> _Scored:
     if encoding == "cp1252" and mean < USUAL and not any(is_letter(character) for _, character, _ in contexts):
         prior = PRIOR_OF_SIGNS  # as in prices and after quotes, which no language model knows
     prior **= min(1.0, PRIOR_EVIDENCE / max(1, len(contexts)))
-    return _Scored(encoding, text, max(confidence, 1e-6) * prior * math.exp(-IMPLAUSIBILITY_WEIGHT * mean))
+    return _Scored(encoding, text, max(confidence, 1e-6) * prior * math.exp(-IMPLAUSIBILITY_WEIGHT * mean), mean)
 
 
 def _nearly_fitting(lines: list[bytes]) -> list[str]:

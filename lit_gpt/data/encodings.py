@@ -40,6 +40,7 @@ NON_ASCII = bytes(range(128, 256))
 CONTROLS = bytes(set(range(32)) - set(b"\t\n\r"))
 NOISE = bytes(set(CONTROLS) - set(b"\0\f\x0e\x0f\x1b"))  # a text may have these, for pages and in ISO 2022
 BEFORE_CUTS = [bytes([byte]) for byte in range(0x30)]
+INVALID = re.compile("[\udc00-\udcff]")  # what the error handler of data/sources.py makes of invalid bytes
 PARTS = re.compile(rb"(?s).{1,%d}[^\x00-\x2f]*" % PART_BYTES)
 
 
@@ -80,7 +81,6 @@ class _ByteCounts:
     Attributes:
         size: All.
         zeros: Zero bytes at even and at odd positions.
-        line_ends: Bytes that are `\\n`.
         non_ascii: Bytes from 128.
         invalid: Places that are invalid UTF-8.
         has_escapes: Whether a sequence occurs that begins two-byte characters in ISO 2022.
@@ -111,12 +111,12 @@ def _marked_encoding(source: Source) -> str | None:
 
 def _fits(source: Source, encoding: str) -> bool:
     """Return whether at most a thousandth of the characters of a file are invalid in an encoding."""
-    decoder = codecs.getincrementaldecoder(encoding)("replace")
+    decoder = codecs.getincrementaldecoder(encoding)("lit_gpt.surrogates")
     characters = invalid = 0
     for chunk in itertools.chain(_chunks(source), [b""]):
         text = decoder.decode(chunk, final=not chunk)
         characters += len(text)
-        invalid += text.count("\ufffd")
+        invalid += len(INVALID.findall(text))
     return invalid * 1000 <= characters
 
 

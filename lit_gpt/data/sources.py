@@ -42,11 +42,11 @@ class Source:
 
     @property
     def path(self) -> str:
-        """The name; of a URL without its query and fragment, unless the name has its suffix only there."""
+        """The name; of a URL without its query, or the first name with a suffix in the query if only that has one."""
         if not self.is_remote:
             return self.name  # may contain ? and #
-        path = re.split("[?#]", self.name, maxsplit=1)[0]
-        return path if os.path.splitext(path)[1] else self.name
+        path, *values = re.split("[?#&=]", self.name)
+        return next((part for part in (path, *values) if os.path.splitext(part)[1]), path)
 
     @property
     def compression(self) -> str:
