@@ -37,18 +37,18 @@ def wrap_line(line: str) -> list[str]:
     return [line] if place is None else [line[:place].rstrip(), *wrap_line(INDENT + line[place:].lstrip())]
 
 
-def wrap_command(label: str, words: Iterable[str]) -> list[str]:
+def wrap_command(label: str, parts: Iterable[str]) -> list[str]:
     r"""Return a command as lines of at most 80 columns that a shell takes as one, because a backslash ends each.
 
     Args:
         label: What the command does.
-        words: The words of the command, quoted for a shell.
+        parts: The words of the command, quoted for a shell; a part of several words stays on one line.
     """
     lines = [f"{label:{len(INDENT)}}"]
-    for word in words:
-        if lines[-1].strip() and display_width(f"{lines[-1]}{word} \\") > COLUMNS and lines[-1] != INDENT:
+    for part in parts:
+        if lines[-1].strip() and display_width(f"{lines[-1]}{part} \\") > COLUMNS and lines[-1] != INDENT:
             lines.append(INDENT)
-        lines[-1] += f"{word} "
+        lines[-1] += f"{part} "
     return [f"{line}\\" for line in lines[:-1]] + [lines[-1].rstrip()]
 
 

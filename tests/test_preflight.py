@@ -42,6 +42,10 @@ def test_preflight_warns_of_a_model_too_large_for_its_text(
     out = fit(*flags, *small, "--trainer.logger", "false").out
     assert ("may memorize" in out) == warns
     assert ("20 tokens a parameter (Hoffmann et al. 2022), and after 4 epochs" in out) == warns
+    assert ("give --early_stopping.patience 5, a smaller" in out) == warns
+    out = fit(*flags, *small, "--trainer.logger", "false", "--early_stopping.patience", 3).out
+    assert ("may memorize" in out) == warns
+    assert "--early_stopping.patience 5" not in out
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,23 @@ def test_rising_validation_loss_beside_a_falling_training_loss_is_reported_once(
     assert [step for step, report in found.items() if report] == reports
 
 
+def test_overfitting_of_a_resumed_run_counts_from_the_lowest_loss_before() -> None:
+    overfitting = Overfitting()
+    overfitting.resume(200, 3.5)
+    assert overfitting.check(600, 3.9, 2.5) == ""  # what the training loss was at step 200 is not known
+    assert "8.6% above its lowest value, 3.5000 at step 200" in overfitting.check(800, 3.8, 2.0)
+
+
+def test_resumed_run_knows_its_lowest_loss(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fit("--trainer.max_steps", 3, "--model.schedule", "constant").out
+    resumed: list[str] = []
+    keep = lambda self, step, loss: resumed.append(f"loss/val {loss:.4f} at step {step}")  # noqa: E731
+    monkeypatch.setattr(Overfitting, "resume", keep)
+    assert fit("--trainer.max_steps", 4, "--model.schedule", "constant", "--ckpt_path", "last").status == 0
+    assert len(resumed) == 1
+    assert console_line(first, "best").endswith(resumed[0])
+
+
 def test_overfitting_run_says_at_which_step_it_was_best_and_what_to_do(
     fit: Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +85,16 @@ def test_overfitting_run_says_at_which_step_it_was_best_and_what_to_do(
         "loss/val rises; best.ckpt keeps that step: give --early_stopping.patience 5, more --model.config.dropout, a "
         "smaller model or more text"
     )
+    out = fit("--early_stopping.patience", 3).out
+    assert "keeps that step: give more --model.config.dropout, a smaller model" in console_line(out, "overfitting")
+
+
+def test_run_without_a_progress_bar_prints_its_losses(folder: Path) -> None:
+    flags = ["--config", "small.yaml", "--trainer.max_steps", 3, "--trainer.enable_progress_bar", "false"]
+    status, printed = in_terminal(folder, *flags)
+    assert status == 0
+    assert "%|" not in printed
+    assert len(re.findall(r"^step +[03] loss/train_eval \d\.\d{4}   loss/val \d", printed, re.MULTILINE)) == 2
 
 
 def test_remaining_time_is_printed_once_and_at_each_validation(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:

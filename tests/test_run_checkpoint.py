@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Fit
+from conftest import ROOT, Fit, forked
 from test_order import CONTENTS
 from user_errors import assert_user_error
 
@@ -169,3 +169,14 @@ def test_commands_say_which_checkpoint_they_take(fit: Fit, capsys: pytest.Captur
     validated = fit("validate", "--name", "small", config=None)
     assert validated.out.startswith(f"checkpoint  {best}, step {Checkpoint.open(best).step}\n")
     assert f"resumed     {last}, step 3\n" in fit("--ckpt_path", "last").out
+
+
+def test_printed_commands_can_be_copied_into_a_shell(folder: Path) -> None:
+    root = f"out put/{'long_' * 15}诗"
+    flags = ["--config", "small.yaml", "--trainer.max_steps", 1, "--trainer.default_root_dir", root]
+    out = forked(folder, *flags).out
+    more_text, curves = out.partition("more text")[2].split("\ncurves")
+    words = [shlex.split(command.replace("\\\n", ""))[1:] for command in (more_text, curves)]
+    checkpoint = f"{root}/small/version_0/best.ckpt"
+    assert words == [[str(ROOT / "scripts/generate.py"), "--ckpt_path", checkpoint], ["--logdir", root]]
+    assert (folder / checkpoint).exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.profilers import Profiler
 
 from lit_gpt.benchmark.peers import PEERS, peer_names
@@ -82,14 +83,14 @@ def run_lit_gpt(pipe: Connection, args: list[str], default_config: Path) -> None
         options = {
             "limit_val_batches": 0,
             "enable_checkpointing": "false",
-            "enable_progress_bar": "false",
             "max_steps": 10**9,
             "default_root_dir": folder,
         }
         flags = [f"--trainer.{name}={value}" for name, value in options.items()]
         run = build_run([*args, *flags, "--generate.prompts=[]"], default_config)
         timer = TurnTimer(pipe, run.trainer.strategy.root_device)
-        run.trainer.callbacks.insert(0, TakeTurns(timer))  # type: ignore[attr-defined]
+        callbacks = run.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks[:] = [TakeTurns(timer), *(other for other in callbacks if not isinstance(other, ProgressBar))]
         if timer.device.type == "cpu":  # a GPU works asynchronously, so the phases would show only the time to queue it
             profiler = PhaseProfiler()
             run.trainer.profiler = profiler  # type: ignore[attr-defined]

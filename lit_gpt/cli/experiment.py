@@ -290,8 +290,9 @@ def training_callbacks(experiment: Experiment, parts: Namespace, options: dict[s
         callbacks.append(experiment.checkpointing)
     callbacks += [*given, StepThroughput(lambda: checkpointing.save_seconds)]
     has_progress_bar = any(isinstance(callback, ProgressBar) for callback in given)
-    if options["enable_progress_bar"] is not False and not has_progress_bar:
-        callbacks.append(StepProgress())
+    if not has_progress_bar:
+        callbacks.append(StepProgress(has_bars=options["enable_progress_bar"] is not False))
+        options["enable_progress_bar"] = True  # else Lightning refuses the callback, which prints the losses too
     callbacks.append(experiment.generate)
     if experiment.settings.early_stopping.patience is not None:
         callbacks.append(parts.early_stopping)

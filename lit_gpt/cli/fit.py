@@ -2,9 +2,10 @@
 
 import contextlib
 import math
-import shlex
+import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -12,7 +13,7 @@ from lightning.pytorch import Trainer
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.experiment import Experiment, build_experiment
-from lit_gpt.cli.messages import print_lines, program_name
+from lit_gpt.cli.messages import print_command, print_lines, program_name
 from lit_gpt.cli.preflight import describe_run
 from lit_gpt.cli.resume import (
     check_same_callbacks,
@@ -27,7 +28,6 @@ from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory, is_out_of_memory
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt
-from lit_gpt.lines import wrap_command
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.checks import check_schedule
 from lit_gpt.training.logger import step_logger
@@ -279,24 +279,21 @@ def print_end(experiment: Experiment) -> None:
     if experiment.profiler is not None:
         print_lines(*experiment.profiler.report())
         return
-    trainer, lines = experiment.trainer, []
+    trainer = experiment.trainer
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StopEarly) and callback.is_exhausted:
-            lines.append(f"stopped     at step {trainer.global_step:,}, {callback.reason(callback.wait_count)}")
+            print_lines(f"stopped     at step {trainer.global_step:,}, {callback.reason(callback.wait_count)}")
     if experiment.folder is not None:
         last, best = experiment.folder / "last.ckpt", experiment.folder / "best.ckpt"
         with contextlib.suppress(UserError, KeyError):  # there may be none
             state = Checkpoint.open(best, verify=False).callbacks["StepCheckpoint"]
-            lines.append(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
+            print_lines(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
         if last.exists():
-            lines.append(f"last        {last}")
-            checkpoint = shlex.quote(str(best if best.exists() else last))
-            command = [shlex.quote(program_name("python")), "scripts/generate.py", f"--ckpt_path {checkpoint}"]
-            lines += wrap_command("more text", command)
+            print_lines(f"last        {last}")
+            program = [program_name("python")], [str(Path(sys.argv[0]).with_name("generate.py"))]
+            print_command("more text", *program, ["--ckpt_path", str(best if best.exists() else last)])
         if step_logger(trainer) is not None:
-            logs = shlex.quote(str(experiment.folder.parents[1]))
-            lines += wrap_command("curves", [shlex.quote(program_name("tensorboard")), f"--logdir {logs}"])
-    print_lines(*lines)
+            print_command("curves", [program_name("tensorboard")], ["--logdir", str(experiment.folder.parents[1])])
 
 
 def print_checkpoint(experiment: Experiment) -> None:

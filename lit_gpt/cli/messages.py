@@ -7,6 +7,7 @@ characters are replaced by escapes, so that no value can control the terminal or
 import argparse
 import json
 import logging
+import shlex
 import shutil
 import sys
 import threading
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from lit_gpt.errors import UserError
-from lit_gpt.lines import wrap_line
+from lit_gpt.lines import wrap_command, wrap_line
 from lit_gpt.printable import UNPRINTABLE, escape_controls
 
 # ------------------------------------------------------------------------------------------------------------- printing
@@ -34,6 +35,17 @@ def print_lines(*lines: str, to_stderr: bool = False) -> None:
             print(line, file=sys.stderr)
         else:
             print(*wrap_line(line), sep="\n")
+
+
+def print_command(label: str, *parts: list[str]) -> None:
+    """Print a command that a person can copy into a shell.
+
+    Args:
+        label: What the command does.
+        parts: Its words; the words of a part, such as a flag and its value, stay on one line.
+    """
+    for line in wrap_command(label, map(shlex.join, parts)):
+        print(escape_controls(line))
 
 
 def print_text(text: str) -> None:

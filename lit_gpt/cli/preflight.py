@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lit_gpt.cli.describe_data import duplicates_warning, encoding_lines, hint_lines
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory
-from lit_gpt.training.checkpointing import StepCheckpoint
+from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.memory import (
     checkpoint_bytes,
     checkpoint_count,
@@ -19,9 +19,8 @@ from lit_gpt.training.memory import (
 from lit_gpt.training.module import LitGPT
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal training, Hoffmann et al. 2022 (arXiv:2203.15556)
-USEFUL_EPOCHS = (
-    4  # up to here repeated text is worth about as much as new text, Muennighoff et al. 2023 (arXiv:2305.16264)
-)
+# Up to here repeated text is worth about as much as new text, Muennighoff et al. 2023 (arXiv:2305.16264):
+USEFUL_EPOCHS = 4
 
 
 def describe_run(
@@ -54,7 +53,7 @@ def describe_run(
         warnings.append(disk_warning)
     warnings += [
         duplicates_warning(data.corpus.report),
-        _memorization_warning(model, data),
+        _memorization_warning(trainer, model, data),
         _vocabulary_warning(model, data),
     ]
     return [*lines, *(f"warning     {warning}" for warning in warnings if warning)]
@@ -128,15 +127,17 @@ def _describe_disk(
     return description, f"{shortage}: make room there, or write elsewhere with --trainer.default_root_dir"
 
 
-def _memorization_warning(model: LitGPT, data: TextDataModule) -> str | None:
+def _memorization_warning(trainer: Trainer, model: LitGPT, data: TextDataModule) -> str | None:
     """Return a warning if the model is large for its training text and reads the text many times."""
     parameters, tokens = _count_parameters(model), len(data.train_ids)
     if _count_epochs(data) <= USEFUL_EPOCHS or parameters <= tokens / TOKENS_PER_PARAMETER:
         return None
+    stops_early = any(isinstance(callback, StopEarly) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return (
         f"{parameters:,} parameters may memorize {tokens:,} training tokens: a model should have "
         f"{TOKENS_PER_PARAMETER} tokens a parameter (Hoffmann et al. 2022), and after {USEFUL_EPOCHS} epochs the same "
-        "text teaches little (Muennighoff et al. 2023); give --early_stopping.patience 5, a smaller model or more text"
+        f"text teaches little (Muennighoff et al. 2023); give {'' if stops_early else '--early_stopping.patience 5, '}"
+        "a smaller model or more text"
     )
 
 

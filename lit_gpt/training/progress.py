@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lit_gpt.device import synchronize
 from lit_gpt.lines import INDENT, wrap_line
 from lit_gpt.printable import escape_controls
-from lit_gpt.training.checkpointing import StepCheckpoint
+from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.metrics import is_logging_step
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.pace import Pace, format_duration, format_eta, remaining_validations
@@ -73,21 +73,27 @@ class Overfitting:
     MARGIN = 0.01
 
     def __init__(self) -> None:
-        self._best: tuple[int, float, float] | None = None  # step, loss/val and loss/train_eval of the lowest loss/val
+        self._best_step, self._lowest = -1, math.inf  # step and value of the lowest loss/val
+        self._train_loss_then: float | None = None  # loss/train_eval at that step; None if it is not known
         self._is_reported = False
+
+    def resume(self, best_step: int, lowest: float) -> None:
+        """Take over the lowest loss/val of a run that is resumed."""
+        self._best_step, self._lowest, self._train_loss_then = best_step, lowest, None
 
     def check(self, step: int, val_loss: float, train_loss: float) -> str:
         """Return a text to print after a validation, or an empty string."""
-        if self._best is None or val_loss < self._best[1]:
-            self._best = step, val_loss, train_loss
-        best_step, lowest, train_loss_then = self._best
-        rise = val_loss / lowest - 1 if lowest > 0 else 0.0
-        if self._is_reported or rise <= self.MARGIN or train_loss >= train_loss_then:
+        if val_loss < self._lowest:
+            self._best_step, self._lowest, self._train_loss_then = step, val_loss, train_loss
+        if self._train_loss_then is None:  # the first validation after a resume stands for the one at the best step
+            self._train_loss_then = train_loss
+        rise = val_loss / self._lowest - 1 if self._lowest > 0 else 0.0
+        if self._is_reported or rise <= self.MARGIN or train_loss >= self._train_loss_then:
             return ""
         self._is_reported = True
         return (
-            f"loss/val is {rise:.1%} above its lowest value, {lowest:.4f} at step {best_step:,}, while loss/train_eval "
-            "falls: the model memorizes its text"
+            f"loss/val is {rise:.1%} above its lowest value, {self._lowest:.4f} at step {self._best_step:,}, while "
+            "loss/train_eval falls: the model memorizes its text"
         )
 
 
@@ -96,6 +102,9 @@ class StepProgress(TQDMProgressBar):
 
     Lightning's own bar counts the batches of an epoch. Where the output is no terminal, there are lines only. The bar
     waits for the device on logging steps only, where the logger waits too.
+
+    Args:
+        has_bars: Draw bars in a terminal; False: print lines only.
 
     Once some steps have been timed, it prints an estimate of the remaining time, and again at each validation. Until
     the run has validated, the estimate takes a validation for a third of the training time on the same number of
@@ -112,8 +121,8 @@ class StepProgress(TQDMProgressBar):
     WARM_UP_STEPS, TIMED_SECONDS, LEAST_REMAINING_SECONDS = 5, 2.0, 20.0
     DRAWING_SECONDS, LINE_SECONDS = 1.0, 60.0
 
-    def __init__(self) -> None:
-        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 0)
+    def __init__(self, has_bars: bool = True) -> None:
+        super().__init__(refresh_rate=1 if has_bars and sys.stdout.isatty() else 0)
         self._pace, self._overfitting = Pace(), Overfitting()
         self._first_timed_step = 0
         self._timing_start: float | None = None  # time.perf_counter() at that step; None before it
@@ -170,6 +179,9 @@ class StepProgress(TQDMProgressBar):
         super().on_train_start(trainer, pl_module)
         if trainer.ckpt_path is not None:
             self.print(step_line(trainer.global_step, "resumed"))
+            checkpointing = trainer.checkpoint_callback
+            if isinstance(checkpointing, StepCheckpoint) and checkpointing.best_model_score is not None:
+                self._overfitting.resume(checkpointing.best_step, float(checkpointing.best_model_score))
         self._first_timed_step = trainer.global_step + self.WARM_UP_STEPS
 
     def on_train_epoch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -302,7 +314,9 @@ class StepProgress(TQDMProgressBar):
         if reason := self._overfitting.check(step, float(metrics["loss/val"]), float(metrics["loss/train_eval"])):
             is_kept = isinstance(trainer.checkpoint_callback, StepCheckpoint)
             kept = "; best.ckpt keeps that step" if is_kept else ""
-            remedy = "give --early_stopping.patience 5, more --model.config.dropout, a smaller model or more text"
+            stops_early = any(isinstance(callback, StopEarly) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            remedy = "give " + ("" if stops_early else "--early_stopping.patience 5, ")
+            remedy += "more --model.config.dropout, a smaller model or more text"
             lines += wrap_line(f"overfitting {reason}{kept}: {remedy}")
         self.print("\n".join(lines))
 
