@@ -1,6 +1,5 @@
 """Lines that fit into a terminal of 80 columns, whatever characters they have."""
 
-import itertools
 import unicodedata
 from collections.abc import Iterable
 
@@ -14,6 +13,8 @@ def display_width(text: str) -> int:
 
 
 def _character_width(character: str) -> int:
+    if character == "\ufe0f":  # makes an emoji of the character before it, which takes 2 columns then
+        return 1
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
@@ -25,16 +26,26 @@ def wrap_line(line: str) -> list[str]:
     It is broken at spaces: after a semicolon or a colon if one is in the second half of the line, else after a comma,
     else between words. A word that is longer, such as a path, stays whole.
     """
-    if display_width(line) <= COLUMNS:
-        return [line]
-    columns = [0, *itertools.accumulate(map(_character_width, line))]  # before each character
-    label = len(INDENT) + len(line[len(INDENT) :]) - len(line[len(INDENT) :].lstrip())  # characters
-    spaces = [place for place in range(label, len(line)) if line[place] == " "]
-    fitting = [place for place in spaces if columns[place] <= COLUMNS]
-    late = [place for place in fitting if columns[place] > COLUMNS / 2]
+    lines = []
+    while (place := _breaking_place(line)) is not None:
+        lines.append(line[:place].rstrip())
+        line = INDENT + line[place:].lstrip()
+    return [*lines, line]
+
+
+def _breaking_place(line: str) -> int | None:
+    """Return the index of the space at which a line is broken; None if it fits, or has no such space."""
+    fitting = _fitting_characters(line, COLUMNS)
+    if fitting == len(line):
+        return None
+    label = len(INDENT)  # characters
+    while line[label : label + 1] == " ":
+        label += 1
+    spaces = [place for place in range(label, fitting + 1) if line[place] == " "]
+    late = [place for place in spaces if display_width(line[:place]) > COLUMNS / 2]
     best = [place for place in late if line[place - 1] in ";:"] or [place for place in late if line[place - 1] == ","]
-    place = next(iter(best[-1:] or fitting[-1:] or spaces[:1]), None)
-    return [line] if place is None else [line[:place].rstrip(), *wrap_line(INDENT + line[place:].lstrip())]
+    found = best[-1] if best else spaces[-1] if spaces else line.find(" ", label)
+    return found if found >= 0 else None
 
 
 def wrap_command(label: str, parts: Iterable[str]) -> list[str]:
@@ -60,8 +71,7 @@ def wrap_text(text: str, prefix: str) -> list[str]:
     lines = []
     for line in text.expandtabs(4).split("\n"):
         start = prefix
-        while display_width(start + line) > COLUMNS:
-            place = _fitting_characters(line, COLUMNS - len(start))
+        while (place := _fitting_characters(line, COLUMNS - len(start))) < len(line):
             space = line.rfind(" ", place // 2, place + 1)
             place = space + 1 if space >= 0 else place
             lines.append((start + line[:place]).rstrip())

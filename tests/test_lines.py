@@ -22,6 +22,7 @@ from lit_gpt.lines import display_width, wrap_command, wrap_line, wrap_text
         ("e\u0301", 1),
         ("日本\u200dgo", 6),
         ("🙂", 2),
+        ("\u2764\ufe0f", 2),  # a heart as an emoji
     ],
 )
 def test_display_width_counts_the_columns_of_a_terminal(text: str, width: int) -> None:
@@ -52,6 +53,11 @@ def test_display_width_counts_the_columns_of_a_terminal(text: str, width: int) -
 )
 def test_wrap_line_breaks_at_the_best_place(line: str, lines: list[str]) -> None:
     assert [text.rstrip() for text in wrap_line(line)] == lines
+
+
+def test_long_lines_are_broken_quickly() -> None:
+    assert len(wrap_line("changed     data.files " + "file " * 50_000)) == 50_000 // 13 + 1
+    assert len(wrap_text("字" * 50_000, "  | ")) == -(-50_000 // 38)
 
 
 WORD = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=40)
