@@ -144,13 +144,6 @@ def test_generate_without_any_run_says_to_train_one(folder: Path) -> None:
         generate.open_checkpoint(None, None)
 
 
-def test_commands_that_are_recommended_can_be_typed_where_a_folder_has_a_space(fit: Fit) -> None:
-    trained = fit("--trainer.max_steps", 1, "--trainer.default_root_dir", "my runs")
-    words = shlex.split(trained.out[trained.out.index("more text") :])
-    assert words[words.index("--ckpt_path") + 1] == "my runs/small/version_0/best.ckpt"
-    assert words[words.index("--logdir") + 1] == "my runs"
-
-
 def test_help_describes_the_choices_of_ckpt_path() -> None:
     for command, choices in (("fit", "last best auto"), ("validate", "last best"), ("test", "last best")):
         text = build_parser(command, "default").format_help()
