@@ -99,8 +99,9 @@ def _compression(head: bytes) -> str:
     """Return the suffix of the compression that the first bytes show; "" for none."""
     if head.startswith(b"\x1f\x8b\x08"):
         return ".gz"
-    is_zstd = head.startswith(b"\x28\xb5\x2f\xfd") or re.match(rb"[\x50-\x5f]\x2a\x4d\x18", head)  # or what it skips
-    return ".zst" if is_zstd else ""
+    if head.startswith(b"\x28\xb5\x2f\xfd") or re.match(rb"[\x50-\x5f]\x2a\x4d\x18", head):  # data, or a part to skip
+        return ".zst"
+    return ""
 
 
 def _wrong_compression(source: Source, packed_as: str) -> tuple[str, str]:

@@ -23,23 +23,29 @@ CANDIDATES = (  # as chardet names them; a subset, as ascii, gbk or iso8859-1, i
     *("mac-roman", "mac-cyrillic", "cp437", "cp850", "cp852", "cp866"),
 )
 
-# These were chosen with `tests/detection.py`.
-MAX_SCORED = 8  # encodings that chardet finds likeliest
-MAX_CHARACTERS = 20_000  # of the sample, whose neighbours are compared
-IMPLAUSIBILITY_WEIGHT = 3.0
-USUAL, PRIOR_OF_SIGNS = 0.16, 30.0  # mean implausibility of signs that stand where they usually do
+# The numbers below were chosen with `tests/detection.py`.
+MAX_SCORED = 8  # encodings, those that chardet finds likeliest
+MAX_CHARACTERS = 20_000  # of the sample; of more, an even part is compared with its neighbours
+IMPLAUSIBILITY_WEIGHT = 3.0  # score = chardet's confidence * prior * exp(-weight * mean implausibility)
+
+# Priors: how common an encoding is among files whose text decides little.
 PRIORS = dict.fromkeys(CANDIDATES, 1.0) | {"cp1252": 1.25, "cp1250": 0.9, "cp1258": 0.9, "iso8859-2": 0.9}
 PRIORS |= {"iso8859-15": 0.8, "mac-roman": 0.8, "mac-cyrillic": 0.7, "cp437": 0.7, "cp850": 0.75, "cp852": 0.7}
+PRIOR_OF_SIGNS = 30.0  # of cp1252, if all is signs that stand where they usually do, as in prices and after quotes
+USUAL = 0.16  # their mean implausibility, at most
 PRIOR_EVIDENCE = 20  # characters with different neighbours; from so many on the priors count less
-MIN_EVIDENCE = 4  # characters with different neighbours; fewer leave it to the priors
-MAX_STRANGENESS = 0.15  # mean implausibility; a text that is stranger in the best encoding is a guess
-MAX_REPEATED = 3  # times that the same character is counted, with different neighbours
-MIN_WORDS = 8  # that are different; a choice that rests on fewer is a guess
-MIN_TWO_BYTE = 25  # different characters of two bytes, likewise
-TWO_BYTE_EVIDENCE = 0.4  # of a character of two bytes: more of them occur in each encoding
-MAX_INVALID_LINES = 0.1  # of the lines, in an encoding that may be that of the others
 
-WORDS = re.compile(r"[A-Za-z]*[^\x00-\x7f][A-Za-z\x80-\U0010ffff]*")
+# Evidence: the number of characters that are not ASCII, with different neighbours. Less than this makes a guess.
+MAX_REPEATED = 3  # times that the same character is counted
+MIN_EVIDENCE = 4
+MIN_WORDS = 8  # different words that are not ASCII
+MIN_TWO_BYTE = 25  # different characters, in encodings of two bytes a character
+TWO_BYTE_EVIDENCE = 0.4  # what such a character counts: more of them occur in each encoding
+MAX_STRANGENESS = 0.15  # mean implausibility of the best encoding; it is hardly above 0.07 in the right one
+
+MAX_INVALID_LINES = 0.1  # share of the lines that may be invalid in an encoding that fits all others best
+
+WORDS = re.compile(r"[A-Za-z]*[^\x00-\x7f][A-Za-z\x80-\U0010ffff]*")  # that are not ASCII
 CONTEXTS = re.compile(r"(?s)(?:(?<=(.))|^)([^\x00-\x7f])(?=(.?))")  # a character and its neighbours
 
 
@@ -156,7 +162,7 @@ def _score(sample: bytes, encoding: str, confidence: float) -> _Scored:
     mean = sum(number * implausibility(*context) for context, number in contexts.items()) / max(1, contexts.total())
     prior = PRIORS[encoding]
     if encoding == "cp1252" and mean < USUAL and not any(is_letter(character) for _, character, _ in contexts):
-        prior = PRIOR_OF_SIGNS  # as in prices and after quotes, which no language model knows
+        prior = PRIOR_OF_SIGNS
     prior **= min(1.0, PRIOR_EVIDENCE / max(1, len(contexts)))
     return _Scored(encoding, text, max(confidence, 1e-6) * prior * math.exp(-IMPLAUSIBILITY_WEIGHT * mean), mean)
 

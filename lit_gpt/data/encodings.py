@@ -18,13 +18,14 @@ from lit_gpt.data.encoding_scores import GUESS, DetectedEncoding, choose_encodin
 from lit_gpt.data.sources import Source
 from lit_gpt.errors import UserError
 
-CHUNK_BYTES = 2**20  # read at once; even, so that no UTF-16 character of two bytes is cut
-SAMPLE_BYTES = 2**18  # of lines that are not ASCII
-PART_BYTES = 2**12  # of a longer line
-MAX_NOISE = 0.02  # of all bytes
-MAX_INVALID = 0.1  # of the bytes that are not ASCII, in UTF-8
-MIXTURE_INVALID = 0.4  # of them: fewer invalid ones are UTF-8 mixed with something else
-ENOUGH_BYTES = 2**24  # of them: after so many more than MIXTURE_INVALID stay too many
+CHUNK_BYTES = 2**20  # read at once; an even number, so that no UTF-16 character of two bytes is cut
+SAMPLE_BYTES = 2**18  # of the lines that are not ASCII; of more of them an even sample is scored
+PART_BYTES = 2**12  # a longer line is divided into parts of about this size, which are sampled like lines
+MAX_NOISE = 0.02  # share of control characters among the bytes of a text
+MAX_INVALID = 0.1  # share of invalid places among the bytes that are not ASCII, in UTF-8
+MIXTURE_INVALID = 0.4  # a file with a lower share is UTF-8 mixed with something else: its encoding is a guess
+ENOUGH_BYTES = 2**24  # bytes that are not ASCII, after which a share above MIXTURE_INVALID is final
+MAX_MISFITS = 0.001  # share of invalid bytes in an encoding that a mark or zero bytes suggest
 
 BYTE_ORDER_MARKS = {  # utf-32 before utf-16: the mark of utf-32-le begins with that of utf-16-le
     codecs.BOM_UTF8: "utf-8",
@@ -38,8 +39,8 @@ ESCAPED = ("iso2022_kr", "iso2022_jp")  # their bytes are all ASCII
 
 NON_ASCII = bytes(range(128, 256))
 CONTROLS = bytes(set(range(32)) - set(b"\t\n\r"))
-NOISE = bytes(set(CONTROLS) - set(b"\0\f\x0e\x0f\x1b"))  # a text may have these, for pages and in ISO 2022
-BEFORE_CUTS = [bytes([byte]) for byte in range(0x30)]
+NOISE = bytes(set(CONTROLS) - set(b"\0\f\x0e\x0f\x1b"))  # a text may have zero bytes, page ends and ISO 2022's controls
+BEFORE_CUTS = [bytes([byte]) for byte in range(0x30)]  # bytes that are whole characters in every encoding
 INVALID = re.compile("[\udc00-\udcff]")  # what the error handler of data/sources.py makes of invalid bytes
 PARTS = re.compile(rb"(?s).{1,%d}[^\x00-\x2f]*" % PART_BYTES)
 
@@ -59,11 +60,10 @@ def detect_encoding(source: Source) -> DetectedEncoding:
         if wide:
             return DetectedEncoding(wide)
         if counts.invalid <= MAX_INVALID * counts.non_ascii:
-            if counts.has_escapes and not counts.non_ascii:
-                for encoding in ESCAPED:
-                    if _fits(source, encoding):
-                        return DetectedEncoding(encoding)
-            return DetectedEncoding("utf-8", 1 - counts.invalid / counts.non_ascii if counts.non_ascii else 1.0)
+            if counts.non_ascii:
+                return DetectedEncoding("utf-8", 1 - counts.invalid / counts.non_ascii)
+            fitting = (encoding for encoding in ESCAPED if counts.has_escapes and _fits(source, encoding))
+            return DetectedEncoding(next(fitting, "utf-8"))
         _check_few_controls(source, counts)
         lines = [line.translate(None, CONTROLS) for line in sample_lines(source)]
     detected = choose_encoding(lines)
@@ -110,14 +110,14 @@ def _marked_encoding(source: Source) -> str | None:
 
 
 def _fits(source: Source, encoding: str) -> bool:
-    """Return whether at most a thousandth of the characters of a file are invalid in an encoding."""
+    """Return whether nearly all bytes of a file are valid in an encoding, as `MAX_MISFITS` says."""
     decoder = codecs.getincrementaldecoder(encoding)("lit_gpt.surrogates")
     characters = invalid = 0
     for chunk in itertools.chain(_chunks(source), [b""]):
         text = decoder.decode(chunk, final=not chunk)
         characters += len(text)
         invalid += len(INVALID.findall(text))
-    return invalid * 1000 <= characters
+    return invalid <= MAX_MISFITS * characters
 
 
 def _count_bytes(source: Source) -> _ByteCounts:
@@ -150,51 +150,38 @@ def _encoding_with_zeros(source: Source, counts: _ByteCounts) -> str | None:
     Raises:
         UserError: Most bytes are zero, and the file is no such text.
     """
-    even, odd = counts.zeros
-    if even + odd == 0:
+    zeros = sum(counts.zeros)
+    if zeros == 0:
         return None
     controls = _count(source, CONTROLS)
-    if 5 * controls < counts.size and (counts.invalid == 0 or 100 * (controls - even - odd) < counts.size):
+    has_few_others = 100 * (controls - zeros) < counts.size
+    if 5 * controls < counts.size and (counts.invalid == 0 or has_few_others):
         return None
-    if even + odd > counts.size / 2:
+    if 0.5 * counts.size < zeros < 0.8 * counts.size:  # three of four bytes are zero where characters are ASCII
         for encoding in ("utf-32-le", "utf-32-be"):
-            if even + odd < 0.8 * counts.size and _fits(source, encoding):
+            if _fits(source, encoding):
                 return encoding
-    for encoding, line_end, zeros, other_zeros in (
-        ("utf-16-le", b"\n\0", odd, even),
-        ("utf-16-be", b"\0\n", even, odd),
-    ):
-        if _fits(source, encoding) and _has_utf16_line_ends(source, counts, encoding, line_end, zeros, other_zeros):
+    for encoding in ("utf-16-le", "utf-16-be"):
+        if _fits(source, encoding) and _has_zeros_of_utf16(source, counts, encoding):
             return encoding
-    if even + odd > counts.size / 2:
-        raise UserError(
-            f"{source} is no text: {(even + odd) / counts.size:.0%} of it are zero bytes: give another file"
-        )
+    if zeros > 0.5 * counts.size:
+        raise UserError(f"{source} is no text: {zeros / counts.size:.0%} of it are zero bytes: give another file")
     return None
 
 
-def _has_utf16_line_ends(
-    source: Source, counts: _ByteCounts, encoding: str, line_end: bytes, zeros: int, other_zeros: int
-) -> bool:
-    """Return whether line ends stand as in UTF-16; in a single line, whether the zero bytes do.
-
-    Args:
-        source: The file.
-        counts: Its bytes.
-        encoding: "utf-16-le" or "utf-16-be".
-        line_end: The bytes of a line end.
-        zeros: Zero bytes where the encoding has those of ASCII characters.
-        other_zeros: Zero bytes elsewhere.
-    """
+def _has_zeros_of_utf16(source: Source, counts: _ByteCounts, encoding: str) -> bool:
+    """Return whether line ends stand as in "utf-16-le" or "utf-16-be"; in a single line, whether zero bytes do."""
     decoder = codecs.getincrementaldecoder(encoding)("replace")
-    line_ends = pairs = single = 0
+    decoded = pairs = single = 0  # line ends: decoded characters, their two bytes anywhere, bytes `\n` anywhere
     for chunk in _chunks(source):
-        line_ends += decoder.decode(chunk).count("\n")
-        pairs += chunk.count(line_end)
+        decoded += decoder.decode(chunk).count("\n")
+        pairs += chunk.count("\n".encode(encoding))
         single += chunk.count(b"\n")
     if single:
-        return line_ends > 0.9 * pairs and 20 * line_ends > single
-    return 10 * zeros > counts.size and zeros > 50 * other_zeros
+        return decoded > 0.9 * pairs and 20 * decoded > single
+    even, odd = counts.zeros
+    of_ascii, others = (odd, even) if encoding == "utf-16-le" else (even, odd)
+    return 10 * of_ascii > counts.size and of_ascii > 50 * others
 
 
 def _count(source: Source, wanted: bytes) -> int:
@@ -237,9 +224,12 @@ def _non_ascii_lines(source: Source) -> Iterator[list[bytes]]:
     rest = b""
     for chunk in itertools.chain(_chunks(source), [b""]):
         data = rest + chunk
-        end = (
-            len(data) if not chunk else 1 + (data.rfind(b"\n") if b"\n" in data else max(map(data.rfind, BEFORE_CUTS)))
-        )
+        if not chunk:
+            end = len(data)
+        elif b"\n" in data:
+            end = 1 + data.rfind(b"\n")
+        else:
+            end = 1 + max(map(data.rfind, BEFORE_CUTS))
         if end == 0:  # a whole chunk has no such byte: where the next character begins is unknown
             yield [data]
             return

@@ -6,7 +6,8 @@ from functools import cache
 EAST_ASIAN = ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HANGUL", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH")
 ALPHABETS = ("LATIN", "CYRILLIC", "GREEK", "HEBREW", "ARABIC", "THAI")
 
-CONTRACTION, QUOTE = -0.4, -0.1  # a letter of a wrong encoding is seldom where these are
+CONTRACTION = -0.4  # implausibility of the apostrophe in "don’t": a letter of a wrong encoding is seldom there
+QUOTE = -0.1  # likewise of a quote beside a letter
 
 
 def is_letter(character: str) -> bool:
@@ -24,7 +25,9 @@ def _script(character: str) -> str:
 
 @cache
 def implausibility(before: str, character: str, after: str) -> float:
-    """Return how strange a character is between its neighbours, from 0 (usual) to 1 (never seen).
+    """Return how strange a character is between its neighbours.
+
+    It is from 0 (usual) to 1 (never seen); less than 0 where a character speaks for the encoding.
 
     Args:
         before: The character before it; "" at the start of the text.
