@@ -135,8 +135,9 @@ class TextWriter:
         self.warn_if_cropped(prompt)
         total = self.options.num_samples
         is_hidden = self.options.jsonl == "-" and is_terminal(sys.stdout)  # the objects themselves show the progress
+        disable = True if is_hidden else None  # None: tqdm shows a bar only if stderr is a terminal
         texts = self.draw(prompt, self.options.seed)
-        for text in tqdm(texts, "texts", total, unit=" texts", delay=2, leave=False, disable=is_hidden or None):
+        for text in tqdm(texts, "texts", total, unit=" texts", delay=2, leave=False, disable=disable):
             write(
                 {
                     "number": next(self.numbers),
