@@ -4,6 +4,9 @@ A byte-pair vocabulary has a regular expression that splits a text into pre-toke
 GPT-2 contain `\\s+(?!\\S)`, white space up to its last character. tiktoken and rustbpe match it with a stack that holds
 about a million characters, and end with a panic in a longer run. Which pre-tokens such a run has is known without the
 expression, because it looks ahead by one character only, and never back.
+
+Runs of other characters, as a line of dots, do not fail. They are single pre-tokens too, in which tiktoken merges pairs
+at about 4 microseconds a byte: a row of the longest permitted length, 16 million dots, takes a minute.
 """
 
 import re

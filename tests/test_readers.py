@@ -425,6 +425,7 @@ BAD_FILES: dict[str, tuple[str, bytes, dict[str, object], str]] = {
         {"encoding": "utf-16"},
         r"t\.csv: UTF-16 stream does not start with BOM: give its encoding, as --data.encoding utf-8",
     ),
+    "a table named as parquet": ("t.parquet", b"text\na\n", {}, "is not a Parquet table: name its format, as --data"),
     "not parquet": ("t.parquet", b"PAR1 but not", {}, "cannot be read as a Parquet table of text"),
 }
 

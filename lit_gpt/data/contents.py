@@ -136,6 +136,8 @@ def _recognize(head: bytes, tail: bytes, suffix: str, is_table: bool) -> tuple[s
         return "a video or image file", NO_TEXT
     if head[257:265] in (b"ustar\x0000", b"ustar  \x00"):
         return "a tar archive", UNPACK
+    if suffix == ".parquet" and head and not head.startswith((b"PAR1", b"PARE")):  # PARE: it is encrypted
+        return "not a Parquet table", "name its format, as --data.format csv"
     if suffix != ".parquet" and head.startswith(b"PAR1") and tail.endswith(b"PAR1"):
         return "a Parquet table", "give --data.format parquet"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
