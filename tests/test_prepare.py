@@ -128,3 +128,15 @@ def test_full_folder_for_temporary_files_is_one_line(
     result = prepare(*table)
     assert result.status == 2
     assert result.err.startswith("error: no temporary folder can be created (No usable temporary")
+
+
+def test_print_rows_turns_a_table_that_is_too_wide(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [f"milliseconds{number}" for number in range(5)]
+    rows = [{"who": who, **dict.fromkeys(columns, 2.5)} for who in ("lit_gpt", "bare")]
+    print_rows(rows, False)
+    expected = ["          who  lit_gpt  bare", *(f"{column}     2.50  2.50" for column in columns)]
+    assert capsys.readouterr().out.splitlines() == expected
+    print_rows(rows * 6, False)  # turned it would be wider
+    assert len(capsys.readouterr().out.splitlines()) == 13
+    print_rows([], False)
+    assert capsys.readouterr().out == ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from lit_gpt.errors import UserError
-from lit_gpt.lines import wrap_command, wrap_line
+from lit_gpt.lines import COLUMNS, wrap_command, wrap_line
 from lit_gpt.printable import UNPRINTABLE, escape_controls
 
 # ------------------------------------------------------------------------------------------------------------- printing
@@ -123,6 +123,8 @@ def json_line(value: Any, ensure_ascii: bool = False) -> str:
 def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
     """Print rows of named values; in a table, the words of a column's name stand below each other.
 
+    A table that is wider than 80 columns is turned, if that makes it narrower: a row becomes a column.
+
     Args:
         rows: The values by column; a column may be missing in some rows.
         as_json: Print one JSON object per row, each as soon as the row is computed, instead of an aligned table.
@@ -136,10 +138,18 @@ def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
     names = zip_longest(*(reversed(column.split("_")) for column in columns), fillvalue="")
     lines = [list(words) for words in names][::-1]
     lines += [[_format_cell(column, row.get(column)) for column in columns] for row in rows]
+    turned = [[column, *(_format_cell(column, row.get(column)) for row in rows)] for column in columns]
+    tables = [_align(lines), _align(turned)]
+    fits = max(map(len, tables[0]), default=0) <= COLUMNS
+    for line in tables[0] if fits else min(tables, key=lambda table: max(map(len, table))):
+        print(line)
+
+
+def _align(lines: list[list[str]]) -> list[str]:
+    """Return the lines of a table; the cells of a column end below each other."""
     lines = [[escape_controls(cell) for cell in line] for line in lines]
     widths = [max(map(len, cells)) for cells in zip(*lines)]
-    for line in lines:
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip())
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
 
 def _format_cell(column: str, value: Any) -> str:
