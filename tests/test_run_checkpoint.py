@@ -105,6 +105,13 @@ def test_empty_name_is_no_name_of_a_run(logs: Path) -> None:
         CommandLine(["--name", "", "--ckpt_path", "last"], Path("default.yaml"))
 
 
+@pytest.mark.parametrize("typed", ["lats", "LAST", "last.ckpt", "logs/poems/version_1"])
+def test_path_that_is_no_checkpoint_reminds_of_last(logs: Path, typed: str) -> None:
+    for command in ("fit", "validate"):
+        with pytest.raises(UserError, match=r"or --ckpt_path last, the newest one of --name$"):
+            CommandLine([command, "--name", "poems", "--ckpt_path", typed], Path("default.yaml"))
+
+
 def test_null_as_a_flag_wins_over_the_folder_of_runs_in_a_config(logs: Path) -> None:
     Path("poems.yaml").write_text("trainer: {default_root_dir: elsewhere}\n", encoding="utf-8")
     words = ["--config", "poems.yaml", "--ckpt_path", "last", "--trainer.default_root_dir", "null"]

@@ -237,7 +237,10 @@ def _load(path: Path, device: str, mmap: bool = False) -> dict[str, Any]:
         problem = (
             "is a folder, not a checkpoint" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         )
-        raise UserError(f"{path} {problem}: checkpoints are in logs/<name>/version_<n>/, for example last.ckpt")
+        raise UserError(
+            f"{path} {problem}: give one in logs/<name>/version_<n>/, for example last.ckpt, or --ckpt_path last, the "
+            "newest one of --name"
+        )
     if not os.access(path, os.R_OK):
         raise UserError(f"{path} cannot be opened (Permission denied): give yourself the permission to read it")
     try:
