@@ -79,6 +79,22 @@ def test_text_that_is_strange_in_its_likeliest_encoding_is_a_guess(tmp_path: Pat
     assert not detect(tmp_path, text.encode(encoding)).is_sure
 
 
+def test_japanese_names_that_fit_chinese_too_are_a_guess(tmp_path: Path) -> None:
+    names = [
+        "山田太郎",
+        "佐藤花子",
+        "鈴木一郎",
+        "高橋美咲",
+        "田中健一",
+        "渡辺直美",
+        "伊藤博文",
+        "中村俊輔",
+        "小林麻央",
+        "加藤清正",
+    ]
+    assert not detect(tmp_path, "\n".join(names).encode("euc_jp")).is_sure
+
+
 def test_utf16_may_contain_replacement_characters(tmp_path: Path) -> None:
     text = "it\ufffds a \ufffdday\ufffd\r\n" * 50
     assert detect(tmp_path, text.encode("utf-16")).name == "utf-16"

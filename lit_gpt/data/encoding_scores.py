@@ -41,6 +41,9 @@ MIN_EVIDENCE = 4
 MIN_WORDS = 8  # different words that are not ASCII
 MIN_TWO_BYTE = 25  # different characters, in encodings of two bytes a character
 TWO_BYTE_EVIDENCE = 0.4  # what such a character counts: more of them occur in each encoding
+MAX_RIVAL = (
+    0.4  # score of another encoding of two bytes, as a share: names of people fit several, however many they are
+)
 MAX_STRANGENESS = 0.15  # mean implausibility of the best encoding; it is hardly above 0.07 in the right one
 
 MAX_INVALID_LINES = 0.1  # share of the lines that may be invalid in an encoding that fits all others best
@@ -100,6 +103,8 @@ def choose_encoding(lines: list[bytes]) -> DetectedEncoding:
     second = next((scored for scored in ranking if scored.text != best.text), None)
     evidence, is_enough = _evidence(best)
     is_enough = is_enough and best.strangeness <= MAX_STRANGENESS
+    if second and {best.encoding, second.encoding} <= set(TWO_BYTE):
+        is_enough = is_enough and second.score <= MAX_RIVAL * ranking[0].score
     odds = (second.score / ranking[0].score) ** evidence if second else 0.0
     confidence = 1 / (1 + odds) if is_enough else min(1 / (1 + odds), GUESS)
     return DetectedEncoding(best.encoding, confidence, second.encoding if second else "", _examples(best.text))
