@@ -41,9 +41,7 @@ MIN_EVIDENCE = 4
 MIN_WORDS = 8  # different words that are not ASCII
 MIN_TWO_BYTE = 25  # different characters, in encodings of two bytes a character
 TWO_BYTE_EVIDENCE = 0.4  # what such a character counts: more of them occur in each encoding
-MAX_RIVAL = (
-    0.4  # score of another encoding of two bytes, as a share: names of people fit several, however many they are
-)
+MAX_RIVAL = 0.4  # share of the best score that another encoding of two bytes may have: names of people fit several
 MAX_STRANGENESS = 0.15  # mean implausibility of the best encoding; it is hardly above 0.07 in the right one
 
 MAX_INVALID_LINES = 0.1  # share of the lines that may be invalid in an encoding that fits all others best
