@@ -16,13 +16,13 @@ def file_report(encoding: str, sure: bool = True, **others: object) -> dict[str,
 
 def test_encoding_is_printed_unless_it_is_surely_utf8() -> None:
     files = [file_report(name) for name in ("utf-8", "UTF8", "utf_8", "utf-8-sig", "utf-16", "cp1252")]
-    assert encoding_lines({"files": files}) == ["encoding    utf-16: utf-16.csv", "encoding    cp1252: cp1252.csv"]
-    assert encoding_lines({"files": [file_report("utf-8", sure=False)]})[0] == "encoding    utf-8, a guess: utf-8.csv"
+    assert encoding_lines(files) == ["encoding    utf-16: utf-16.csv", "encoding    cp1252: cp1252.csv"]
+    assert encoding_lines([file_report("utf-8", sure=False)])[0] == "encoding    utf-8, a guess: utf-8.csv"
 
 
 def test_guess_is_printed_with_two_lines_and_the_flag_that_changes_it() -> None:
     guess = file_report("cp1252", sure=False, runner_up="mac-roman", examples=["1,so don’t", "2,£4.50"])
-    assert encoding_lines({"files": [guess]}) == [
+    assert encoding_lines([guess]) == [
         "encoding    cp1252, a guess: cp1252.csv",
         "            1,so don’t",
         "            2,£4.50",
@@ -32,7 +32,7 @@ def test_guess_is_printed_with_two_lines_and_the_flag_that_changes_it() -> None:
 
 def test_of_many_files_the_guesses_come_first_and_the_rest_is_counted() -> None:
     files = [file_report("gb18030") for _ in range(40)] + [file_report("cp1250", sure=False) for _ in range(5)]
-    lines = encoding_lines({"files": files})
+    lines = encoding_lines(files)
     assert [line for line in lines if line.startswith("encoding")] == ["encoding    cp1250, a guess: cp1250.csv"] * 3
     assert lines[-1] == "            and 42 more: 2 cp1250, 40 gb18030; 2 of them are guesses"
 

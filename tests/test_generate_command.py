@@ -326,6 +326,9 @@ MISTAKES: dict[str, Case] = {
     "given bytes": Case(["--given", "a=\udcff"], "is not text in this terminal's encoding"),
     "empty name": Case(["--name", ""], "--name is empty: give the name of a run"),
     "prompt in the file of nobody": Case(["FILE:~nobody-here/x"], "FILE:~nobody-here/x cannot be read (No such file"),
+    "checkpoint as a prompt": Case(
+        ["a.ckpt"], "a.ckpt is a checkpoint and stands where a prompt does: give", lambda: Path("a.ckpt").touch()
+    ),
     "top_k without effect": Case(["--temperature", "0", "--top_k", "5"], "leave out it or --top_k"),
     "name without effect": Case(["--ckpt_path", "a.ckpt", "--name", "small"], "leave out --name small"),
     "batch_size 0": Case(["--batch_size", "0"], "--batch_size is 0: give 1 or more"),

@@ -10,13 +10,13 @@ MAX_LISTED_FILES = 3
 MANY_TOKENS_PER_CHARACTER = 1.3
 
 
-def encoding_lines(report: dict[str, Any]) -> list[str]:
+def encoding_lines(files: list[dict[str, Any]]) -> list[str]:
     """Return the lines about the files that are not UTF-8, and about guesses; the guesses first.
 
     Args:
-        report: The report of a corpus.
+        files: The files of a corpus, as in its report.
     """
-    files = [file for file in report["files"] if not file["sure"] or not _is_utf8(file["encoding"])]
+    files = [file for file in files if not file["sure"] or not _is_utf8(file["encoding"])]
     files.sort(key=lambda file: file["sure"])
     lines: list[str] = []
     for file in files[:MAX_LISTED_FILES]:

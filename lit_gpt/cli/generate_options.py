@@ -57,6 +57,9 @@ def _check_combinations(options: argparse.Namespace) -> None:
     given = [kind for kind, value in kinds.items() if value]
     if len(given) > 1:
         raise UserError(f"{given[0]} and {given[1]} both say how texts begin: leave one out")
+    for prompt in options.prompts:
+        if prompt.endswith(".ckpt") and os.path.exists(prompt):
+            raise UserError(f"{prompt} is a checkpoint and stands where a prompt does: give it as --ckpt_path {prompt}")
     if options.name == "":
         raise UserError("--name is empty: give the name of a run, or leave it out for the newest one")
     if options.interactive and (others := [name for name in ("novel", "jsonl") if getattr(options, name)]):

@@ -37,7 +37,7 @@ def describe_run(
     """
     memory, memory_warning = _describe_memory(trainer, model, data)
     lines = [
-        *encoding_lines(data.corpus.report),
+        *encoding_lines(data.corpus.report["files"]),
         *_data_lines(data),
         *hint_lines(data.corpus.report, data.corpus_config, data.sources()),
         _model_line(model, data),

@@ -89,7 +89,7 @@ def describe_corpus(corpus: Corpus) -> Iterator[str]:
     report = corpus.report
     for file in report["files"]:
         yield f"file        {file['name']}   {file['bytes'] / 1e6:,.1f} MB, {file['encoding']}"
-    yield from encoding_lines(report)
+    yield from encoding_lines([file for file in report["files"] if not file["sure"]])
     yield from _describe_rows(corpus)
     yield f"text        {report['characters']:,} characters, {report['bytes']:,} bytes"
     if report["longest"]:
