@@ -76,7 +76,7 @@ def test_raw_mode_takes_no_test_split_beside_val_files() -> None:
     "options", [{"columns": ("a",)}, {"template": "{a}"}, {"delimiter": ";"}, {"quote": "none"}, {"header": False}]
 )
 def test_raw_mode_refuses_options_of_tables(options: dict) -> None:
-    with pytest.raises(UserError, match=f"leave out --data.{next(iter(options))}$"):
+    with pytest.raises(UserError, match=f"leave out --data.{next(iter(options))}, or give --data.mode rows$"):
         ReadOptions(mode="raw", **options)
     ReadOptions(mode="raw", encoding="utf-8")
 

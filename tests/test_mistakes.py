@@ -52,7 +52,7 @@ FILES: dict[str, Case] = {
     "blank rows only": Case(TABLE, "no text in any of 2 rows", write("text\n \n\t\n")),
     "unknown suffix": Case(["--data.files", "t.docx"], "unknown file format .docx", write("x", "t.docx")),
     "invalid parquet": Case(
-        ["--data.files", "t.parquet"], "cannot be read as a Parquet table", write("x", "t.parquet")
+        ["--data.files", "t.parquet"], "is not a Parquet table: name its format", write("x", "t.parquet")
     ),
     "invalid json": Case(["--data.files", "t.jsonl"], "t.jsonl line 2: not JSON", write('{"a": 1}\n{', "t.jsonl")),
     "duplicate field": Case(

@@ -209,6 +209,7 @@ PIECES += ["中".encode(), "é".encode(), b"\xef\xbb\xbf", b"\xff", b"\xd6\xd0",
 
 @settings(max_examples=600, deadline=None)
 @example(pieces=[b"\xef"])  # begins a byte order mark: Python's decoder drops it
+@example(pieces=[b"\xef\xbb\xbf", b"\xef\xbb\xbf"])  # only the first is a mark
 @given(pieces=st.lists(st.sampled_from(PIECES) | st.binary(max_size=3), min_size=1, max_size=30))
 def test_arbitrary_bytes_are_read_as_by_the_csv_module_or_rejected(
     tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]

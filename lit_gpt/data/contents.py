@@ -1,5 +1,6 @@
 """Recognize files that are no text by their first bytes, and say what to do with them."""
 
+import codecs
 import os
 import re
 
@@ -91,7 +92,7 @@ def check_content(source: Source, suffix: str, is_table: bool) -> None:
             found = _wrong_compression(source, packed_as)
     if found:
         raise UserError(f"{source} is {found[0]}: {found[1]}")
-    if not head.strip(b"\xef\xbb\xbf\xff\xfe"):  # nothing, or only a byte order mark
+    if head in (b"", codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         raise UserError(f"{source} is empty: give a file with text in it")
 
 
