@@ -25,8 +25,8 @@ def rewrite_parser_error(message: str, keys: list[str]) -> str:
             return f"unknown flag {dashes}{name}{did_you_mean(name, keys)}: see --help"
         commands = ", ".join(COMMANDS)
         return (
-            f"unexpected word {name!r}: commands are {commands}; give files as --data.files, and quote a glob or a text "
-            "with spaces"
+            f"unexpected word {name!r}: commands are {commands}; give files as --data.files, and quote a glob or a "
+            "text with spaces"
         )
     if match := re.match(r"(?:Group '(.+)' does not accept o|O)ption '(.+?)'", message):
         key = ".".join(filter(None, match.groups()))
