@@ -82,7 +82,7 @@ def test_make_goals_exist() -> None:
 
 
 PAGES = ["README.md", "README.zh-CN.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/performance.md"]
-PAGES += ["docs/security.md"]
+PAGES += ["docs/security.md", "docs/encodings.md"]
 
 
 @pytest.mark.parametrize("name", PAGES)
