@@ -53,3 +53,7 @@ def test_one_sample_of_one_token_is_the_least() -> None:
     for arguments in ({"num_samples": 0}, {"max_new_tokens": 0}):
         with pytest.raises(UserError, match="give 1 or more"):
             GenerateText(**arguments)
+
+
+def test_prompts_are_read_as_templates_are() -> None:
+    assert GenerateText([r"a\nb", r"a\\nb"]).prompts == ["a\nb", r"a\nb"]

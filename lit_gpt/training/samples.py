@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
+from lit_gpt.data.read_options import unescape
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import check_sampling, encode_prompt, generate
 from lit_gpt.inference.utf8 import utf8_constraint
@@ -25,7 +26,7 @@ class GenerateText(Callback):
     losses of a run are the same with and without it.
 
     Args:
-        prompts: text to continue; [] turns text generation off.
+        prompts: text to continue, in which `\\n` and `\\t` may be typed as two characters; [] turns text generation off.
         num_samples: texts per prompt.
         max_new_tokens: most tokens to generate per text.
         temperature: divides the logits; 0 always takes the most likely token.
@@ -49,7 +50,7 @@ class GenerateText(Callback):
                 "give 1 or more; --generate.prompts [] turns text generation off"
             )
         check_sampling(temperature, top_k)
-        self.prompts = [prompts] if isinstance(prompts, str) else prompts
+        self.prompts = [unescape(prompt) for prompt in ([prompts] if isinstance(prompts, str) else prompts)]
         self.num_samples = num_samples
         self.sampling: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
