@@ -26,7 +26,7 @@ class GenerateText(Callback):
     losses of a run are the same with and without it.
 
     Args:
-        prompts: text to continue, in which `\\n` and `\\t` may be typed as two characters; [] turns text generation off.
+        prompts: text to continue; `\\n` and `\\t` may be typed as two characters. [] turns text generation off.
         num_samples: texts per prompt.
         max_new_tokens: most tokens to generate per text.
         temperature: divides the logits; 0 always takes the most likely token.
