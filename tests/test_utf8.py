@@ -43,12 +43,8 @@ UNREACHABLE = 9  # more than there are kinds of unfinished characters
 
 def unfinished(text: bytes) -> bytes | None:
     """Return the bytes of the character that `text` ends in, b"" if it ends with a whole one; None if it is invalid."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        decoder.decode(text)
-    except UnicodeDecodeError:
-        return None
-    return decoder.getstate()[0]
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return None if "\ufffd" in decoder.decode(text) else decoder.getstate()[0]
 
 
 def allowed(tokens: tuple[bytes, ...], pending: bytes, remaining: int) -> set[int]:
@@ -99,7 +95,7 @@ TOKENS = st.one_of(
 PENDING = [b""] + [char.encode()[:n] for char in CHARACTERS for n in range(1, len(char.encode()))]
 
 
-BOUNDS = bytes.fromhex("00417f 808f909fa0bf c0c1c2df e0e1ecedeeef f0f1f3f4f5ff")  # of the ranges of RFC 3629
+BOUNDS = bytes.fromhex("00417f 808f909fa0bcbdbebf c0c1c2df e0e1ecedeeef f0f1f3f4f5ff")  # of the ranges of bytes
 BYTES = Utf8Constraint([bytes([i]) for i in range(256)])
 
 
