@@ -103,12 +103,12 @@ class StepProgress(TQDMProgressBar):
     Lightning's own bar counts the batches of an epoch. Where the output is no terminal, there are lines only. The bar
     waits for the device on logging steps only, where the logger waits too.
 
-    Args:
-        has_bars: Draw bars in a terminal; False: print lines only.
-
     Once some steps have been timed, it prints an estimate of the remaining time, and again at each validation. Until
     the run has validated, the estimate takes a validation for a third of the training time on the same number of
     tokens, because a forward pass is a third of the operations of a forward and a backward pass (Kaplan et al. 2020).
+
+    Args:
+        has_bars: Draw bars in a terminal; False: print lines only.
 
     Attributes:
         WARM_UP_STEPS: Steps before the first timed step.
