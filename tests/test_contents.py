@@ -68,6 +68,7 @@ def sqlite(folder: Path) -> bytes:
 
 FILES = {  # name: content, and what is said about it
     "t.xlsx": (zipped("[Content_Types].xml", "xl/workbook.xml"), "a workbook: save it as CSV UTF-8"),
+    "part.xlsx": (zipped("[Content_Types].xml", "xl/sharedStrings.xml"), "a workbook: save it as CSV UTF-8"),
     "renamed.csv": (
         zipped("[Content_Types].xml", "xl/workbook.bin", "xl/sharedStrings.bin"),
         "a workbook: save it as CSV UTF-8",
@@ -79,7 +80,7 @@ FILES = {  # name: content, and what is said about it
     "zst.csv": (pyarrow.compress(TABLE, codec="zstd", asbytes=True), "compressed with zstd: rename it to zst.csv.zst"),
     "wrong.csv.gz": (pyarrow.compress(TABLE, codec="zstd", asbytes=True), "with zstd: rename it to wrong.csv.zst"),
     "twice.csv.gz": (gzip.compress(gzip.compress(TABLE)), "compressed twice: unpack it once"),
-    "book.csv.gz": (gzip.compress(zipped("xl/workbook.xml")), "a workbook"),
+    "book.csv.gz": (gzip.compress(zipped("[Content_Types].xml", "xl/workbook.xml")), "a workbook"),
     "t.csv.bz2": (bz2.compress(TABLE), "compressed with bzip2: unpack it with bunzip2"),
     "t.csv.xz": (lzma.compress(TABLE), "compressed with xz: unpack it with unxz"),
     "t.tar": (tarred(), "a tar archive: unpack it"),

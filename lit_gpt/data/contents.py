@@ -53,12 +53,19 @@ SIGNATURES: tuple[tuple[bytes, str, str], ...] = (  # first bytes, what the file
         "fetch them with git lfs pull",
     ),
 )
-ZIPPED: tuple[tuple[tuple[bytes, ...], str, str], ...] = (  # names in the archive, what the file is, what to do
-    ((b"xl/workbook", b"opendocument.spreadsheet", b"Index/Tables"), "a workbook", AS_CSV),
-    ((b"word/document", b"opendocument.text", b"application/epub+zip"), "a document", AS_TEXT),
-    ((b"ppt/presentation", b"opendocument.presentation"), "a presentation", AS_TEXT),
+# What a zip archive holds that is one of these: a name in it or its type, what the file is, what to do.
+ZIPPED: tuple[tuple[bytes, str, str], ...] = (
+    (b"opendocument.spreadsheet", "a workbook", AS_CSV),
+    (b"Index/Tables", "a workbook", AS_CSV),
+    (b"opendocument.text", "a document", AS_TEXT),
+    (b"application/epub+zip", "a document", AS_TEXT),
+    (b"opendocument.presentation", "a presentation", AS_TEXT),
 )
-
+OFFICE: tuple[tuple[bytes, str, str], ...] = (  # the same of an archive that also has CONTENT_TYPES
+    (b"xl/", "a workbook", AS_CSV),
+    (b"word/", "a document", AS_TEXT),
+    (b"ppt/", "a presentation", AS_TEXT),
+)
 CONTENT_TYPES = b"[Content_Types].xml"  # in all files of Microsoft Office
 
 
@@ -120,10 +127,11 @@ def _wrong_compression(source: Source, packed_as: str) -> tuple[str, str]:
 def _recognize(head: bytes, tail: bytes, suffix: str, is_table: bool) -> tuple[str, str] | None:
     """Return what a file is and what to do; None if it may be what it should be."""
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
-        for names, what, remedy in ZIPPED:
-            if any(name in head or name in tail for name in names):
+        is_office = CONTENT_TYPES in head or CONTENT_TYPES in tail
+        for name, what, remedy in OFFICE if is_office else ZIPPED:
+            if name in head or name in tail:
                 return what, remedy
-        if CONTENT_TYPES in head or CONTENT_TYPES in tail:
+        if is_office:
             return "an Office file", AS_CSV
         return "a zip archive", UNPACK
     for signature, what, remedy in SIGNATURES:
