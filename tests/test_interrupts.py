@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -65,3 +66,19 @@ def test_exit_status_restores_the_handler_of_the_calling_program() -> None:
     before = signal.getsignal(signal.SIGINT)
     assert exit_status(lambda: None) == 0
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interrupt_while_python_exits_changes_no_status(tmp_path: Path) -> None:
+    program = """
+import os
+from lit_gpt.cli.interrupts import exit_on_signals
+
+class InterruptAtExit:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, 2)
+
+exit_on_signals()
+last = InterruptAtExit()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

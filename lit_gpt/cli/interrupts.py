@@ -3,6 +3,7 @@
 The scripts import this module before all others, because the other imports take seconds. It imports nothing slow.
 """
 
+import atexit
 import contextlib
 import os
 import signal
@@ -16,12 +17,15 @@ from typing import Any
 def exit_on_signals(*signums: int) -> None:
     """Make signals end this process at once, with one line, until a command handles them itself.
 
+    While Python exits, they are ignored: the command has ended, and its status stands.
+
     Args:
         signums: The signals; without any SIGINT, which is what Ctrl-C sends.
     """
     for signum in signums or (signal.SIGINT,):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # a shell ignores SIGINT for a command in the background
             signal.signal(signum, _exit_at_once)
+            atexit.register(signal.signal, signum, signal.SIG_IGN)  # Python restores other handlers to the default
 
 
 def _exit_at_once(signum: int, frame: FrameType | None) -> None:

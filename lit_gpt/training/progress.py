@@ -225,13 +225,9 @@ class StepProgress(TQDMProgressBar):
     def _draw(self, trainer: Trainer) -> None:
         self._drawn = time.perf_counter()
         _, data = module_and_data(trainer)
-        step, tokens_per_second, seconds = (
-            trainer.global_step,
-            self._tokens_per_second(trainer),
-            self._remaining_seconds(trainer),
-        )
-        bar = self.train_progress_bar
-        bar.bar_format = format_bar(step, data.plan.last_step, self._train_loss, tokens_per_second, seconds)
+        bar, step = self.train_progress_bar, trainer.global_step
+        speed, seconds = self._tokens_per_second(trainer), self._remaining_seconds(trainer)
+        bar.bar_format = format_bar(step, data.plan.last_step, self._train_loss, speed, seconds)
         bar.n = step
         bar.refresh()
 
