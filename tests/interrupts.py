@@ -40,6 +40,9 @@ COMMANDS = {
 }
 
 
+EXIT_SECONDS = 1.0  # what Python takes to exit after a command has ended, at most
+
+
 @dataclass
 class Ended:
     """How an interrupted command ended, and what it printed."""
@@ -47,7 +50,7 @@ class Ended:
     status: int
     out: str
     err: str
-    is_interrupted: bool  # False: it had ended before
+    is_interrupted: bool  # False: it had ended before, or was about to exit
 
     def fault(self) -> str:
         """Return what is wrong with this end, or an empty string."""
@@ -79,8 +82,10 @@ def interrupt(folder: Path, command: list[str], is_due: Callable[[int], bool]) -
     is_interrupted = process.poll() is None
     if is_interrupted:
         os.killpg(process.pid, signal.SIGINT)
+    sent = time.monotonic()
     out, err = process.communicate(timeout=60)
-    return Ended(process.returncode, out, err, is_interrupted)
+    was_exiting = process.returncode == 0 and time.monotonic() < sent + EXIT_SECONDS
+    return Ended(process.returncode, out, err, is_interrupted and not was_exiting)
 
 
 def after(seconds: float) -> Callable[[int], bool]:
