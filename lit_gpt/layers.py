@@ -89,7 +89,8 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight.type_as(x), bias, self.eps)  # (..., D)
 
 
-NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+# Without norms a deep model learns slowly or not at all: docs/course.md measures it.
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm, "none": nn.Identity}
 
 
 # ----------------------------------------------------------------------------------------------------- activations
@@ -198,7 +199,12 @@ class Sinusoidal(Position):
         return x + self.table[positions]  # (B, T, D)
 
 
-POSITIONS: dict[str, type[Position]] = {"rope": Rotary, "learned": Learned, "sinusoidal": Sinusoidal}
+POSITIONS: dict[str, type[Position]] = {
+    "rope": Rotary,
+    "learned": Learned,
+    "sinusoidal": Sinusoidal,
+    "none": Position,  # only causality tells earlier tokens from later ones (Kazemnejad et al. 2023)
+}
 
 
 class PreviousTokens(nn.ModuleList):

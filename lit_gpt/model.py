@@ -37,8 +37,9 @@ class GPTConfig:
         num_kv_heads: K, key/value heads, each shared by H / K query heads (Ainslie et al. 2023); None: H.
         dropout: probability of zeroing, of embeddings, attention weights and the outputs of attention and feed-forward.
         bias: whether linear layers and LayerNorm have a bias.
-        position: how the position of a token enters the model.
-        norm: the type of the normalisation layers: inputs of attention and feed-forward, of the head, and `qk_norm`.
+        position: how the position of a token enters the model; "none": it does not.
+        norm: the type of the normalisation layers: inputs of attention and feed-forward, of the head, and `qk_norm`;
+            "none": nothing is normalised.
         mlp: the activation of the feed-forward.
         qk_norm: whether the queries and keys of each head are normalised (Dehghani et al. 2023).
         tie_embeddings: whether the head shares the weight of the embedding (Press and Wolf 2017).
@@ -56,8 +57,8 @@ class GPTConfig:
     num_kv_heads: int | None = None
     dropout: float = 0.0
     bias: bool = False
-    position: Literal["rope", "learned", "sinusoidal"] = "rope"
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
+    norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
     mlp: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
     qk_norm: bool = True
     tie_embeddings: bool = True

@@ -21,6 +21,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     "sinusoidal": {"position": "sinusoidal", "norm": "layernorm", "mlp": "relu", "bias": True, "num_kv_heads": 2},
     "free head": {"mlp": "relu2", "tie_embeddings": False},
     "previous tokens": {"previous_tokens": 2},
+    "no position": {"position": "none"},
+    "no norm": {"norm": "none"},
 }
 
 
@@ -30,6 +32,12 @@ def gpt(**changes: Any) -> GPT:
     model = GPT(GPTConfig(**{**shape, **changes})).eval()
     for parameter in model.previous.parameters():
         nn.init.normal_(parameter, std=0.02)  # they start out as nothing
+    if (
+        model.config.norm == "none"
+    ):  # the initial weights are so small that, without norms, attention adds next to nothing
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= 10
     return model
 
 
