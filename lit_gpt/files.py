@@ -86,11 +86,16 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.unfinished")
 
 
-def atomic_replace(source: Path, target: Path) -> None:
+def atomic_replace(source: Path, target: Path, durable: bool = True) -> None:
     """Rename a complete file or folder to `target` and replace what is there.
 
     A folder cannot be replaced in one step: the old one is renamed to `.<name>.old` first, and removed at the end.
     Symbolic links at either name are replaced; what they lead to is unchanged.
+
+    Args:
+        source: The file or folder.
+        target: Its new name.
+        durable: Whether the new name survives a power failure from now on.
     """
     backup = target.with_name(f".{target.name}{BACKUP_SUFFIX}")
     if source.is_dir() or (target.is_dir() and not target.is_symlink()):
@@ -100,12 +105,15 @@ def atomic_replace(source: Path, target: Path) -> None:
         elif target.exists():
             target.rename(backup)
     os.replace(source, target)
-    fsync_folder(target.parent)
+    if durable:
+        fsync_folder(target.parent)
     with contextlib.suppress(OSError):  # what remains of the old one does no harm
         remove(backup)
 
 
-def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder: Path | None = None) -> None:
+def atomic_write(
+    path: Path, write: Callable[[BinaryIO], Any], temporary_folder: Path | None = None, durable: bool = True
+) -> None:
     """Write a file so that it appears complete or not at all.
 
     The content goes to a temporary file, which is flushed to the disk and then renamed to `path`. Its name is unique:
@@ -116,6 +124,8 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder:
         path: The file to write. Its folder is created if it does not exist.
         write: Is called with the open temporary file and writes the content.
         temporary_folder: The folder of the temporary file, on the same file system; by default the folder of `path`.
+        durable: Whether to wait until the disk has the file, some milliseconds. Without it a power failure, but nothing
+            else, may leave an incomplete file.
 
     Raises:
         OSError: The file could not be written. A previous file at `path` is unchanged.
@@ -126,8 +136,9 @@ def atomic_write(path: Path, write: Callable[[BinaryIO], Any], temporary_folder:
         with open(temporary, "xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
-        atomic_replace(temporary, path)
+            if durable:
+                os.fsync(file.fileno())
+        atomic_replace(temporary, path, durable)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()

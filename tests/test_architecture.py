@@ -36,6 +36,7 @@ LAYERS = [
     ["data"],
     ["checkpoint"],
     ["inference"],
+    ["runs"],
     ["training"],
     ["cli"],
     ["benchmark"],

@@ -79,7 +79,7 @@ def test_logger_in_a_config_replaces_ours(fit: Fit) -> None:
     assert result.status == 0, result.err
     assert "curves" not in result.out
     files = {path.name for path in RUN.iterdir()}
-    assert files == {"best.ckpt", "config.yaml", "last.ckpt"}
+    assert files == {"best.ckpt", "config.yaml", "last.ckpt", "summary.json"}
     assert [step for step, _ in csv_points("loss/train")] == [0, 1, 2]
     assert [step for step, _ in csv_points("loss/val")] == [0, 2]  # of the untrained model, and after the third step
     settings = yaml.safe_load(Path("csv/run/version_0/hparams.yaml").read_text(encoding="utf-8"))
@@ -122,7 +122,7 @@ def test_step_logger_with_a_folder_of_its_own_is_refused(fit: Fit) -> None:
 
 def test_no_logger_still_writes_checkpoints(fit: Fit) -> None:
     assert fit("--trainer.logger", "false").status == 0
-    assert {path.name for path in RUN.iterdir()} == {"best.ckpt", "config.yaml", "last.ckpt"}
+    assert {path.name for path in RUN.iterdir()} == {"best.ckpt", "config.yaml", "last.ckpt", "summary.json"}
 
 
 # ------------------------------------------------------------------------------------------- callbacks in a config

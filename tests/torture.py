@@ -36,6 +36,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem
 import lit_gpt.files
 from lit_gpt.checkpoint.runs import newest_checkpoint
 from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.runs.summary import read_summary
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
 
@@ -43,6 +44,11 @@ KILLS = ("time", "bytes", "fsync", "rename", "remove", "validation", "samples") 
 SIGNALS = ("interrupt", "terminate")  # SIGINT and SIGTERM, at a random time
 STRATEGIES = {"ddp": ["--trainer.strategy", "ddp"], "fsdp": ["--config", str(ROOT / "configs" / "fsdp.yaml")]}
 MEASURED_TAGS = {"speed/tokens_per_second", "memory/peak_gb"}  # these values differ between any two runs
+# What a summary says, without times
+FIGURES = (
+    *("status", "parameters", "tokens", "step", "max_steps", "best_loss", "best_step", "bits_per_byte"),
+    *("last_loss", "last_train_loss"),
+)
 
 CONFIG = """
 data: {files: rows.txt, tokenizer: byte, batch_size: 4, global_batch_size: 24, eval_windows: 8}
@@ -160,6 +166,10 @@ def compare_runs(expected: Path, actual: Path) -> list[str]:
             found.append(f"points of {tag}")
     if texts(expected) != texts(actual):
         found.append("texts")
+    one_summary, other_summary = read_summary(expected), read_summary(actual)
+    found += [
+        f"{name} of the summary" for name in FIGURES if getattr(one_summary, name) != getattr(other_summary, name)
+    ]
     found += [path.name for path in expected.glob("*.ckpt") if not (actual / path.name).exists()]
     found += [path.name for path in actual.glob(".*.ckpt.*")]  # unfinished
     return found

@@ -26,7 +26,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def _is_time(value: Any) -> bool:
+def _is_amount(value: Any) -> bool:
     return type(value) is float and math.isfinite(value) and value >= 0
 
 
@@ -86,11 +86,12 @@ CHECKS: dict[str, Check] = {
     "tokenizer": _dict_of(_is_text),
     "data": _dict_of(_is_text, _is_scalar),
     "global_step": _is_count,
-    "saved_at": _is_time,
+    "saved_at": _is_amount,
     "config": lambda value: value is None or _is_text(value),
     "callbacks": _dict_of(_is_text),
     "callback_metrics": _dict_of(_is_text, _is_float),
     "events": _dict_of(_is_text, _is_count),
+    "run_totals": _dict_of(_is_text, _is_amount),
     "epoch": _is_count,
     "loops": _is_dict,
     "optimizer_states": _list_of(_is_optimizer_state),

@@ -134,7 +134,7 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed processes left half-written or half-removed; no process may be writing to the folder."""
     with contextlib.suppress(OSError):  # what cannot be removed does no harm
         _restore_backups(folder)
-        for path in folder.glob(".*.ckpt.*"):
+        for path in (*folder.glob(".*.ckpt.*"), *folder.glob(".*.unfinished")):
             remove(path)
 
 

@@ -29,3 +29,17 @@ def pop_setting(config: dict[str, Any], key: str) -> Any:
     if not config[name]:
         del config[name]
     return value
+
+
+def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return `{"model.a": 1}` for `{"model": {"a": 1}}`, without keys whose value is None.
+
+    Values of types that TensorBoard does not accept become strings.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        elif value is not None:
+            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return flat

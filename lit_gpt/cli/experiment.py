@@ -27,6 +27,7 @@ from lit_gpt.cli.intervals import apply_step_plan, resolve_validation_interval
 from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
 from lit_gpt.cli.run_checkpoint import LOGS
+from lit_gpt.cli.run_facts import describe_start
 from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import available_cores, is_out_of_memory, supports_bfloat16
@@ -38,6 +39,7 @@ from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.profiler import RunProfiler
 from lit_gpt.training.progress import StepProgress
+from lit_gpt.training.recorder import RunRecorder
 from lit_gpt.training.samples import GenerateText
 from lit_gpt.training.stop import GracefulStop
 from lit_gpt.training.throughput import StepThroughput, flops_per_token
@@ -64,6 +66,7 @@ class Experiment:
         resumes_in_place: Whether the run continues in the folder of the checkpoint it resumes from.
         checkpointing: The callback that writes checkpoints; None if none are written.
         logger: The logger that writes to the run's folder.
+        recorder: The callback that writes summary.json; None if the run has no folder.
         profiler: The callback that measures a few steps, with `--preflight`; None otherwise.
         config_text: The settings as in config.yaml; None if no config.yaml is written.
     """
@@ -79,6 +82,7 @@ class Experiment:
     folder: Path | None = None
     resumes_in_place: bool = False
     checkpointing: StepCheckpoint | None = None
+    recorder: RunRecorder | None = None
     profiler: RunProfiler | None = None
     logger: StepLogger | None = None
     config_text: str | None = None
@@ -90,6 +94,8 @@ class Experiment:
             self.checkpointing.dirpath = str(folder)
         if self.logger is not None:
             self.logger.run_version = folder.name
+        if self.recorder is not None:
+            self.recorder.move_to(folder)
 
 
 def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
@@ -100,6 +106,7 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
     """
     command = arguments.args[0]
     parser, settings, checkpoint = load_settings(arguments)
+    typed = settings.clone()  # before this machine decides about null
     seed_everything(settings.seed_everything, workers=True)
     parts = instantiate(parser, settings)
     experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
@@ -110,8 +117,13 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
         has_no_bar = options["enable_progress_bar"] is False or options["barebones"]
         callbacks = [] if has_no_bar else [StepProgress()]
         options.update(logger=False, enable_checkpointing=False, callbacks=callbacks)
+    folder = None if experiment.profiler is not None else experiment.folder
+    if folder is not None:
+        start = describe_start(typed, parser.flat_defaults, experiment.datamodule, arguments, folder)
+        experiment.recorder = RunRecorder(start)
+        options["callbacks"] += [experiment.recorder]
     options["callbacks"] += [stop]  # after the callback that saves
-    if experiment.folder is not None and experiment.profiler is None:
+    if folder is not None:
         save_config = SaveConfig(parser, settings, experiment)
         experiment.config_text = save_config.text
         options["callbacks"] += [save_config]

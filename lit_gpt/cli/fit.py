@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.config_values import flatten
 from lit_gpt.cli.experiment import Experiment, build_experiment
 from lit_gpt.cli.messages import print_command, print_lines, program_name
 from lit_gpt.cli.preflight import describe_run
@@ -21,7 +22,6 @@ from lit_gpt.cli.resume import (
     check_same_model,
     check_same_optimizer,
     describe_resume,
-    flatten,
 )
 from lit_gpt.compat import is_restoring
 from lit_gpt.data.datamodule import fingerprint
@@ -294,6 +294,8 @@ def print_end(experiment: Experiment) -> None:
             print_command("more text", *program, ["--ckpt_path", str(best if best.exists() else last)])
         if step_logger(trainer) is not None:
             print_command("curves", [program_name("tensorboard")], ["--logdir", str(experiment.folder.parents[1])])
+    if experiment.recorder is not None and experiment.recorder.problem:
+        print_lines(f"warning     {experiment.recorder.problem}")
 
 
 def print_checkpoint(experiment: Experiment) -> None:

@@ -63,11 +63,13 @@ class StrictParser(LightningArgumentParser):
 
     Attributes:
         texts: The text settings, which do not pass through the parser, by name (see `text_settings`).
+        flat_defaults: The default of each setting by name, once the settings are parsed.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
         self.texts: dict[str, Any] = {}
+        self.flat_defaults: dict[str, Any] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(message) from ex
@@ -214,7 +216,8 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
             print_lines(describe_left_out(arguments.checkpoint, left_out), to_stderr=True)
         configs.insert(0, saved)
     given = {**find_values(flags), **{text.key: text.value for text in arguments.text_flags}}
-    remove_replaced(configs, given, dict(parser.get_defaults().items()))
+    parser.flat_defaults = dict(parser.get_defaults().items())
+    remove_replaced(configs, given, parser.flat_defaults)
     parser.texts = {}
     for config in configs:
         parser.texts.update(pop_texts(config))
@@ -230,7 +233,7 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
         try:
             settings = parser.parse_args([*(f"--config={file}" for file in files), *flags])
         except UserError as error:
-            raise UserError(rewrite_parser_error(str(error), list(parser.get_defaults().keys()))) from None
+            raise UserError(rewrite_parser_error(str(error), list(parser.flat_defaults))) from None
     return parser.with_texts(settings)
 
 

@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 
 from lit_gpt.checkpoint.runs import later_checkpoints
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
+from lit_gpt.cli.config_values import flatten
 from lit_gpt.cli.experiment import Experiment
 from lit_gpt.cli.parser import differences, other_model_error
 from lit_gpt.cli.saved_config import read_saved_config
@@ -144,17 +145,3 @@ def describe_resume(experiment: Experiment, checkpoint: Checkpoint) -> list[str]
     if max_steps is not None and step >= max_steps:
         lines += [f"already complete at step {step:,}: raise --trainer.max_steps to continue"]
     return lines
-
-
-def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return `{"model.a": 1}` for `{"model": {"a": 1}}`, without keys whose value is None.
-
-    Values of types that TensorBoard does not accept become strings.
-    """
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return flat

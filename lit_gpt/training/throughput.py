@@ -23,10 +23,14 @@ class StepThroughput(Callback):
 
     Args:
         checkpoint_seconds: Returns the time spent writing checkpoints since the start of the run, in seconds.
+
+    Attributes:
+        mean_tokens_per_second: From the first step of this command to the latest logging step; None before.
     """
 
     def __init__(self, checkpoint_seconds: Callable[[], float] = lambda: 0.0) -> None:
         self.checkpoint_seconds = checkpoint_seconds
+        self.mean_tokens_per_second: float | None = None
         self._throughput: Throughput | None = None  # None: no step has started
         self._start = 0.0  # time.perf_counter() at the first batch, plus the length of all pauses
         self._start_step = 0  # of this command
@@ -55,9 +59,10 @@ class StepThroughput(Callback):
         module, data = module_and_data(trainer)
         windows_per_step = data.plan.windows_per_step // trainer.world_size  # of one device
         tokens_per_step = windows_per_step * data.context_length
-        steps = step - self._start_step
+        steps, seconds = step - self._start_step, time.perf_counter() - self._start - self.checkpoint_seconds()
+        self.mean_tokens_per_second = steps * tokens_per_step * trainer.world_size / seconds
         self._throughput.update(
-            time=time.perf_counter() - self._start - self.checkpoint_seconds(),
+            time=seconds,
             batches=steps,
             samples=steps * windows_per_step,
             lengths=steps * tokens_per_step,
