@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from argparse import Action, ArgumentParser
+
     import tiktoken
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -130,6 +132,17 @@ def is_restoring(error: BaseException) -> bool:
 # The argument of `load_from_checkpoint` that keeps Lightning from calling a function which the hyperparameters of the
 # checkpoint name. One that it allows, of its command line, builds the classes that other hyperparameters name.
 NO_INSTANTIATOR: dict[str, Any] = {"_instantiator": None}
+
+
+# ---------------------------------------------------------------------------------------------------------- argparse
+
+
+def parser_actions(parser: "ArgumentParser") -> list["Action"]:
+    """Return the actions of all flags of a parser, in the order in which they were added.
+
+    The public methods add flags and format the help of all of them; none lists them.
+    """
+    return list(parser._actions)
 
 
 # ------------------------------------------------------------------------------------------------------------- torch

@@ -4,6 +4,7 @@ import unicodedata
 from collections.abc import Iterable
 
 COLUMNS = 80
+ZERO_WIDTH_JOINER = "\u200d"  # joins the emoji before it and the one behind it
 INDENT = " " * 12  # of a continuation; a line begins with a label of as many columns
 
 
@@ -18,6 +19,19 @@ def _character_width(character: str) -> int:
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def cut_line(line: str, columns: int = COLUMNS) -> str:
+    """Return a line, or its start and an ellipsis if it is wider than some columns. No character is cut in two."""
+    if display_width(line) <= columns:
+        return line
+    start = line[: _fitting_characters(line, columns - 1)]
+    return f"{start.rstrip(ZERO_WIDTH_JOINER)}…"
+
+
+def pad_line(line: str, columns: int) -> str:
+    """Return a line with spaces behind it, as wide as some columns."""
+    return line + " " * (columns - display_width(line))
 
 
 def wrap_line(line: str) -> list[str]:

@@ -30,20 +30,20 @@ class GPTConfig:
 
     Attributes:
         vocab_size: V, the number of ids the tokenizer has.
-        context_length: T, how many tokens the model sees at once.
+        context_length: T, the number of tokens that the model sees at once.
         d_model: D, the width of the residual stream.
-        num_blocks: how many blocks.
-        num_heads: H, query heads; divides `d_model`.
-        num_kv_heads: K, key/value heads, each shared by H / K query heads (Ainslie et al. 2023); None: H.
-        dropout: probability of zeroing, of embeddings, attention weights and the outputs of attention and feed-forward.
-        bias: whether linear layers and LayerNorm have a bias.
-        position: how the position of a token enters the model; "none": it does not.
-        norm: the type of the normalisation layers: inputs of attention and feed-forward, of the head, and `qk_norm`;
-            "none": nothing is normalised.
-        mlp: the activation of the feed-forward.
-        qk_norm: whether the queries and keys of each head are normalised (Dehghani et al. 2023).
-        tie_embeddings: whether the head shares the weight of the embedding (Press and Wolf 2017).
-        previous_tokens: n; embeddings of the n preceding tokens are added to a token's, from one table per distance.
+        num_blocks: Number of blocks, the depth of the model.
+        num_heads: H, the number of query heads. It divides `d_model`.
+        num_kv_heads: K, the number of key/value heads, each shared by H / K query heads (Ainslie et al. 2023). None: H.
+        dropout: Probability of zeroing embeddings, attention weights and the outputs of attention and feed-forward.
+        bias: Whether linear layers and LayerNorm have a bias.
+        position: How the position of a token enters the model. "none": it does not.
+        norm: Type of all normalisation layers: before attention, feed-forward and head, and of `qk_norm`. "none":
+            nothing is normalised.
+        mlp: Activation of the feed-forward.
+        qk_norm: Whether the queries and keys of each head are normalised (Dehghani et al. 2023).
+        tie_embeddings: Whether the head shares the weight of the embedding (Press and Wolf 2017).
+        previous_tokens: Number of earlier tokens whose embeddings are added to a token's, from one table per distance.
 
     Raises:
         ValueError: a number is out of range, a choice is unknown, or the heads do not divide the width.

@@ -151,9 +151,8 @@ def test_wrong_config_on_two_ranks_is_reported_once(folder: Path) -> None:
             ["fit", "--config=small.yaml", "--config=small.yaml", "--a=1"],
         ),
         (["--ckpt_path", "auto", "--a", "1"], ["fit", f"--config={DEFAULT}", "--a", "1"]),
-        (["--ckpt_path", "last", "--help"], ["fit", f"--config={DEFAULT}", "--ckpt_path", "last", "--help"]),
     ],
-    ids=["nothing", "files", "files in one word", "command and config", "two configs", "no checkpoint", "help"],
+    ids=["nothing", "files", "files in one word", "command and config", "two configs", "no checkpoint"],
 )
 def test_command_line_is_completed(folder: Path, args: list[str], completed: list[str]) -> None:
     assert CommandLine(args, DEFAULT).args == completed

@@ -1,5 +1,6 @@
 """Each entry of lit_gpt/compat.py: the private attribute still exists and still means what the package relies on."""
 
+import argparse
 import io
 import os
 import pickletools
@@ -240,6 +241,13 @@ def test_no_instantiator_keeps_lightning_from_building_what_hyperparameters_name
         with pytest.warns(UserWarning, match="contains no parameters"):
             loaded = Untyped.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True, **arguments)
         assert isinstance(loaded.part, kind)
+
+
+def test_parser_actions_are_all_flags_in_their_order() -> None:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--first")
+    parser.add_argument_group("group").add_argument("--second")
+    assert [action.dest for action in compat.parser_actions(parser)] == ["first", "second"]
 
 
 @pytest.mark.skipif(

@@ -289,18 +289,6 @@ def test_interactive_stops_a_text_at_ctrl_c_and_ends_at_ctrl_d(generate: Generat
     os.close(terminal)
 
 
-def test_help_has_examples_and_fits_80_columns(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        generate_main(["--help"])
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(display_width, lines)) <= 80
-    assert sum(line.startswith("  python scripts/generate.py") for line in lines) == 3
-    assert "None" not in "".join(lines)
-
-
 # ------------------------------------------------------------------------------------------------ mistakes in the flags
 
 MISTAKES: dict[str, Case] = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_gpt.lines import display_width, wrap_command, wrap_line, wrap_text
+from lit_gpt.lines import cut_line, display_width, wrap_command, wrap_line, wrap_text
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,22 @@ from lit_gpt.lines import display_width, wrap_command, wrap_line, wrap_text
 )
 def test_display_width_counts_the_columns_of_a_terminal(text: str, width: int) -> None:
     assert display_width(text) == width
+
+
+@pytest.mark.parametrize(
+    ("line", "columns", "cut"),
+    [
+        ("abcdef", 6, "abcdef"),
+        ("abcdef", 5, "abcd…"),
+        ("床前明月光", 10, "床前明月光"),
+        ("床前明月光", 9, "床前明月…"),
+        ("床前明月光", 8, "床前明…"),  # half of a character is not shown
+        ("e\u0301e\u0301e\u0301", 2, "e\u0301…"),  # nor a letter without its accent
+        ("👩\u200d🚀 x", 4, "👩…"),
+    ],
+)
+def test_cut_line_fits_and_keeps_whole_characters(line: str, columns: int, cut: str) -> None:
+    assert cut_line(line, columns) == cut
 
 
 @pytest.mark.parametrize(

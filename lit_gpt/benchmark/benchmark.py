@@ -1,7 +1,4 @@
-"""Measure the speed of this project, next to other projects at the same work.
-
-Arguments that are not listed here are those of scripts/fit.py: --config, --model.config.d_model, ...
-"""
+"""Measure the speed of this project, next to other projects at the same work: the command of scripts/bench.py."""
 
 import argparse
 from pathlib import Path
@@ -23,6 +20,16 @@ BENCHMARKS = {
     "startup": benchmark_startup,
 }
 
+USAGE = "python scripts/bench.py WHAT [flags] [--config FILE] [--SETTING VALUE]"
+DESCRIPTION = """Measure the speed of this project, and of other projects at the same work:
+training, the time to a loss, generation, tokenizing, or the start of commands.
+The settings of fit.py, as --model.config.d_model, apply too."""
+EXAMPLES = (
+    "python scripts/bench.py train --config configs/shakespeare_char.yaml",
+    "python scripts/bench.py train --peers --nanogpt ../nanoGPT",
+    "python scripts/bench.py generate --turns 3",
+)
+
 
 def main(args: list[str], default_config: Path) -> int:
     """Run the command line of scripts/bench.py and return its exit status (see `exit_status`)."""
@@ -43,22 +50,19 @@ def parse_args(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     Raises:
         UserError: An option is wrong.
     """
-    parser = LineParser(__doc__)
-    parser.add_argument("what", choices=list(BENCHMARKS), help="what to measure")
-    parser.add_argument("--json", action="store_true", help="print one JSON object per line instead of a table")
-    parser.add_argument("--peers", action="store_true", help="measure transformers and litgpt too, if installed")
-    parser.add_argument(
-        "--nanogpt", type=expand_path, metavar="DIR", help="measure nanoGPT too: the folder of a checkout"
-    )
-    parser.add_argument(
-        "--vocab_size", type=int, help="generate: vocabulary size of the untrained model; default: the tokenizer's"
-    )
-    parser.add_argument("--valid_utf8", action="store_true", help="generate: measure texts of valid UTF-8 only too")
-    parser.add_argument("--steps", type=int, default=20, help="steps per turn; generate: new tokens")
-    parser.add_argument("--turns", type=int, default=10, help="turns of each implementation; loss: seeds")
-    parser.add_argument("--target", type=float, default=1.898, help="loss: the loss to reach, in nats per token")
-    parser.add_argument("--first_seed", type=int, default=1, help="loss: the seed of the first run")
-    parser.add_argument("--warm_up", type=int, default=10, help="train: steps before the first turn")
+    parser = LineParser(USAGE, DESCRIPTION, EXAMPLES)
+    parser.add_argument("what", choices=list(BENCHMARKS), metavar="WHAT", help=", ".join(BENCHMARKS))
+    add = parser.add_argument
+    add("--json", action="store_true", help="print one JSON object a line instead of a table")
+    add("--peers", action="store_true", help="measure transformers and litgpt too, if installed")
+    add("--nanogpt", type=expand_path, metavar="DIR", help="measure nanoGPT too: the folder of a checkout")
+    add("--steps", type=int, default=20, metavar="N", help="steps of a turn; generate: new tokens (%(default)s)")
+    add("--turns", type=int, default=10, metavar="N", help="turns of each project; loss: seeds (%(default)s)")
+    add("--warm_up", type=int, default=10, metavar="N", help="train: steps before the first turn (%(default)s)")
+    add("--vocab_size", type=int, metavar="N", help="generate: of the untrained model; default: the tokenizer's")
+    add("--valid_utf8", action="store_true", help="generate: measure texts of valid UTF-8 only too")
+    add("--target", type=float, default=1.898, metavar="X", help="loss: the loss to reach, in nats (%(default)s)")
+    add("--first_seed", type=int, default=1, metavar="N", help="loss: the seed of the first run (%(default)s)")
     options, fit_args = parser.parse_known_args(args)
     for name in ("steps", "turns", "warm_up"):
         if getattr(options, name) < 1:

@@ -156,8 +156,6 @@ def _find_flag(flag: str, args: list[str]) -> str | None:
 
 def _checkpoint_choice(command: str, flags: list[str], configs: list[dict[str, Any]]) -> str | None:
     """Return the flag `--ckpt_path`, a path or one of `CHOICES`; None if the command line needs no checkpoint."""
-    if {"-h", "--help"} & set(flags):
-        return None
     choice = _find_flag("--ckpt_path", flags)
     choice = None if choice == "null" else choice
     if choice is None and command != "fit" and not any("ckpt_path" in config for config in configs):

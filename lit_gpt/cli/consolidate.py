@@ -8,6 +8,14 @@ from lit_gpt.cli.messages import LineParser, print_lines
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, expand_path, write_error
 
+DESCRIPTION = """Write a checkpoint into one file: a sharded one, as training with
+configs/fsdp.yaml saves it; or, with --weights, the weights of any checkpoint,
+which torch.load("FILE", weights_only=True) opens."""
+EXAMPLES = (
+    "python scripts/consolidate.py logs/gpt2/version_0/best.ckpt gpt2.ckpt",
+    "python scripts/consolidate.py --weights logs/poems/version_0/best.ckpt w.pt",
+)
+
 
 def main(args: list[str]) -> int:
     """Run the command line; return the exit status."""
@@ -20,15 +28,12 @@ def consolidate(args: list[str]) -> None:
     Raises:
         UserError: The source is not a checkpoint, or is damaged; or the file exists already, or cannot be written.
     """
-    parser = LineParser(
-        "Write a sharded checkpoint, as training with configs/fsdp.yaml saves it, into one checkpoint file: "
-        "python scripts/consolidate.py logs/gpt2/version_0/best.ckpt gpt2.ckpt"
-    )
+    parser = LineParser("python scripts/consolidate.py [--weights] SOURCE FILE", DESCRIPTION, EXAMPLES)
     parser.add_argument(
-        "--weights", action="store_true", help="write only the state_dict of the GPT, also from a checkpoint file"
+        "source", metavar="SOURCE", type=expand_path, help="checkpoint: a file, or the folder of a sharded one"
     )
-    parser.add_argument("source", type=expand_path, help="checkpoint: a file, or the folder of a sharded one")
-    parser.add_argument("file", type=expand_path, help="file to write")
+    parser.add_argument("file", metavar="FILE", type=expand_path, help="file to write, which does not exist yet")
+    parser.add_argument("--weights", action="store_true", help="write only the state_dict of the GPT")
     options = parser.parse_args(args)
     if options.file.exists():
         raise UserError(f"{options.file} already exists: give another name, or delete it")

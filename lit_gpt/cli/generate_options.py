@@ -12,10 +12,11 @@ from lit_gpt.files import expand_path
 from lit_gpt.inference.generate import check_sampling
 
 DESCRIPTION = "Generate text with a trained model."
-EXAMPLES = """examples:
-  python scripts/generate.py 静夜 --num_samples 3
-  python scripts/generate.py --name poems --given title=静夜思 --novel
-  python scripts/generate.py --num_samples 1000 --jsonl out.jsonl"""
+EXAMPLES = (
+    "python scripts/generate.py 静夜 --num_samples 3",
+    "python scripts/generate.py --name poems --given title=静夜思 --novel",
+    "python scripts/generate.py --num_samples 1000 --jsonl out.jsonl",
+)
 
 FILE_PREFIX = "FILE:"
 MAX_PROMPT_BYTES = 2**24  # of a file
@@ -73,30 +74,23 @@ def _check_combinations(options: argparse.Namespace) -> None:
 
 def build_parser() -> LineParser:
     """Return the parser of the flags."""
-    parser = LineParser(
-        DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python scripts/generate.py [flags] [PROMPT ...]",
-    )
+    parser = LineParser("python scripts/generate.py [flags] [PROMPT ...]", DESCRIPTION, EXAMPLES)
     model = parser.add_argument_group("model")
-    model.add_argument("--name", help="run to use, as given to fit.py; default: the newest one")
+    model.add_argument("--name", help="run to use, as given to fit.py; default: the newest")
     model.add_argument(
         "--ckpt_path", type=expand_path, metavar="FILE", help="checkpoint, or last or best of the run; default: best"
     )
     _add_prompts(parser)
     _add_sampling(parser)
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--jsonl", metavar="FILE", help="write the texts to a new file, an object a line; - writes them to stdout"
-    )
+    output.add_argument("--jsonl", metavar="FILE", help="new file for the texts, as JSON lines; -: stdout")
     output.add_argument("--logprobs", action="store_true", help="the log-probability of each token too, in nats")
     output.add_argument(
         "--batch_size",
         type=int,
         default=32,
         metavar="N",
-        help="texts drawn at once where a terminal does not show them as they are written (%(default)s)",
+        help="texts drawn at once, but on a terminal (%(default)s)",
     )
     return parser
 
@@ -107,26 +101,26 @@ def _add_prompts(parser: LineParser) -> None:
     prompts.add_argument(
         "--prompt",
         action="append",
-        help=r"the same as a flag, once for each prompt; \n and \t are a line end and a tab, \\n is a backslash and an "
-        "n; FILE:path is the text of a file in UTF-8, as it is",
+        help=r"the same as a flag, once for each prompt; \n is a line end, \t a tab, \\n a backslash and an n; "
+        "FILE:path is the text of a file",
     )
     prompts.add_argument(
         "--given",
         action="append",
         default=[],
         metavar="COLUMN=TEXT",
-        help=r"begin as a training row with this text in the column, in which \n and \t may be typed, too; once for "
-        "each column, in the order of data.template or data.columns",
+        help="begin as a training row with this text in the column; once for each column, in the order of the training",
     )
     prompts.add_argument("--interactive", action="store_true", help="ask for prompts, one after another")
 
 
 def _add_sampling(parser: LineParser) -> None:
-    number = parser.add_argument_group("how many and how long")
-    number.add_argument("--num_samples", type=int, default=1, metavar="N", help="texts for each prompt (%(default)s)")
-    number.add_argument("--max_new_tokens", type=int, default=200, metavar="N", help="longest text (%(default)s)")
-    number.add_argument("--novel", action="store_true", help="leave out texts that are rows of the training text")
-    sampling = parser.add_argument_group("sampling")
+    sampling = parser.add_argument_group("which texts")
+    sampling.add_argument("--num_samples", type=int, default=1, metavar="N", help="texts for each prompt (%(default)s)")
+    sampling.add_argument(
+        "--max_new_tokens", type=int, default=200, metavar="N", help="tokens of the longest text (%(default)s)"
+    )
+    sampling.add_argument("--novel", action="store_true", help="leave out texts that are rows of the training text")
     sampling.add_argument(
         "--temperature", type=float, default=0.8, metavar="X", help="0 always takes the likeliest token (%(default)s)"
     )
@@ -135,9 +129,7 @@ def _add_sampling(parser: LineParser) -> None:
     sampling.add_argument(
         "--seed", type=int, default=1337, metavar="N", help="of the first text; the next has N + 1 (%(default)s)"
     )
-    sampling.add_argument(
-        "--raw_bytes", action="store_true", help="allow bytes that form no character; they appear as U+FFFD"
-    )
+    sampling.add_argument("--raw_bytes", action="store_true", help="allow bytes that form no character")
 
 
 def check_is_text(typed: str) -> None:

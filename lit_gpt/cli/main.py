@@ -14,6 +14,7 @@ import torch
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.exit_status import classify, is_distributed_failure, is_full_disk, print_failure
 from lit_gpt.cli.fit import run
+from lit_gpt.cli.help import print_help, split_help
 from lit_gpt.cli.messages import format_traceback, quiet_lightning
 from lit_gpt.cli.validation import is_externally_launched
 from lit_gpt.device import configure_malloc, is_out_of_memory
@@ -34,7 +35,11 @@ def main(default_config: Path) -> int:
     stop = GracefulStop()
     try:
         with stop.signals.listen(), quiet_writer():
-            arguments = CommandLine(sys.argv[1:], default_config)
+            topic, args = split_help(sys.argv[1:])
+            if topic is not None:
+                print_help(topic, args, default_config)
+                return 0
+            arguments = CommandLine(args, default_config)
             sys.argv[1:] = arguments.args  # Lightning starts the processes for other devices with it
             run(arguments, stop)
         return 0

@@ -48,6 +48,12 @@ def print_command(label: str, *parts: list[str]) -> None:
         print(escape_controls(line))
 
 
+def print_page(lines: Iterable[str]) -> None:
+    """Print lines as they are, for example those of a table: they have their width already."""
+    for line in lines:
+        print(escape_controls(line))
+
+
 def print_text(text: str) -> None:
     """Print a part of a generated text at once, with its line ends and tabs.
 
@@ -227,11 +233,22 @@ def quiet_lightning() -> None:
 
 
 class LineParser(argparse.ArgumentParser):
-    """An argument parser that refuses abbreviated flags, shows defaults in --help, and raises `UserError`."""
+    """An argument parser that refuses abbreviated flags and raises `UserError`.
 
-    def __init__(self, description: str | None, **settings: Any) -> None:
-        settings = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter, **settings}
-        super().__init__(description=description, allow_abbrev=False, **settings)
+    Args:
+        usage: The form of a command line.
+        description: What the command does; its lines are kept.
+        examples: Command lines.
+    """
+
+    def __init__(self, usage: str, description: str, examples: Iterable[str]) -> None:
+        super().__init__(
+            usage=usage,
+            description=description,
+            epilog="\n".join(["examples:", *(f"  {example}" for example in examples)]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")

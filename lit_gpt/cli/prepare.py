@@ -37,8 +37,14 @@ COMPARED_TOKENIZERS: list[tuple[str, str | None, int | None]] = [
     ("byte", None, None),
 ]
 
-DESCRIPTION = """Tokenize files ahead of training, and report what is in them. Takes --config and the --data flags of
-fit.py, too."""
+USAGE = "python scripts/prepare.py [flags] [--config FILE] [--data.NAME VALUE ...]"
+DESCRIPTION = """Tokenize files before training, and report what is in them: rows, duplicates,
+tokens, splits. Settings of data are those of fit.py: see fit.py --help data."""
+EXAMPLES = (
+    "python scripts/prepare.py --data.files poems.csv --data.columns text --dry_run",
+    "python scripts/prepare.py --data.files poems.csv --data.columns text --compare",
+    "python scripts/prepare.py --data.files corpus.parquet --data.columns text",
+)
 
 
 def main(args: list[str], default_config: Path) -> int:
@@ -58,14 +64,19 @@ def run(args: list[str], default_config: Path) -> None:
     Raises:
         UserError: An argument is wrong, or the files cannot be read.
     """
-    parser = LineParser(DESCRIPTION)
-    parser.add_argument("--processes", type=int, help="number of processes that tokenize; for long texts all cores")
-    parser.add_argument(
-        "--engine", choices=EXECUTORS, default="local", help="where to tokenize; ray: on the cluster at RAY_ADDRESS"
-    )
+    parser = LineParser(USAGE, DESCRIPTION, EXAMPLES)
     parser.add_argument("--dry_run", action="store_true", help="report, and leave nothing behind")
     parser.add_argument("--compare", action="store_true", help="compare tokenizers on this text, and what each costs")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--processes", type=int, metavar="N", help="processes that tokenize; default: all cores, for long texts"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=EXECUTORS,
+        default="local",
+        help="where to tokenize: here (local), or on the Ray cluster at RAY_ADDRESS (ray)",
+    )
     options, fit_args = parser.parse_known_args(args)
     if options.processes is not None and options.processes < 1:
         raise UserError(f"--processes is {options.processes}: give 1 or more")

@@ -45,28 +45,28 @@ class TextDataModule(LightningDataModule):
         format: Format of the files: csv, tsv, txt, jsonl or parquet. By default their suffix decides.
         columns: Columns (JSONL: fields) of a table that make up a document. Not needed if there is only one. The
             default for the built-in table is `name`.
-        template: Pattern that combines columns, as "{title}\\n{text}". Use it instead of `columns`.
-        delimiter: Character between columns. The default is that of a first line `sep=;`, else a comma, in .tsv a tab.
+        template: Pattern that combines columns, such as "{title}\\n{text}". Use it instead of `columns`.
+        delimiter: Character between columns. By default a comma, in .tsv a tab, or what a first line `sep=;` says.
         quote: Character around fields that contain delimiters or line ends. "none": quotes are part of the text.
         header: Whether the first row names the columns. Without it they are named c1, c2, …
         skip_rows: Lines to leave out at the start of each file, before the header.
-        encoding: Encoding of text files, as gb18030. "auto": detect it for each file.
+        encoding: Encoding of text files, such as gb18030. "auto": detect it for each file.
         tokenizer: cl100k_base, o200k_base, gpt2, byte, char, bpe (trained on the text), or a .tiktoken file.
         vocab: "pruned": keep only the tokens of a pretrained tokenizer that the corpus uses. "full": keep all.
-        vocab_size: Vocabulary size of the tokenizer bpe; 4096 by default.
+        vocab_size: Vocabulary size of the tokenizer bpe. The default is 4096.
         context_length: T, tokens in a window. Linked to model.config.context_length.
         batch_size: Windows in a batch of one device.
-        global_batch_size: Windows in an optimizer step over all devices. Decides how many batches are accumulated.
+        global_batch_size: Windows in an optimizer step on all devices. Batches are accumulated to reach this number.
         sampling: "random": draw windows with replacement. "shuffled": use every window once in each epoch.
         val_fraction: Fraction of the documents for validation, taken from the end.
         test_fraction: Fraction of the documents for `fit.py test`, taken from the very end.
-        val_files: Files for validation, instead of `val_fraction`. The other files are divided by the other options.
-        test_files: Files for `fit.py test`, instead of `test_fraction`.
+        val_files: Files for validation, instead of the `val_fraction` of `files`.
+        test_files: Files for `fit.py test`, instead of the `test_fraction` of `files`.
         split_seed: Assign documents to splits at random with this seed. Equal documents get the same split.
         split_column: Column that names the split of each row: train, val or test.
         group_column: Rows with the same value in this column get the same split.
-        dedupe: Leave out documents that occurred before.
-        document_mask: Attend only to tokens of the same document, and count positions from its start.
+        dedupe: Whether to leave out documents that occurred before.
+        document_mask: Whether tokens attend only to their own document, and positions count from its start.
         eval_windows: Windows to evaluate in each split. None: the whole validation or test split, and up to 256 windows
             of the training split.
         num_workers: Processes that prepare training batches. 0: the training process prepares them.

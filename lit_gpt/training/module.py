@@ -67,15 +67,15 @@ class LitGPT(LightningModule):
         schedule: Learning rate after the warm-up: "constant", "cosine" or "linear".
         warmup_steps: Optimizer steps in which the learning rate rises linearly. The default is 100, or a tenth of the
             steps of a shorter run.
-        decay_share: Fraction of all optimizer steps, at the end, in which the learning rate falls.
+        decay_share: Fraction of the run, at its end, in which the learning rate falls.
         embedding_rate: Factor on the learning rate of the embeddings.
         head_rate: Factor on the learning rate of an output head that is not tied to the embeddings.
-        weight_decay: Weight decay of matrices.
-        decay_norms_and_biases: Give the scales of norms and the biases this weight decay, too.
+        weight_decay: Weight decay of the matrices.
+        decay_norms_and_biases: Whether weight decay applies to biases and to the scales of norms, too.
         betas: Decay rates of AdamW's moments.
-        compile: Compile the blocks with torch.compile. Starts slowly; pays on a GPU and in long runs.
-        activation_checkpointing: Recompute the activations of a block in the backward pass (Chen et al. 2016). Needs
-            less memory and a third more time.
+        compile: Whether to compile the blocks with torch.compile. It starts slowly and pays on a GPU and in long runs.
+        activation_checkpointing: Whether to recompute the activations of a block in the backward pass (Chen et al.
+            2016). It needs less memory and a third more time.
 
     Attributes:
         gpt: The model.

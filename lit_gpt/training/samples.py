@@ -26,11 +26,11 @@ class GenerateText(Callback):
     losses of a run are the same with and without it.
 
     Args:
-        prompts: text to continue; `\\n` and `\\t` may be typed as two characters. [] turns text generation off.
-        num_samples: texts per prompt.
-        max_new_tokens: most tokens to generate per text.
-        temperature: divides the logits; 0 always takes the most likely token.
-        top_k: sample only from the k most likely tokens.
+        prompts: Texts to continue. `\\n` and `\\t` may be typed as two characters. [] turns text generation off.
+        num_samples: Texts for each prompt.
+        max_new_tokens: Tokens of the longest text, without its prompt.
+        temperature: Divides the logits. 0 always takes the likeliest token.
+        top_k: Draw from the k likeliest tokens only.
 
     Raises:
         UserError: An argument is out of range.
