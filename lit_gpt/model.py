@@ -141,14 +141,20 @@ class MultiHeadAttention(nn.Module):
         self.project = Linear(config.d_model, config.d_model, config.bias, std=config.residual_std)
         self.dropout = Dropout(config.dropout)  # of the attention weights
 
-    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        B, T, D = x.shape
+    def queries_keys_values(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the heads compare and add up: q (B, H, T, E), k and v (B, K, T, E), from x (B, T, D)."""
+        B, T, _ = x.shape
         q, k, v = (
             part.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H or K, T, E)
             for part in self.qkv(x).split(self.widths, dim=-1)
         )
         q = apply_rotary_emb(self.q_norm(q), inputs.cos_sin)  # (B, H, T, E)
         k = apply_rotary_emb(self.k_norm(k), inputs.cos_sin)  # (B, K, T, E)
+        return q, k, v
+
+    def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
+        B, T, D = x.shape
+        q, k, v = self.queries_keys_values(x, inputs)
         if inputs.cache is not None:
             k, v = inputs.cache.append(self.block, k, v)  # (B, K, S, E)
         mask = inputs.dropout_masks[self.block].attn_weights
@@ -350,13 +356,20 @@ class GPT(nn.Module):
         return ops.linear_cross_entropy(hidden, self.head.weight, targets)
 
     @torch.no_grad()
-    def evaluate(self, tokens: Tensor, targets: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def evaluate(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Tensor | None = None,
+        token_losses: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return two scalars to add up over batches: the sum of the losses in nats, and the number of correct targets.
 
-        A target is correct if it has the largest logit. Arguments as in `forward`.
+        A target is correct if it has the largest logit. Arguments as in `forward`; `token_losses` (B, T), if given,
+        receives the loss of each target.
         """
         hidden = self.hidden(tokens, documents=documents)  # (B, T, D)
-        return ops.evaluate_linear_cross_entropy(hidden, self.head.weight, targets)
+        return ops.evaluate_linear_cross_entropy(hidden, self.head.weight, targets, token_losses)
 
     @torch.no_grad()
     def generate(

@@ -310,12 +310,15 @@ def test_evaluation_matches_logits_with_ties(
     first = [row.index(max(row)) for row in logits.flatten(0, 1).tolist()]
     expected = sum(one == other for one, other in zip(first, targets.flatten().tolist()))
     assert 91 <= expected < 190, "some of the largest are not the first"
-    nats, correct = ops.evaluate_linear_cross_entropy(hidden, weight, targets)
+    token_losses, plain_losses = torch.empty(2, 4, 50, dtype=torch.float64)
+    nats, correct = ops.evaluate_linear_cross_entropy(hidden, weight, targets, token_losses)
+    torch.testing.assert_close(token_losses.sum(), nats.double())
     assert nats.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(nats.double(), F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
     assert (correct.dtype, correct.item()) == (torch.int64, expected)
-    plain_nats, plain_correct = reference.evaluate_linear_cross_entropy(hidden, weight, targets)
+    plain_nats, plain_correct = reference.evaluate_linear_cross_entropy(hidden, weight, targets, plain_losses)
     torch.testing.assert_close(plain_nats, nats)
+    torch.testing.assert_close(plain_losses, token_losses)
     assert plain_correct == expected
 
 

@@ -306,6 +306,10 @@ def training_callbacks(experiment: Experiment, parts: Namespace, options: dict[s
         callbacks.append(StepProgress(has_bars=options["enable_progress_bar"] is not False))
         options["enable_progress_bar"] = True  # else Lightning refuses the callback, which prints the losses too
     callbacks.append(experiment.generate)
+    if experiment.settings.visualize:
+        from lit_gpt.training.visualize import Visualize  # imports Pillow, which few runs need
+
+        callbacks.append(Visualize(experiment.generate.prompts, experiment.settings.attention_heads))
     if experiment.settings.early_stopping.patience is not None:
         callbacks.append(parts.early_stopping)
     return callbacks

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import CommandLine
@@ -167,6 +168,19 @@ def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
     )
     if checkpoint is not None:
         print_lines(*describe_resume(experiment, checkpoint))
+    print_lines(*describe_visualize(experiment))
+
+
+def describe_visualize(experiment: Experiment) -> list[str]:
+    """Return the line that says what `--visualize true` cannot show in this run, if there is anything."""
+    if not experiment.settings.visualize:
+        return []
+    if step_logger(experiment.trainer) is None:
+        return ["visualize   nothing: this run has no StepLogger, which writes the pictures for TensorBoard"]
+    if isinstance(experiment.trainer.strategy, ModelParallelStrategy):
+        shown = "next tokens and loss by position only"
+        return [f"visualize   {shown}: no device has whole weights, as the rest needs"]
+    return []
 
 
 def log_settings(experiment: Experiment) -> None:

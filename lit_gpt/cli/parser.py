@@ -27,6 +27,7 @@ from lit_gpt.cli.yaml_text import dump_yaml, limit_parser
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.files import temporary_folder, write_error
+from lit_gpt.inference.attention_maps import check_heads
 from lit_gpt.model import GPTConfig
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.module import LitGPT
@@ -180,6 +181,7 @@ def build_parser(command: str, name: str) -> StrictParser:
     parser.add_argument(
         "--validate_at_start", type=bool, default=True, help="Validate the untrained model before the first step."
     )
+    add_visualize_arguments(parser)
     parser.add_lightning_class_args(StopEarly, "early_stopping")
     parser.add_lightning_class_args(GenerateText, "generate")
     parser.add_lightning_class_args(StepCheckpoint, "checkpoint")
@@ -188,6 +190,23 @@ def build_parser(command: str, name: str) -> StrictParser:
     parser.link_arguments("data.model_vocab_size", "model.config.vocab_size", apply_on="instantiate")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH_HELP[command])
     return parser
+
+
+def add_visualize_arguments(parser: StrictParser) -> None:
+    """Add the arguments of `Visualize`, whose module is imported only where it is used."""
+    parser.add_argument(
+        "--visualize",
+        type=bool,
+        default=False,
+        help="Show in TensorBoard what the model learns: likeliest tokens, attention, embeddings, histograms.",
+    )
+    parser.add_argument(
+        "--attention_heads",
+        type=list[list[int]] | None,
+        default=None,
+        help="With --visualize, the heads whose attention is shown, as [[0, 2], [3, 1]]: head 2 of block 0, head 1 of "
+        "block 3. null: the first four of the first and the last block.",
+    )
 
 
 def add_trainer_arguments(parser: StrictParser) -> None:
@@ -280,9 +299,12 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
         raise UserError(message)
     shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
     try:
-        GPTConfig(vocab_size=1, **shape)
+        config = GPTConfig(vocab_size=1, **shape)
     except ValueError as error:
         raise UserError(f"--model.config: {error}") from None
+    if settings.attention_heads is not None and not settings.visualize:
+        raise UserError("--attention_heads shows nothing without --visualize true: give both, or null")
+    check_heads(settings.attention_heads, config)
     if checkpoint is not None and (found := differences(checkpoint.hyper_parameters["config"], shape)):
         raise other_model_error(checkpoint, found)
     return checkpoint

@@ -23,7 +23,14 @@ from lit_gpt.cli.yaml_text import LimitError, check_limits
 from lit_gpt.errors import UserError, shorten
 
 # Settings that belong to no constructor, and hold for more than one command.
-COMMON_SETTINGS = {"seed_everything": int, "name": str, "timeout": int, "validate_at_start": bool}
+COMMON_SETTINGS = {
+    "seed_everything": int,
+    "name": str,
+    "timeout": int,
+    "validate_at_start": bool,
+    "visualize": bool,
+    "attention_heads": list[list[int]] | None,
+}
 
 TEXT_TAG, NULL_TAG = "tag:yaml.org,2002:str", "tag:yaml.org,2002:null"
 

@@ -89,7 +89,8 @@ def check_not_null(settings: Namespace) -> None:
     Raises:
         UserError: A setting is null.
     """
-    for name in ("seed_everything", "name", "timeout", "validate_at_start", "allow_data_change", "preflight"):
+    flags = ("seed_everything", "name", "timeout", "validate_at_start", "visualize", "allow_data_change", "preflight")
+    for name in flags:
         if settings[name] is None:
             raise UserError(f"--{name} null: give a value, or leave it out")
     for section, constructor in CONSTRUCTORS.items():

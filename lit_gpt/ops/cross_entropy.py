@@ -49,13 +49,17 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
 
 
 @torch.no_grad()
-def evaluate_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, token_losses: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return what an evaluation adds up over its batches. The logits are computed a chunk of rows at a time.
 
     Args:
         hidden: (..., D).
         weight: (V, D).
         targets: (...) int64; `IGNORE_INDEX` counts in neither.
+        token_losses: (...) float, contiguous; if given, it receives the loss of each target in nats, 0 for
+            `IGNORE_INDEX`.
 
     Returns:
         The sum of the cross entropies, in nats, a scalar in float32 or wider. The number of targets that have the
@@ -68,7 +72,13 @@ def evaluate_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tenso
         padded = _pad_vocabulary(weight.type_as(hidden))  # (V or more, D)
         for rows in _chunks(hidden, padded, nats.dtype):
             logits = _chunk_logits(hidden[rows], padded, len(weight))  # (n, V or more)
-            nats += cross_entropy(logits, targets[rows], "sum")
+            # the two steps of `cross_entropy`: the loss of each target costs no second softmax
+            log_probs = logits.to(nats.dtype).log_softmax(dim=-1)  # (n, V or more)
+            nats += F.nll_loss(log_probs, targets[rows], ignore_index=IGNORE_INDEX, reduction="sum")
+            if token_losses is not None:
+                losses = F.nll_loss(log_probs, targets[rows], ignore_index=IGNORE_INDEX, reduction="none")  # (n,)
+                token_losses.view(-1)[rows] = losses
+            del log_probs
             correct += _count_largest_(logits, targets[rows])
     return nats, correct
 

@@ -77,6 +77,10 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     return cross_entropy(linear(hidden, weight), targets)
 
 
-def evaluate_linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def evaluate_linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, token_losses: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     logits = linear(hidden, weight)
+    if token_losses is not None:
+        token_losses.copy_(cross_entropy(logits, targets, "none").view_as(targets))
     return cross_entropy(logits, targets, "sum"), (logits.argmax(dim=-1) == targets).sum()

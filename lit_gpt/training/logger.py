@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams, scalar
 
@@ -18,6 +19,8 @@ from lit_gpt.compat import event_file_writer
 from lit_gpt.errors import UserError
 
 FLUSH_SECONDS = 2.0  # at least, between two flushes by `save`; before a checkpoint the events are always flushed
+
+HISTOGRAM_BINS: Any = 64
 
 # A chart of TensorBoard's Custom Scalars page: training and validation loss in one plot. The tags are regular
 # expressions.
@@ -88,6 +91,36 @@ class StepLogger(TensorBoardLogger):
         """
         with self._write_errors_as_user_errors():
             self.experiment.add_text(tag, text, step)
+
+    @rank_zero_only
+    def log_image(self, tag: str, png: bytes, width: int, height: int, step: int, caption: str = "") -> None:
+        """Write a picture.
+
+        Args:
+            tag: Its name.
+            png: A PNG file.
+            width: In pixels.
+            height: In pixels.
+            step: The optimizer step.
+            caption: Markdown, which TensorBoard shows where the mouse is over the sign (i) beside the name.
+        """
+        image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
+        metadata = SummaryMetadata(summary_description=caption)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image, metadata=metadata)])
+        with self._write_errors_as_user_errors():
+            event_file_writer(self.experiment).add_summary(summary, step)
+
+    @rank_zero_only
+    def log_histograms(self, histograms: Mapping[str, np.ndarray], step: int) -> None:
+        """Write the distribution of the values of each array.
+
+        Args:
+            histograms: tag -> values.
+            step: The optimizer step.
+        """
+        with self._write_errors_as_user_errors():
+            for tag, values in histograms.items():
+                self.experiment.add_histogram(tag, values, step, bins=HISTOGRAM_BINS)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]

@@ -20,6 +20,11 @@ def is_logging_step(trainer: Trainer, step: int) -> bool:
     return interval > 0 and (step % interval == 0 or trainer.should_stop)
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype of sums over many tokens; Apple's devices have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Ratio(Metric):
     """The sum of one quantity divided by the sum of another, over all batches and ranks.
 
@@ -70,6 +75,33 @@ class NextTokenAccuracy(Ratio):
         self.denominator += tokens
 
 
+class PositionLoss(Metric):
+    """The mean loss in nats at each position of a window: later positions have more context.
+
+    Args:
+        length: T, positions in a window.
+        dtype: Of the sums.
+    """
+
+    full_state_update = False
+    nats: Tensor
+    tokens: Tensor
+
+    def __init__(self, length: int, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.add_state("nats", torch.zeros(length, dtype=dtype), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros(length, dtype=dtype), dist_reduce_fx="sum")
+
+    def update(self, token_losses: Tensor, is_counted: Tensor) -> None:
+        """Add the losses (B, T) of a batch; `is_counted` (B, T) says which of them count."""
+        self.nats += (token_losses * is_counted).sum(dim=0)
+        self.tokens += is_counted.sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """Return the losses (T,); NaN where no target counts."""
+        return (self.nats / self.tokens).float()
+
+
 def split_metrics(split: str, has_bytes: bool, device: torch.device) -> MetricCollection:
     """Return the metrics of one split. `update` takes nats, tokens, correct and num_bytes of a batch, each ().
 
@@ -80,7 +112,7 @@ def split_metrics(split: str, has_bytes: bool, device: torch.device) -> MetricCo
         has_bytes: Whether the bytes of each token are known.
         device: The device of the batches.
     """
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's devices have no float64
+    dtype = sum_dtype(device)
     metrics: dict[str, Any] = {f"loss/{split}": TokenLoss(dtype)}
     if split != "train_eval":
         metrics[f"{split}/perplexity"] = Perplexity(dtype)

@@ -3,6 +3,7 @@
 import math
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -81,6 +82,8 @@ class LitGPT(LightningModule):
         gpt: The model.
         hparams: The arguments above, as checkpoints hold them; `config` is a dictionary.
         finite: Whether losses and gradients were finite so far, where this is not checked at every step.
+        receive_token_losses: A callback sets it to a function, which gets the loss of every target of each validation
+            batch, (B, T) in nats, and which of them count, (B, T) bool.
         updating: True from the check of the gradients until the end of the batch. The weights may then be partly
             updated, and must not be saved.
     """
@@ -113,6 +116,7 @@ class LitGPT(LightningModule):
         self.gpt = GPT(config)
         self.gpt.blocks.activation_checkpointing = activation_checkpointing
         self.finite: Tensor | bool = True
+        self.receive_token_losses: Callable[[Tensor, Tensor], Any] | None = None
         self.updating = False
         self._saved_at = 0.0  # when the latest checkpoint of this run was written, in seconds since 1970
         self._compiled = self._batch_checked = False
@@ -372,7 +376,13 @@ class LitGPT(LightningModule):
             num_bytes = (self._bytes_per_token[targets.clamp(min=0)] * is_counted).sum()
         if split not in self._eval_metrics:
             self._eval_metrics[split] = split_metrics(split, num_bytes is not None, self.device)
-        nats, correct = self.gpt.evaluate(*batch)
+        if self.receive_token_losses is None or split != "val":
+            nats, correct = self.gpt.evaluate(*batch)
+        else:
+            losses = torch.zeros(targets.shape, device=targets.device)  # (B, T)
+            documents = batch[2] if len(batch) == 3 else None  # (B, T)
+            nats, correct = self.gpt.evaluate(batch[0], targets, documents=documents, token_losses=losses)
+            self.receive_token_losses(losses, is_counted)
         self._eval_metrics[split].update(nats=nats, correct=correct, tokens=is_counted.sum(), num_bytes=num_bytes)
 
     def estimate_loss(self) -> dict[str, Tensor]:
