@@ -1,10 +1,12 @@
 """Lines that fit into a terminal of 80 columns, whatever characters they have."""
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
 COLUMNS = 80
-ZERO_WIDTH_JOINER = "\u200d"  # joins the emoji before it and the one behind it
+JOINER = "\u200d"  # of two emoji, or of two letters, as in Persian
+ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8})")  # of a character that cannot be printed
 INDENT = " " * 12  # of a continuation; a line begins with a label of as many columns
 
 
@@ -23,10 +25,7 @@ def _character_width(character: str) -> int:
 
 def cut_line(line: str, columns: int = COLUMNS) -> str:
     """Return a line, or its start and an ellipsis if it is wider than some columns. No character is cut in two."""
-    if display_width(line) <= columns:
-        return line
-    start = line[: _fitting_characters(line, columns - 1)]
-    return f"{start.rstrip(ZERO_WIDTH_JOINER)}…"
+    return line if display_width(line) <= columns else f"{line[: _fitting_characters(line, columns - 1)]}…"
 
 
 def pad_line(line: str, columns: int) -> str:
@@ -95,10 +94,23 @@ def wrap_text(text: str, prefix: str) -> list[str]:
 
 
 def _fitting_characters(text: str, columns: int) -> int:
-    """Return how many characters from the start of a text fit into some columns; at least one."""
+    """Return how many characters from the start of a text fit into some columns; at least one.
+
+    What a person sees as one character stays together: a letter and its accents, joined emoji, an escape as `\\x1b`.
+    """
     used = 0
     for count, character in enumerate(text):
         used += _character_width(character)
         if used > columns:
-            return max(1, count)
+            return _start_of_character(text, count) or max(1, count)
     return len(text)
+
+
+def _start_of_character(text: str, place: int) -> int:
+    """Return the index at which what a person sees as one character begins; `place` is an index within it."""
+    for escape in ESCAPE.finditer(text, max(0, place - 9), place + 9):
+        if escape.start() < place < escape.end():
+            return escape.start()
+    while place > 0 and (text[place - 1] == JOINER or unicodedata.category(text[place]) in ("Mn", "Me", "Mc", "Cf")):
+        place -= 1
+    return place

@@ -38,7 +38,10 @@ def test_display_width_counts_the_columns_of_a_terminal(text: str, width: int) -
         ("床前明月光", 9, "床前明月…"),
         ("床前明月光", 8, "床前明…"),  # half of a character is not shown
         ("e\u0301e\u0301e\u0301", 2, "e\u0301…"),  # nor a letter without its accent
-        ("👩\u200d🚀 x", 4, "👩…"),
+        ("x👩\u200d🚀 y", 4, "x…"),  # nor half of a joined emoji, of an escape or of a syllable
+        (r"ab\x1bcd", 6, "ab…"),
+        (r"ab\x1bcd", 7, r"ab\x1b…"),
+        ("नमस्ते दुनिया", 4, "नमस्…"),
     ],
 )
 def test_cut_line_fits_and_keeps_whole_characters(line: str, columns: int, cut: str) -> None:

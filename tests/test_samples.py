@@ -1,5 +1,6 @@
 """GenerateText: text during training, which does not change the run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from conftest import Fit, points, texts, weights
 
 from lit_gpt.cli.generate import main as generate
 from lit_gpt.errors import UserError
-from lit_gpt.training.samples import GenerateText
+from lit_gpt.lines import display_width
+from lit_gpt.training.samples import GenerateText, sample_lines, sample_markdown
 
 RUN = Path("logs/small/version_0")
 
@@ -29,8 +31,10 @@ def test_text_is_generated_at_start_validations_and_end(fit: Fit) -> None:
     result = fit("--trainer.max_steps", 7, "--generate.prompts", "['第', row]", "--generate.max_new_tokens", 5)
     logged = texts(RUN)
     assert sorted(logged) == [0, 3, 6, 7]
-    assert all("row" in text for text in logged.values())
-    assert result.out.count("\n  | 第") == result.out.count("\n  | row") == 4
+    assert all(text.startswith(f"step {step}, continuing 'row'\n\n```\nrow") for step, text in logged.items())
+    for prompt in ("第", "row"):
+        texts_of_prompt = rf"\nsamples     (?:of the untrained model, )?continuing '{prompt}'\n  \| {prompt}"
+        assert len(re.findall(texts_of_prompt, result.out)) == 4
 
 
 def test_equal_runs_generate_equal_texts(fit: Fit) -> None:
@@ -57,3 +61,24 @@ def test_one_sample_of_one_token_is_the_least() -> None:
 
 def test_prompts_are_read_as_templates_are() -> None:
     assert GenerateText([r"a\nb", r"a\\nb"]).prompts == ["a\nb", r"a\nb"]
+
+
+def test_samples_of_the_untrained_model_are_one_line_each_cut_at_whole_characters() -> None:
+    texts = ["静夜" * 50, "静夜\nshort", "静夜" + r"\x1b" * 50]
+    header, *lines = sample_lines("静夜", texts, is_untrained=True, columns=40)
+    assert header == "samples     of the untrained model, con…"
+    assert lines == ["  | " + "静夜" * 8 + "静…", r"  | 静夜\nshort", "  | 静夜" + r"\x1b" * 7 + "…"]
+    assert max(map(display_width, [header, *lines])) == 40
+
+
+def test_samples_of_a_trained_model_are_whole_and_name_their_prompt() -> None:
+    assert sample_lines("a\nb", ["a\nbc", "a\nbd"], is_untrained=False) == [
+        r"samples     continuing 'a\nb'", "  | a", "  | bc", "", "  | a", "  | bd"
+    ]  # fmt: skip
+    assert sample_lines("", ["x" * 80], is_untrained=False) == [
+        "samples     without a prompt", "  | " + "x" * 76, "    xxxx"
+    ]  # fmt: skip
+
+
+def test_text_panel_says_step_and_prompt() -> None:
+    assert sample_markdown("a*b", ["a*bc"], 1200) == "step 1,200, continuing 'a\\*b'\n\n```\na*bc\n```"

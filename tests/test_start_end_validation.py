@@ -61,7 +61,9 @@ def test_run_without_validation_at_start_writes_a_text_at_start(
     result = fit(*flags)
     assert result.status == 0, result.err
     assert [step for step, _ in points(RUN).get("loss/val", [])] == validations
-    assert f"\nstep      0 untrained; a uniform guess has ln(257) = {math.log(257):.4f} nats\n  | " in result.out
+    assert (
+        f"\nstep      0 untrained; a uniform guess has ln(257) = {math.log(257):.4f} nats\nsamples     " in result.out
+    )
     assert sorted(texts(RUN)) == sorted({0, *validations, 6})
 
 

@@ -1,5 +1,8 @@
 """Generate text during training."""
 
+import os
+import re
+import sys
 from functools import partial
 from typing import Any
 
@@ -11,12 +14,50 @@ from lit_gpt.data.read_options import unescape
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import check_sampling, encode_prompt, generate
 from lit_gpt.inference.utf8 import utf8_constraint
-from lit_gpt.lines import wrap_text
+from lit_gpt.lines import COLUMNS, INDENT, cut_line, wrap_text
 from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import has_finite_weights
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.progress import StepProgress
+
+MARGIN = "  | "  # before each line of a sample
+
+
+def sample_lines(prompt: str, texts: list[str], is_untrained: bool, columns: int = COLUMNS) -> list[str]:
+    """Return the printed lines of a group of samples: which prompt they continue, and the texts.
+
+    Args:
+        prompt: What each of them begins with.
+        texts: The samples.
+        is_untrained: Whether the model has not been trained: of its texts only what fits on one line is shown.
+        columns: The columns of a line.
+    """
+    untrained = "of the untrained model, " if is_untrained else ""
+    start = f"continuing {prompt!r}" if prompt else "without a prompt"
+    lines = [cut_line(escape_controls(f"{'samples':{len(INDENT)}}{untrained}{start}"), columns)]
+    if is_untrained:
+        return lines + [cut_line(f"{MARGIN}{escape_controls(text)}", columns) for text in texts]
+    has_line_ends = any("\n" in text for text in texts)
+    for number, text in enumerate(texts):
+        lines += [""] if number and has_line_ends else []
+        lines += wrap_text(text, MARGIN)
+    return lines
+
+
+def sample_markdown(prompt: str, texts: list[str], step: int) -> str:
+    """Return a group of samples as TensorBoard shows them: the step, the prompt, and each text as a block of code."""
+    start = f"continuing {prompt!r}" if prompt else "without a prompt"
+    heading = re.sub(r"([\\`*_{}\[\]<>#])", r"\\\1", escape_controls(f"step {step:,}, {start}"))
+    return "\n\n".join([heading, *(f"```\n{text}\n```" for text in texts)])
+
+
+def terminal_columns() -> int:
+    """Return the columns of the lines on stdout: 80, or fewer in a narrower terminal."""
+    try:
+        return min(COLUMNS, os.get_terminal_size(sys.stdout.fileno()).columns or COLUMNS)
+    except (OSError, ValueError, AttributeError):  # no terminal, a closed stream, or none
+        return COLUMNS
 
 
 class GenerateText(Callback):
@@ -83,13 +124,11 @@ class GenerateText(Callback):
             texts = [escape_controls(text, keep="\n\t") for text in self.generate_texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
-            separator = "\n\n" if any("\n" in text for text in texts) else "\n"
             progress_bar = trainer.progress_bar_callback
             print_text = tqdm.write if progress_bar is None else progress_bar.print
-            print_text(separator.join("\n".join(wrap_text(text, "  | ")) for text in texts))
+            print_text("\n".join(sample_lines(prompt, texts, is_untrained=step == 0, columns=terminal_columns())))
             if (logger := step_logger(trainer)) is not None:
-                markdown = "\n\n".join(f"```\n{text}\n```" for text in texts)
-                logger.log_text(f"samples/prompt_{number}", markdown, step)
+                logger.log_text(f"samples/prompt_{number}", sample_markdown(prompt, texts, step), step)
 
     def generate_texts(self, trainer: Trainer, prompt: str) -> list[str]:
         """Return `num_samples` texts, each with its prompt. They depend only on the weights, the seed and the step."""
