@@ -22,9 +22,9 @@ class CommandHelp(NamedTuple):
 FIT_SETTINGS = (
     *("data.files", "data.columns", "data.mode", "data.tokenizer", "data.batch_size"),
     *("model.config.context_length", "model.config.d_model", "model.config.num_blocks", "model.config.num_heads"),
-    *("model.config.dropout", "model.learning_rate", "model.optimizer"),
+    *("model.config.dropout", "model.learning_rate"),
     *("trainer.max_steps", "trainer.val_check_interval", "trainer.devices"),
-    *("generate.prompts", "name", "ckpt_path", "seed_everything", "preflight"),
+    *("generate.prompts", "name", "ckpt_path", "seed_everything", "preflight", "visualize"),
 )
 READING_SETTINGS = ("data.files", "data.columns", "data.template", "data.mode", "data.encoding")
 EVALUATION_SETTINGS = ("data.eval_windows", "data.batch_size", "trainer.accelerator", "trainer.devices")
@@ -97,7 +97,6 @@ SHORT_WORDS = {
     "model.config.num_blocks": "depth",
     "model.config.num_heads": "attention heads",
     "model.learning_rate": "highest, after the warm-up",
-    "model.optimizer": "adamw or muon",
     "name": "the run's folder in logs/",
     "preflight": "measure only a few steps",
     "seed_everything": "of weights, windows, texts",
@@ -107,6 +106,7 @@ SHORT_WORDS = {
     "trainer.limit_val_batches": "batches; 1.0: all",
     "trainer.max_steps": "optimizer steps",
     "trainer.val_check_interval": "steps between validations",
+    "visualize": "true: shows it in TensorBoard",
 }
 
 # Sentences that stand for those of jsonargparse, and of Lightning, which describes its arguments at length, in
