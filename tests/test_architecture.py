@@ -23,6 +23,7 @@ LAYERS = [
         "device",
         "printable",
         "lines",
+        "figures",
         "sharding",
         "files",
         "digests",

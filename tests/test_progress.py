@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from conftest import Fit, console_line, forked, in_terminal, points
 
+from lit_gpt.figures import format_duration
 from lit_gpt.lines import display_width
-from lit_gpt.training.pace import Pace, format_duration, format_eta, remaining_validations
+from lit_gpt.training.pace import Pace, format_eta, remaining_validations
 from lit_gpt.training.progress import Overfitting, StepProgress, format_bar
 
 

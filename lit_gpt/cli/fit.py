@@ -29,6 +29,7 @@ from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory, is_out_of_memory
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt
+from lit_gpt.runs.report import REPORT_FILE
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.checks import check_schedule
 from lit_gpt.training.logger import step_logger
@@ -308,8 +309,10 @@ def print_end(experiment: Experiment) -> None:
             print_command("more text", *program, ["--ckpt_path", str(best if best.exists() else last)])
         if step_logger(trainer) is not None:
             print_command("curves", [program_name("tensorboard")], ["--logdir", str(experiment.folder.parents[1])])
-    if experiment.recorder is not None and experiment.recorder.problem:
-        print_lines(f"warning     {experiment.recorder.problem}")
+        if experiment.recorder is not None and experiment.recorder.problem:
+            print_lines(f"warning     {experiment.recorder.problem}")
+        elif (report := experiment.folder / REPORT_FILE).exists():
+            print_lines(f"report      {report}")
 
 
 def print_checkpoint(experiment: Experiment) -> None:

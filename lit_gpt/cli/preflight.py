@@ -8,12 +8,12 @@ from lightning.pytorch import Trainer
 from lit_gpt.cli.describe_data import duplicates_warning, encoding_lines, hint_lines
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory
+from lit_gpt.figures import format_bytes
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.memory import (
     checkpoint_bytes,
     checkpoint_count,
     estimate_memory,
-    format_bytes,
     processes_sharing_memory,
 )
 from lit_gpt.training.module import LitGPT

@@ -19,11 +19,6 @@ from lit_gpt.training.module import LitGPT
 CHECKPOINT_BYTES_PER_PARAMETER = 2000  # beside its data: names and headers of a parameter and its optimizer state
 
 
-def format_bytes(count: float) -> str:
-    """Return a number of bytes as `312.5 MB` or `1.5 GB`."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def parameter_dtype(precision: str) -> torch.dtype:
     """Return the dtype of the parameters under the Trainer's `precision`."""
     return {"bf16-true": torch.bfloat16, "64-true": torch.float64}.get(precision, torch.float32)

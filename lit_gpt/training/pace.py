@@ -3,6 +3,8 @@
 import statistics
 from collections import deque
 
+from lit_gpt.figures import format_duration
+
 
 def remaining_validations(step: int, last_step: int, interval: int) -> int:
     """Return the number of validations after optimizer step `step`: one every `interval` steps, one at `last_step`."""
@@ -10,14 +12,6 @@ def remaining_validations(step: int, last_step: int, interval: int) -> int:
         return 0
     up_to_last_step = -(-last_step // interval)  # rounded up: the last step validates
     return up_to_last_step - step // interval
-
-
-def format_duration(seconds: float) -> str:
-    """Return `33.1 ms`, `1.3 s`, `2.0 min`, `2.0 h` or `2.3 days`: a larger unit from two of that unit on."""
-    for unit, unit_seconds in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * unit_seconds:
-            return f"{seconds / unit_seconds:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 
 def format_eta(

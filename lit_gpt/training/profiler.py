@@ -15,9 +15,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory, peak_memory, reset_peak_memory, synchronize, used_memory
-from lit_gpt.training.memory import activation_bytes_per_token, format_bytes, processes_sharing_memory
+from lit_gpt.figures import format_bytes, format_duration
+from lit_gpt.training.memory import activation_bytes_per_token, processes_sharing_memory
 from lit_gpt.training.module import LitGPT, module_and_data
-from lit_gpt.training.pace import format_duration, format_eta, remaining_validations
+from lit_gpt.training.pace import format_eta, remaining_validations
 from lit_gpt.training.samples import GenerateText
 
 USABLE_SHARE = 0.95  # of the free memory; fragmentation makes the rest unusable

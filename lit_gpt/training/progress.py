@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from tqdm import tqdm
 
 from lit_gpt.device import synchronize
+from lit_gpt.figures import format_duration
 from lit_gpt.lines import INDENT, wrap_line
 from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.metrics import is_logging_step
 from lit_gpt.training.module import module_and_data
-from lit_gpt.training.pace import Pace, format_duration, format_eta, remaining_validations
+from lit_gpt.training.pace import Pace, format_eta, remaining_validations
 
 Item = TypeVar("Item")
 

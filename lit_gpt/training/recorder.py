@@ -1,4 +1,4 @@
-"""Record a run in summary.json, for scripts/compare.py and for its report."""
+"""Record a run in summary.json, for scripts/compare.py, and in report.html, for its reader."""
 
 import contextlib
 import time
@@ -11,7 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_gpt.errors import Stopped
 from lit_gpt.files import write_error
 from lit_gpt.runs.environment import describe_machine, git_state, library_versions
+from lit_gpt.runs.report import REPORT_FILE, write_report
 from lit_gpt.runs.summary import SUMMARY_FILE, DamagedSummaryError, RunSummary, Status, read_summary
+from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.throughput import StepThroughput
 
@@ -31,6 +33,8 @@ TOTALS: dict[str, type] = {
 
 class RunRecorder(Callback):
     """Write summary.json into the run's folder when the run starts, after each validation, and at its end.
+
+    At the end it also writes report.html, of a run that was stopped or failed too.
 
     What is summed over resumes, and the best loss, is in the checkpoint: a run that was killed goes on from the figures
     of its checkpoint. Only rank 0 writes. A file that cannot be written does not end the run: the checkpoints decide
@@ -140,10 +144,16 @@ class RunRecorder(Callback):
         self._update(trainer)
         self.summary.status = status
         self.problem, folder = "", Path(self.summary.folder)
+        name = SUMMARY_FILE
         try:
             self.summary.write(folder)
+            if status != "running":
+                name = REPORT_FILE
+                if (logger := step_logger(trainer)) is not None:
+                    logger.flush()
+                write_report(self.summary, folder)
         except OSError as error:
-            self.problem = str(write_error(folder / SUMMARY_FILE, error))
+            self.problem = str(write_error(folder / name, error))
 
 
 def _is_finished(folder: Path) -> bool:

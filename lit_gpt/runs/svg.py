@@ -1,0 +1,118 @@
+"""Line charts as SVG texts.
+
+Every run writes its report at its end, also at Ctrl-C. These few lines draw a chart in a millisecond, the same under
+every version; matplotlib takes most of a second to be imported.
+"""
+
+import math
+from dataclasses import dataclass
+from html import escape
+
+from lit_gpt.figures import format_count
+from lit_gpt.runs.curves import Curve
+
+WIDTH, HEIGHT = 480, 230  # units of the SVG; the browser scales it
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 10, 26  # margins
+MAX_POINTS = 600  # drawn of a curve
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve of a chart.
+
+    Attributes:
+        label: Its name.
+        style: The class that gives its color.
+        points: The curve.
+    """
+
+    label: str
+    style: str
+    points: Curve
+
+
+def thin_out(points: Curve) -> Curve:
+    """Return at most `MAX_POINTS` points: of each of equal ranges of steps the lowest and the highest one."""
+    if len(points) <= MAX_POINTS:
+        return points
+    first, last = points[0][0], points[-1][0]
+    ranges: dict[int, list[tuple[int, float]]] = {}
+    count = MAX_POINTS // 2 - 1
+    for point in points[1:-1]:
+        place = (point[0] - first) * count // max(1, last - first)
+        low, high = ranges.setdefault(place, [point, point])
+        ranges[place] = [min(low, point, key=_value), max(high, point, key=_value)]
+    inner = {point: None for extremes in ranges.values() for point in sorted(extremes)}
+    return [points[0], *inner, points[-1]]
+
+
+def _value(point: tuple[int, float]) -> float:
+    return point[1]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Return about `count` round numbers between two numbers."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    size = 10 ** math.floor(math.log10(rough))
+    step = next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def line_chart(lines: list[Line], title: str, mark: tuple[int, float] | None = None) -> str:
+    """Return a chart of curves over optimizer steps, or "" if no curve has a finite point.
+
+    Args:
+        lines: The curves; the last one is drawn on top.
+        title: What a screen reader says.
+        mark: A point to mark with a circle.
+    """
+    finite = [
+        Line(line.label, line.style, [point for point in thin_out(line.points) if math.isfinite(point[1])])
+        for line in lines
+    ]
+    points = [point for line in finite for point in line.points]
+    if not points:
+        return ""
+    first, last = min(points)[0], max(points)[0]
+    low, high = min(map(_value, points)), max(map(_value, points))
+    margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
+    low, high = low - margin, high + margin
+
+    def x(step: float) -> str:
+        return f"{LEFT + (step - first) / max(1, last - first) * (WIDTH - LEFT - RIGHT):.1f}"
+
+    def y(value: float) -> str:
+        return f"{TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM):.1f}"
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+    for value in ticks(low, high):
+        parts.append(f'<path class="grid" d="M{LEFT} {y(value)}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(value)}" dy="4" text-anchor="end">{_label(value)}</text>')
+    for step in ticks(first, last):
+        if step == int(step):
+            anchor = "end" if float(x(step)) > WIDTH - 40 else "middle"
+            parts.append(f'<text x="{x(step)}" y="{HEIGHT - 8}" text-anchor="{anchor}">{int(step):,}</text>')
+    for line in finite:
+        path = " ".join(f"{x(step)},{y(value)}" for step, value in line.points)
+        if len(line.points) == 1:
+            (step, value) = line.points[0]
+            parts.append(f'<circle class="{line.style}" cx="{x(step)}" cy="{y(value)}" r="2"/>')
+        elif line.points:
+            parts.append(
+                f'<polyline class="{line.style}" points="{path}"><title>{escape(line.label)}</title></polyline>'
+            )
+    if mark is not None and first <= mark[0] <= last and low <= mark[1] <= high:
+        parts.append(f'<circle class="mark" cx="{x(mark[0])}" cy="{y(mark[1])}" r="4.5"/>')
+    return "".join([*parts, "</svg>"])
+
+
+def _label(value: float) -> str:
+    """Return a number of the y axis in about five characters."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return format_count(value)
+    return f"{value:.4g}" if abs(value) >= 0.001 else f"{value:.1e}".replace("e-0", "e-")
