@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from lit_gpt.training.logger import StepLogger
 
 RUN = Path("logs/small/version_0")
+RUN_FILES = {"best.ckpt", "config.yaml", "last.ckpt", "report.html", "summary.json"}  # besides event files
 
 
 def test_tensorboard_reads_loss_chart_and_hyperparameters(fit: Fit) -> None:
@@ -79,7 +80,7 @@ def test_logger_in_a_config_replaces_ours(fit: Fit) -> None:
     assert result.status == 0, result.err
     assert "curves" not in result.out
     files = {path.name for path in RUN.iterdir()}
-    assert files == {"best.ckpt", "config.yaml", "last.ckpt", "summary.json"}
+    assert files == RUN_FILES
     assert [step for step, _ in csv_points("loss/train")] == [0, 1, 2]
     assert [step for step, _ in csv_points("loss/val")] == [0, 2]  # of the untrained model, and after the third step
     settings = yaml.safe_load(Path("csv/run/version_0/hparams.yaml").read_text(encoding="utf-8"))
@@ -122,7 +123,13 @@ def test_step_logger_with_a_folder_of_its_own_is_refused(fit: Fit) -> None:
 
 def test_no_logger_still_writes_checkpoints(fit: Fit) -> None:
     assert fit("--trainer.logger", "false").status == 0
-    assert {path.name for path in RUN.iterdir()} == {"best.ckpt", "config.yaml", "last.ckpt", "summary.json"}
+    assert {path.name for path in RUN.iterdir()} == {
+        "best.ckpt",
+        "config.yaml",
+        "last.ckpt",
+        "report.html",
+        "summary.json",
+    }
 
 
 # ------------------------------------------------------------------------------------------- callbacks in a config

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from conftest import Fit, at_step, forked, points
 
 from lit_gpt.runs.environment import git_state
 from lit_gpt.runs.summary import MAX_BYTES, DamagedSummaryError, RunSummary, read_summary
+from lit_gpt.training import recorder
 
 RUN = Path("logs/small/version_0")
 TOKENS_PER_STEP = 4 * 16  # of small.yaml: windows, context
@@ -51,9 +53,13 @@ def test_resumed_run_adds_up_tokens_and_time_of_its_checkpoint(fit: Fit) -> None
 
 def test_status_of_runs_that_were_killed_stopped_or_failed(folder: Path) -> None:
     run = folder / RUN
+
+    def prepare(signum: int) -> None:
+        recorder.WRITE_SECONDS = -1.0
+        at_step(5, lambda module: os.kill(os.getpid(), signum))()
+
     for signum, status in ((signal.SIGKILL, "running"), (signal.SIGTERM, "stopped")):
-        kill = at_step(5, lambda module, signum=signum: os.kill(os.getpid(), signum))
-        forked(folder, "--config", "small.yaml", prepare=kill)
+        forked(folder, "--config", "small.yaml", prepare=partial(prepare, signum))
         summary = read_summary(run)
         assert (summary.status, summary.step) == (status, 3 if status == "running" else 5)
         shutil.rmtree(folder / "logs")

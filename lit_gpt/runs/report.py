@@ -148,13 +148,16 @@ def _figure(run: Run, title: str, unit: str, tags: dict[str, str], is_measured: 
     svg = line_chart([Line(tag, tags[tag], points) for tag, points in found.items()], title, mark)
     if not svg:
         return ""
-    keys = "".join(
-        f'<span class="key {tags[tag]}">{tag} {points[-1][1]:.4g}</span>' for tag, points in found.items() if points
-    )
+    shown = [(tag, style, _last(tag, found[tag])) for tag, style in tags.items() if tag in found]
+    keys = "".join(f'<span class="key {style}">{tag} {value}</span>' for tag, style, value in shown)
     keys += '<span class="key mark">best</span>' if mark else ""
     kind = ' class="measured"' if is_measured else ""
     legend = f"<b>{title}</b>{f', {unit}' if unit else ''} {keys}"
     return f"<figure{kind}><figcaption>{legend}</figcaption>{svg}</figure>"
+
+
+def _last(tag: str, points: Curve) -> str:
+    return f"{points[-1][1]:.4f}" if tag.startswith("loss/") else f"{points[-1][1]:,.3g}"
 
 
 def samples(run: Run) -> str:

@@ -7,6 +7,7 @@ every version; matplotlib takes most of a second to be imported.
 import math
 from dataclasses import dataclass
 from html import escape
+from operator import itemgetter
 
 from lit_gpt.figures import format_count
 from lit_gpt.runs.curves import Curve
@@ -32,22 +33,17 @@ class Line:
 
 
 def thin_out(points: Curve) -> Curve:
-    """Return at most `MAX_POINTS` points: of each of equal ranges of steps the lowest and the highest one."""
+    """Return at most `MAX_POINTS` points: the first, the last, and the lowest and the highest one of equal groups."""
     if len(points) <= MAX_POINTS:
         return points
-    first, last = points[0][0], points[-1][0]
-    ranges: dict[int, list[tuple[int, float]]] = {}
-    count = MAX_POINTS // 2 - 1
-    for point in points[1:-1]:
-        place = (point[0] - first) * count // max(1, last - first)
-        low, high = ranges.setdefault(place, [point, point])
-        ranges[place] = [min(low, point, key=_value), max(high, point, key=_value)]
-    inner = {point: None for extremes in ranges.values() for point in sorted(extremes)}
-    return [points[0], *inner, points[-1]]
+    size = -(-len(points) // (MAX_POINTS // 2 - 1))  # rounded up
+    groups = (points[start : start + size] for start in range(0, len(points), size))
+    extremes = (sorted({min(group, key=_value), max(group, key=_value)}) for group in groups)
+    inner = [point for pair in extremes for point in pair]
+    return [*points[: inner[0] != points[0]], *inner, *points[len(points) - (inner[-1] != points[-1]) :]]
 
 
-def _value(point: tuple[int, float]) -> float:
-    return point[1]
+_value = itemgetter(1)
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -115,4 +111,4 @@ def _label(value: float) -> str:
         return "0"
     if abs(value) >= 1000:
         return format_count(value)
-    return f"{value:.4g}" if abs(value) >= 0.001 else f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:.4g}" if abs(value) >= 0.0001 else f"{value:.1e}".replace("e-0", "e-")

@@ -17,6 +17,7 @@ from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.throughput import StepThroughput
 
+WRITE_SECONDS = 2.0  # at least, between two writes of a running run: to replace a file takes milliseconds
 CHECKPOINT_KEY = "run_totals"
 # The figures of a summary that a checkpoint holds, beside the time at which the run started.
 TOTALS: dict[str, type] = {
@@ -32,7 +33,7 @@ TOTALS: dict[str, type] = {
 
 
 class RunRecorder(Callback):
-    """Write summary.json into the run's folder when the run starts, after each validation, and at its end.
+    """Write summary.json into the run's folder when the run starts, after validations, and at its end.
 
     At the end it also writes report.html, of a run that was stopped or failed too.
 
@@ -55,6 +56,7 @@ class RunRecorder(Callback):
         self._start = 0.0  # time.perf_counter() when this command began to train
         self._start_step: int | None = None  # its first step; None before
         self._start_tokens = 0
+        self._last_write = float("-inf")  # time.perf_counter()
 
     def move_to(self, folder: Path) -> None:
         """Change the run's folder, before anything is written to it."""
@@ -139,8 +141,10 @@ class RunRecorder(Callback):
                 summary.tokens_per_second = callback.mean_tokens_per_second
 
     def _write(self, trainer: Trainer, status: Status = "running") -> None:
-        if not trainer.is_global_zero:
+        is_due = status != "running" or time.perf_counter() - self._last_write > WRITE_SECONDS
+        if not trainer.is_global_zero or not is_due:
             return
+        self._last_write = time.perf_counter()
         self._update(trainer)
         self.summary.status = status
         self.problem, folder = "", Path(self.summary.folder)
