@@ -16,9 +16,9 @@ def new_run(tmp_path_factory: pytest.TempPathFactory) -> Scenario:
     ("fault", "status"),
     [
         (Fault("write", 5, errno.ENOSPC, persists=False), 2),  # the token cache
-        (Fault("write", 60, errno.EIO, persists=False), 0),  # the summary
+        (Fault("write", 18, errno.EIO, persists=False), 0),  # the summary
         (Fault("write", 70, "short", persists=False), 0),
-        (Fault("write", 90, errno.ENOSPC, persists=True), 2),  # a checkpoint, and later the summary
+        (Fault("write", 90, errno.ENOSPC, persists=True), 2),  # a checkpoint
         (Fault("fsync", 20, errno.EIO, persists=False), 2),
         (Fault("rename", 9, errno.EACCES, persists=False), 2),
         (Fault("open", 50, errno.EACCES, persists=False), 2),
