@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import DEFAULT, ROOT, forked
-from docs_commands import NOTES, few_steps, make_folder, noted_commands, pages, read_blocks
+from docs_commands import NOTES, Block, few_steps, make_folder, noted_commands, pages, read_blocks
 
 import lit_gpt.training.profiler
 from lit_gpt.cli.arguments import CommandLine
@@ -37,6 +37,32 @@ def script_words(command: str) -> tuple[str, list[str]] | None:
         if re.fullmatch(r"scripts/\w+\.py", word):
             return word.removeprefix("scripts/"), words[number + 1 :]
     return None
+
+
+# ------------------------------------------------------------------------------------------------ docs_commands.py
+
+
+def test_commands_are_lines_without_comments_and_with_their_continuations() -> None:
+    text = "one \\\n    two  # why\n# a remark\n\nthree '#4' --five '#'\n"
+    assert Block("bash", text).commands() == ["one two", "three '#4' --five '#'"]
+    assert Block("bash", "cat > a <<'END'\nb\nEND\n").commands() == ["cat > a <<'END'\nb\nEND"]
+
+
+def test_marks_before_a_block_belong_to_it_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    marked = "<!-- not run: no -->\n<!-- before: b -->\n```bash\nx\n```\n"
+    page.write_text(f"{marked}<!-- full -->\n\n 1. y\n   ```bash\n   z\n   ```\n")
+    assert read_blocks(page) == [Block("bash", "x\n", not_run="no", before=["b"]), Block("bash", "z\n")]
+    assert noted_commands(page) == {"x": "no", "z": ""}
+
+
+def test_few_steps_are_added_where_the_command_ends() -> None:
+    fit = "python scripts/fit.py --name a"
+    assert few_steps(f"{fit} | tail -1") == f"{few_steps(fit)} | tail -1"
+    assert "--trainer.max_steps 4" in few_steps(fit)
+    assert "--trainer.max_steps 8" in few_steps(f"{fit} --ckpt_path last")
+    for unchanged in ("python scripts/fit.py validate", "python scripts/fit.py --help", "tensorboard --logdir logs"):
+        assert few_steps(unchanged) == unchanged
 
 
 # -------------------------------------------------------------------------------------------------- README.md runs
@@ -65,6 +91,35 @@ def test_make_goals_exist() -> None:
     ]
     for goal in goals:
         assert re.search(rf"^{goal}:", makefile, flags=re.MULTILINE), goal
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    english, chinese = (
+        [command for block in read_blocks(PAGES[name]) if block.language == "bash" for command in block.commands()]
+        for name in ("README.md", "README.zh-CN.md")
+    )
+    assert chinese == english
+
+
+@pytest.mark.parametrize(("name", "limit"), [("README.md", 120), ("README.zh-CN.md", 130)])
+def test_readme_is_short_and_counts_lines_of_code_rightly(name: str, limit: int) -> None:
+    lines = PAGES[name].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= limit
+    files = [match for line in lines if (match := re.match(r"\| \[(lit_gpt/[\w/]+\.py)\].*?\| (\d+) \|", line))]
+    assert len(files) == 5
+    for path, claimed in (match.groups() for match in files):
+        actual = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+        assert int(claimed) == pytest.approx(actual, rel=0.05), path
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_figures_of_speed_are_those_of_the_page_on_performance(name: str) -> None:
+    performance = PAGES["docs/performance.md"].read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\|.*\| LitGPT \|\n(?:\|.*\n)+", PAGES[name].read_text(encoding="utf-8"), re.MULTILINE)
+    figures = re.findall(r"(?<=\| )\d[^|]*(?= \|)", table.replace("到", "to"))
+    assert 5 <= len(figures) <= 10
+    for figure in figures:
+        assert f"| {figure} " in performance, figure
 
 
 # ------------------------------------------------------------------------------------------------ all pages
@@ -148,10 +203,8 @@ def anchors(page: Path) -> set[str]:
 def test_links_lead_to_files_and_headings_that_exist(name: str) -> None:
     page = MARKDOWN[name]
     text = without_code(page.read_text(encoding="utf-8"))
-    targets = re.findall(r"\]\(<?([^)>\s]+)>?(?:\s+\"[^\"]*\")?\)", text) + re.findall(
-        r"(?:src|href)=\"([^\"]+)\"", text
-    )
-    for target in targets:
+    for target in re.findall(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"", text):
+        target = target[0] or target[1]
         if re.match(r"\w+:", target):
             continue
         path, _, anchor = target.partition("#")
