@@ -401,7 +401,7 @@ class GPT(nn.Module):
                 next_token = logits.argmax(dim=-1, keepdim=True)  # (B, 1)
             else:
                 probs = keep_likeliest(logits / temperature, top_k, top_p).softmax(dim=-1)  # (B, V)
-                # A single draw takes V random numbers a row, two with replacement take two: docs/performance.md
+                # A single draw takes V random numbers a row, two with replacement take two: docs/kernels.md
                 next_token = torch.multinomial(probs, 2, replacement=True, generator=generator)[:, :1]  # (B, 1)
             x = torch.cat((x, next_token), dim=1)  # (B, T + 1)
         return x

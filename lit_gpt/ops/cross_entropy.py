@@ -3,7 +3,7 @@
 With a vocabulary of 100,000 the logits of a batch take more memory than everything else together. They are therefore
 computed chunk by chunk, and each chunk's gradients are taken at once in the forward pass, so that nothing is computed
 twice (as in Liger Kernel, Hsu et al. 2024). Where all logits are small, a CPU is faster with all of them at once.
-`F.linear_cross_entropy` of torch 2.13 is slower in bfloat16 and returns the loss in bfloat16; see docs/performance.md.
+`F.linear_cross_entropy` of torch 2.13 is slower in bfloat16 and returns the loss in bfloat16; see docs/kernels.md.
 """
 
 import math
