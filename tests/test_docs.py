@@ -159,11 +159,11 @@ def test_flags_of_every_command_parse(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def check_flags_of_fit(parser: StrictParser, words: list[str]) -> None:
-    """Parse the flags of a command of fit.py, without those that need a checkpoint or a package of the reader."""
+    """Parse the flags of a command of fit.py, without those that need a file or a package of the reader."""
     words = [word for word in words if word not in ("fit", "validate", "test")]
-    if "--ckpt_path" in words:
-        place = words.index("--ckpt_path")
-        words = words[:place] + words[place + 2 :]
+    for place in reversed([place for place, word in enumerate(words) if word in ("--ckpt_path", "--config")]):
+        if words[place] == "--ckpt_path" or not words[place + 1].startswith("configs/"):
+            words = words[:place] + words[place + 2 :]
     if "--allow_imports" not in words:
         parse_settings(parser, CommandLine(words, DEFAULT))
 
