@@ -4,8 +4,12 @@ from torch import Tensor, nn
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether each device holds only a shard of the parameters, as DTensors."""
-    return hasattr(next(model.parameters()), "placements")
+    """Return whether each device holds only a shard of the parameters, as DTensors.
+
+    After a forward pass FSDP2 keeps the parameters outside of the blocks whole until the backward pass; those of the
+    blocks are shards then, too.
+    """
+    return any(hasattr(parameter, "placements") for parameter in model.parameters())
 
 
 def full_tensor(x: Tensor) -> Tensor:

@@ -244,6 +244,19 @@ def texts(folder: Path) -> dict[int, str]:
     return found
 
 
+def visualized(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
+    """Return what --visualize has added to a run's event files: tag -> (step, content) in the order written."""
+    found: dict[str, list[tuple[int, bytes]]] = {}
+    for path in event_files(folder):
+        for record in RawEventFileLoader(str(path)).Load():
+            event = Event.FromString(record)
+            for value in event.summary.value:
+                if value.tag.startswith(("visualize/", "weights/", "gradients/")):
+                    content = value.image.encoded_image_string or value.SerializeToString()
+                    found.setdefault(value.tag, []).append((event.step, content))
+    return found
+
+
 def console_line(out: str, label: str) -> str:
     """The text after a label of the console output: `console_line(out, "memory")` for `memory      3.1 MB for ...`."""
     (line,) = (line for line in out.splitlines() if line.startswith(f"{label:12}"))

@@ -1,7 +1,6 @@
 """--visualize true: what is logged, and that it does not change the run."""
 
 import io
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -9,10 +8,8 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import Fit, event_files, points, weights
+from conftest import Fit, points, visualized, weights
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
 from test_links import assert_unchanged, target
 from test_model import gpt
 
@@ -29,19 +26,6 @@ DROPOUT = ["--model.config.dropout", 0.2, "--model.schedule", "constant", "--gen
 PICTURES = ["visualize/attention", "visualize/loss_by_position", "visualize/next_token"]
 
 
-def logged(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
-    """Return what --visualize adds to the event files of a run: tag -> (step, content) in the order written."""
-    found = defaultdict(list)
-    for path in event_files(folder):
-        for record in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                if value.tag.startswith(("visualize/", "weights/", "gradients/")):
-                    content = value.image.encoded_image_string or value.SerializeToString()
-                    found[value.tag].append((event.step, content))
-    return dict(found)
-
-
 def test_run_is_the_same_with_and_without_pictures_and_resumed(fit: Fit) -> None:
     assert fit("--name", "without", *DROPOUT).status == 0
     assert fit("--name", "with", *DROPOUT, "--visualize", "true").status == 0
@@ -55,9 +39,9 @@ def test_run_is_the_same_with_and_without_pictures_and_resumed(fit: Fit) -> None
         for tag in ("loss/train", "loss/train_eval", "loss/val", "val/accuracy", "optim/grad_norm", "best/loss_val"):
             assert scalars[name][tag] == scalars["without"][tag]
         assert all(torch.equal(states[name][key], states["without"][key]) for key in states["without"])
-    assert logged(runs["without"]) == {}
-    found = logged(runs["with"])
-    assert logged(runs["resumed"]) == found
+    assert visualized(runs["without"]) == {}
+    found = visualized(runs["with"])
+    assert visualized(runs["resumed"]) == found
     for tag, values in found.items():
         assert [step for step, _ in values] == ([3, 6] if tag.startswith("gradients/") else [0, 3, 6])
     parts = ("attention.qkv", "attention.project", "mlp.up", "mlp.project")

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import ROOT, forked, points, texts
+from conftest import ROOT, forked, points, texts, visualized
 from ranks import TWO_RANKS, ForkedRank, RankKill, kills_at_boundaries
 from torch.distributed.checkpoint.filesystem import FileSystem
 
@@ -56,6 +56,7 @@ model: {config: {context_length: 16, d_model: 16, num_blocks: 2, num_heads: 2, d
 trainer: {max_steps: 30, val_check_interval: 10, log_every_n_steps: 3, accelerator: cpu}
 checkpoint: {every_n_steps: 7}
 generate: {max_new_tokens: 8, num_samples: 2}
+visualize: true
 """
 
 
@@ -166,6 +167,8 @@ def compare_runs(expected: Path, actual: Path) -> list[str]:
             found.append(f"points of {tag}")
     if texts(expected) != texts(actual):
         found.append("texts")
+    if visualized(expected) != visualized(actual) or not visualized(expected):
+        found.append("pictures")
     one_summary, other_summary = read_summary(expected), read_summary(actual)
     found += [
         f"{name} of the summary" for name in FIGURES if getattr(one_summary, name) != getattr(other_summary, name)

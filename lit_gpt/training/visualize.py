@@ -116,8 +116,9 @@ class Visualize(Callback):
     # ---------------------------------------------------------------------------------------------- what is logged
 
     def _log_losses(self, trainer: Trainer, logger: StepLogger, losses: np.ndarray) -> None:
-        if trainer.is_global_zero and np.isfinite(losses).any():
-            mean = float(trainer.callback_metrics["loss/val"])
+        """Log the loss by position; collective, because Lightning adds up metrics over the ranks where they are read."""
+        mean = float(trainer.callback_metrics["loss/val"])
+        if trainer.is_global_zero:
             header = "Loss by position in the window: nats a token, on the validation windows"
             picture = draw_curve(header, "tokens of context (logarithmic)", losses, mean, f"loss/val {mean:.4f}")
             log_picture(logger, "loss_by_position", picture, trainer.global_step)
@@ -158,7 +159,8 @@ class Visualize(Callback):
         for (name, _), gradient in zip(self._matrices, self._gradients):  # none of the untrained model
             if gradient is not None:
                 tensors[f"gradients/{name}"] = gradient
-        logger.log_histograms({tag: spread_values(x) for tag, x in tensors.items()}, trainer.global_step)
+        values = {tag: spread_values(x) for tag, x in tensors.items()}
+        logger.log_histograms({tag: some for tag, some in values.items() if len(some)}, trainer.global_step)
 
 
 def log_picture(logger: StepLogger, name: str, picture: Picture, step: int, caption: str = "") -> None:
@@ -172,12 +174,11 @@ def log_picture(logger: StepLogger, name: str, picture: Picture, step: int, capt
 def validation_prompt(data: TextDataModule) -> tuple[str, list[int], int]:
     """Return the first half of the first text of the validation split: its text, its ids, and the id that follows."""
     end, tokenizer = data.tokenizer.end_of_text, data.tokenizer
-    ids: list[int] = data.val_ids[np.arange(data.context_length)].tolist()
+    ids: list[int] = data.val_ids[np.arange(data.context_length + 1)].tolist()  # the split has more than a window
     length = ids.index(end) if end in ids[1:] and ids[0] != end else len(ids)
     half = max(1, length // 2)
     while half < length - 1 and not decode_beginning(b"".join(map(tokenizer.token_bytes, ids[:half])))[1]:
         half += 1  # to the end of a character
-    half = min(half, len(ids) - 1)
     beginning = [end] if data.corpus_config.read_options.mode == "rows" else []
     return tokenizer.decode(ids[:half]), [*beginning, *ids[:half]], ids[half]
 
@@ -210,6 +211,10 @@ def shown_matrices(gpt: GPT) -> list[tuple[str, torch.nn.Parameter]]:
 
 
 def spread_values(x: Tensor) -> np.ndarray:
-    """Return at most `MAX_HISTOGRAM_VALUES` values of a tensor, evenly spaced, as float32."""
+    """Return at most `MAX_HISTOGRAM_VALUES` values of a tensor, evenly spaced, as float32; only those that are finite.
+
+    With `--trainer.precision 16-mixed`, gradients may overflow: the step is then not taken.
+    """
     flat = x.flatten()
-    return flat[:: -(-len(flat) // MAX_HISTOGRAM_VALUES)].float().cpu().numpy()
+    values = flat[:: -(-len(flat) // MAX_HISTOGRAM_VALUES)].float().cpu().numpy()
+    return values[np.isfinite(values)]
