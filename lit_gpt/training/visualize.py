@@ -116,7 +116,7 @@ class Visualize(Callback):
     # ---------------------------------------------------------------------------------------------- what is logged
 
     def _log_losses(self, trainer: Trainer, logger: StepLogger, losses: np.ndarray) -> None:
-        """Log the loss by position; collective, because Lightning adds up metrics over the ranks where they are read."""
+        """Log the loss by position; collective, because Lightning sums metrics over the ranks where they are read."""
         mean = float(trainer.callback_metrics["loss/val"])
         if trainer.is_global_zero:
             header = "Loss by position in the window: nats a token, on the validation windows"
