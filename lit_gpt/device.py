@@ -159,9 +159,3 @@ def configure_malloc() -> None:
         if hasattr(library, "mallopt"):
             library.mallopt(mmap_threshold, 2**25)
             library.mallopt(trim_threshold, 2**29)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether the error says that the host or the device has run out of memory."""
-    phrases = ("out of memory", "allocate memory", "enough memory")
-    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)

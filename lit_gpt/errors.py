@@ -36,3 +36,9 @@ def did_you_mean(name: str, known_names: Iterable[str]) -> str:
     """Return `" (did you mean 'x'?)"` for the known name closest to `name`, or `""` if none is close."""
     matches = difflib.get_close_matches(name, list(known_names), n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether the error says that the host or the device has run out of memory."""
+    phrases = ("out of memory", "allocate memory", "enough memory")
+    return isinstance(error, MemoryError) or any(phrase in str(error) for phrase in phrases)

@@ -17,9 +17,8 @@ from torch import Tensor
 from lit_gpt.checkpoint.archive import Refused, compare_checksums, examine
 from lit_gpt.checkpoint.contents import REQUIRED_KEYS, check_contents
 from lit_gpt.checkpoint.order import NON_TENSOR_FILE, Order, read_comment, write_comment
-from lit_gpt.device import is_out_of_memory
 from lit_gpt.digests import DIGESTS_FILE, damaged_files
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, is_out_of_memory
 from lit_gpt.files import atomic_replace, atomic_write, open_regular, remove, temporary_path, write_error
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import Tokenizer, from_state

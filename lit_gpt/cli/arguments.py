@@ -9,11 +9,12 @@ from typing import Any
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.config_file import SECTIONS, read_config
 from lit_gpt.cli.config_values import get_setting, has_setting
-from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, START, TRAIN, find_checkpoint, no_checkpoint_error
+from lit_gpt.cli.run_checkpoint import CHOICES, START, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.text_settings import split_text_flags
 from lit_gpt.cli.validation import COMMANDS, check_run_name
 from lit_gpt.errors import UserError
 from lit_gpt.files import expand_path
+from lit_gpt.runs.find import LOGS
 
 # Flags that apply to one command and not to the command that resumes its run.
 NOT_RESUMED = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")

@@ -3,20 +3,19 @@
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable
-
-import torch
 
 from lit_gpt.cli.interrupts import Interrupts
 from lit_gpt.cli.messages import print_lines, print_traceback
-from lit_gpt.device import is_out_of_memory
-from lit_gpt.errors import Stopped, UserError
+from lit_gpt.errors import Stopped, UserError, is_out_of_memory
 from lit_gpt.printable import one_line
 
 
 def is_distributed_failure(error: BaseException) -> bool:
     """Return whether the error says that another process of the run is gone, out of reach, or never started."""
-    if torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
+    torch = sys.modules.get("torch")  # not imported here, because some commands do without its seconds
+    if torch is not None and torch.distributed.is_available() and isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and "gloo" in str(error)
 

@@ -26,13 +26,13 @@ from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.intervals import apply_step_plan, resolve_validation_interval
 from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
-from lit_gpt.cli.run_checkpoint import LOGS
 from lit_gpt.cli.run_facts import describe_start
 from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.device import available_cores, is_out_of_memory, supports_bfloat16
-from lit_gpt.errors import UserError
+from lit_gpt.device import available_cores, supports_bfloat16
+from lit_gpt.errors import UserError, is_out_of_memory
 from lit_gpt.files import atomic_write, expand_path, write_error
+from lit_gpt.runs.find import LOGS
 from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.logger import StepLogger

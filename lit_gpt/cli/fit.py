@@ -26,8 +26,8 @@ from lit_gpt.cli.resume import (
 )
 from lit_gpt.compat import is_restoring
 from lit_gpt.data.datamodule import fingerprint
-from lit_gpt.device import free_memory, is_out_of_memory
-from lit_gpt.errors import UserError
+from lit_gpt.device import free_memory
+from lit_gpt.errors import UserError, is_out_of_memory
 from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.runs.report import REPORT_FILE
 from lit_gpt.training.checkpointing import StopEarly

@@ -15,12 +15,13 @@ from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.generate_options import parse_options, read_prompt
 from lit_gpt.cli.messages import print_json, print_lines, read_line
-from lit_gpt.cli.run_checkpoint import CHOICES, LOGS, TRAIN, find_checkpoint, no_checkpoint_error
+from lit_gpt.cli.run_checkpoint import CHOICES, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.text_writer import JsonLines, TextWriter
 from lit_gpt.cli.training_text import prompt_of_columns
 from lit_gpt.errors import UserError
 from lit_gpt.files import expand_path
 from lit_gpt.printable import one_line
+from lit_gpt.runs.find import LOGS
 
 INTERACTIVE_HELP = "type the beginning of a text; Ctrl-C stops a text, /quit or Ctrl-D ends"
 

@@ -17,8 +17,8 @@ from lit_gpt.cli.fit import run
 from lit_gpt.cli.help import print_help, split_help
 from lit_gpt.cli.messages import format_traceback, quiet_lightning
 from lit_gpt.cli.validation import is_externally_launched
-from lit_gpt.device import configure_malloc, is_out_of_memory
-from lit_gpt.errors import Stopped, UserError
+from lit_gpt.device import configure_malloc
+from lit_gpt.errors import Stopped, UserError, is_out_of_memory
 from lit_gpt.training.stop import GracefulStop, global_rank
 
 KILL_SECONDS = 10  # rank 0 saves before it ends the processes that Lightning has started

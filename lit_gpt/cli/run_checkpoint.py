@@ -7,8 +7,6 @@ from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.messages import print_lines
 from lit_gpt.errors import UserError, did_you_mean
 
-LOGS = Path("logs")  # the default folder of runs
-
 # The values of `--ckpt_path` that are no path. `best` is the best checkpoint of the newest run, or its newest one if it
 # has none; `last` is the newest checkpoint. `auto` is the same as `last` for fit, which starts a run if there is none,
 # and the same as `best` for every command that does not train.

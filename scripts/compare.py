@@ -1,0 +1,14 @@
+"""Show runs in one table: `python scripts/compare.py --help`."""
+
+import sys
+
+if __name__ == "__main__":
+    from lit_gpt.cli.interrupts import exit_on_signals
+
+    exit_on_signals()
+    from lit_gpt.cli.messages import prepare_console
+
+    prepare_console()  # before the other imports, which may fail or warn
+    from lit_gpt.cli.compare import main
+
+    sys.exit(main(sys.argv[1:]))
