@@ -305,14 +305,15 @@ def print_end(experiment: Experiment) -> None:
             print_lines(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
         if last.exists():
             print_lines(f"last        {last}")
-            program = [program_name("python")], [str(Path(sys.argv[0]).with_name("generate.py"))]
-            print_command("more text", *program, ["--ckpt_path", str(best if best.exists() else last)])
-        if step_logger(trainer) is not None:
-            print_command("curves", [program_name("tensorboard")], ["--logdir", str(experiment.folder.parents[1])])
         if experiment.recorder is not None and experiment.recorder.problem:
             print_lines(f"warning     {experiment.recorder.problem}")
         elif (report := experiment.folder / REPORT_FILE).exists():
             print_lines(f"report      {report}")
+        if last.exists():
+            program = [program_name("python")], [str(Path(sys.argv[0]).with_name("generate.py"))]
+            print_command("more text", *program, ["--ckpt_path", str(best if best.exists() else last)])
+        if step_logger(trainer) is not None:
+            print_command("curves", [program_name("tensorboard")], ["--logdir", str(experiment.folder.parents[1])])
 
 
 def print_checkpoint(experiment: Experiment) -> None:
