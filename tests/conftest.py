@@ -218,6 +218,8 @@ def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
         for record in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(record)
             for value in event.summary.value:
+                if value.tag.startswith("_hparams_"):  # the settings, in a tensor without a number
+                    continue
                 number = value.simple_value
                 if value.HasField("tensor") and value.tensor.dtype == 1:
                     number = float(tensor_util.make_ndarray(value.tensor))

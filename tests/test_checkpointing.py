@@ -29,7 +29,7 @@ RUN = Path("logs/small/version_0")
 def test_run_writes_config_and_checkpoints(fit: Fit) -> None:
     flags = ["--checkpoint.every_n_steps", 2, "--checkpoint.keep", 2, "--trainer.max_steps", 7]
     assert fit(*flags).status == 0
-    files = sorted(path.name for path in RUN.iterdir() if not path.name.startswith("events."))
+    files = sorted(path.name for path in RUN.iterdir() if path.is_file() and not path.name.startswith("events."))
     checkpoints = ["best.ckpt", "last.ckpt", "step_00000004.ckpt", "step_00000006.ckpt"]
     assert files == sorted([*checkpoints, "config.yaml", "report.html", "summary.json"])
     steps = {name: Checkpoint.open(RUN / name).step for name in files if name.endswith("ckpt")}

@@ -1,6 +1,7 @@
 """Symbolic links where this package creates files: none is followed, and what it leads to stays unchanged."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,12 +112,14 @@ def test_run_resumed_in_place_follows_no_link(fit: Fit, target: Path) -> None:
     for name in ("config.yaml", "best.ckpt"):
         (RUN / name).unlink()
     events = RUN / "events.out.tfevents.1.planted"
-    for path in (*(RUN / name for name in names), RUN / "config.yaml", best, events):
+    for path in (*(RUN / name for name in names), RUN / "config.yaml", best, events, RUN / "val" / events.name):
         path.symlink_to(target / "file")
+    shutil.rmtree(RUN / "train")
+    (RUN / "train").symlink_to(target)
     result = fit("--ckpt_path", RUN / "last.ckpt", "--trainer.max_steps", 6)
     assert (result.status, result.err) == (0, "")
     assert_unchanged(target)
-    assert not any(path.is_symlink() for path in (RUN / "config.yaml", best))
+    assert not any(path.is_symlink() for path in (RUN / "config.yaml", best, RUN / "train"))
 
 
 def test_link_at_the_lock_of_a_run_is_refused(fit: Fit, target: Path) -> None:

@@ -1,12 +1,13 @@
 """StepLogger: events that TensorBoard can read, files that can be truncated."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Fit, points
+from conftest import Fit, console_line, event_files, points, tags
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -17,35 +18,72 @@ RUN = Path("logs/small/version_0")
 RUN_FILES = {"best.ckpt", "config.yaml", "last.ckpt", "report.html", "summary.json"}  # besides event files
 
 
-def test_tensorboard_reads_loss_chart_and_hyperparameters(fit: Fit) -> None:
-    assert fit("--model.learning_rate", 0.002).status == 0
+def hparams_of(folder: Path) -> plugin_data_pb2.SessionStartInfo:
+    """Return what a folder's event files say about the settings of the run."""
+    metadata = EventAccumulator(str(folder)).Reload().summary_metadata["_hparams_/session_start_info"]
+    return plugin_data_pb2.HParamsPluginData.FromString(metadata.plugin_data.content).session_start_info
+
+
+def test_tensorboard_reads_charts_and_settings(fit: Fit) -> None:
+    result = fit("--model.learning_rate", 0.002, "--data.global_batch_size", 8)
+    assert result.status == 0, result.err
     events = EventAccumulator(str(RUN), size_guidance={"tensors": 0}).Reload()
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
-    chart = layout.category[0].chart[0]
-    assert list(chart.multiline.tag) == ["loss/train$", "loss/train_eval", "loss/val"]
-    start = plugin_data_pb2.HParamsPluginData.FromString(
-        events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    ).session_start_info
-    assert start.hparams["model.learning_rate"].number_value == 0.002
-    assert start.hparams["data.files"].string_value == "rows.txt"
-    experiment = plugin_data_pb2.HParamsPluginData.FromString(
-        events.summary_metadata["_hparams_/experiment"].plugin_data.content
-    ).experiment
-    assert [info.name.tag for info in experiment.metric_infos] == ["best/loss_val"]
+    (category,) = layout.category
+    logged = tags(RUN) | tags(RUN / "val")
+    for chart in category.chart:
+        (pattern,) = chart.multiline.tag
+        assert [tag for tag in logged if re.search(pattern, tag)], chart.title
+    assert not [tag for tag in tags(RUN) if tag.startswith("_hparams_")]  # else it is a second row of the table
+    settings = hparams_of(RUN / "val")
+    assert settings.group_name == "small/version_0"
+    values = {name: value.number_value or value.string_value for name, value in settings.hparams.items()}
+    size = int(console_line(result.out, "model").split()[0].replace(",", ""))
+    assert values == {
+        "context": 16,
+        "width": 16,
+        "blocks": 2,
+        "heads": 2,
+        "dropout": "",
+        "parameters (M)": size / 1e6,
+        "tokenizer": "byte",
+        "vocabulary": 257,
+        "batch": 8,
+        "optimizer": "adamw",
+        "learning rate": 0.002,
+        "seed": 1337,
+        "steps": 6,
+    }
+
+
+def test_sub_runs_hold_both_losses_under_one_tag(fit: Fit) -> None:
+    for steps in (3, 6):
+        flags = ["--model.schedule", "constant", "--trainer.val_check_interval", 2, "--trainer.log_every_n_steps", 1]
+        assert fit(*flags, "--trainer.max_steps", steps, "--ckpt_path", "auto").status == 0
+        (RUN / "train" / "events.of.a.killed.process").write_bytes(b"")
+    run, train, val = (points(folder) for folder in (RUN, RUN / "train", RUN / "val"))
+    assert train == {"Loss": run["loss/train"]}
+    assert val == {"Loss": run["loss/val"][1:], "best/loss_val": run["best/loss_val"]}
+    assert [step for step, _ in run["loss/val"]] == [0, 2, 3, 4, 6]
+    assert "steps" in hparams_of(RUN / "val").hparams
+    assert len([path for path in event_files(RUN / "val") if b"_hparams_" in path.read_bytes()]) == 1
 
 
 def test_truncated_event_files_hold_the_points_before_the_checkpoint(tmp_path: Path) -> None:
     first = StepLogger(tmp_path, "run", version=0)
-    first.log_metrics({"loss": 3.0, "epoch": 0}, step=0)
+    first.log_metrics({"loss/train": 3.0, "epoch": 0}, step=0)
     sizes = first.event_file_sizes()
-    first.log_metrics({"loss": 2.0}, step=1)
+    first.log_metrics({"loss/train": 2.0, "loss/val": 5.0}, step=1)
     first.finalize("failed")
     resumed = StepLogger(tmp_path, "run", version=0)
-    resumed.log_metrics({"loss": 1.0}, step=1)
+    resumed.log_metrics({"loss/train": 1.0}, step=1)
     resumed.truncate_event_files(sizes)
     resumed.truncate_event_files({})  # does nothing the second time
     resumed.finalize("success")
-    assert points(tmp_path / "run" / "version_0") == {"loss": [(1, 3.0), (2, 1.0)]}
+    folder = tmp_path / "run" / "version_0"
+    assert points(folder) == {"loss/train": [(1, 3.0), (2, 1.0)]}
+    assert points(folder / "train") == {"Loss": [(1, 3.0), (2, 1.0)]}
+    assert event_files(folder / "val") == []  # the file was written after the checkpoint
 
 
 def test_event_files_of_another_run_are_not_truncated(tmp_path: Path) -> None:

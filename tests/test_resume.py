@@ -98,10 +98,10 @@ def test_last_needs_no_config_and_finds_moved_logs(fit: Fit) -> None:
 
 def test_resume_with_another_root_dir_leaves_the_old_run_unchanged(fit: Fit) -> None:
     assert fit("--trainer.max_steps", 3).status == 0
-    before = {path: path.read_bytes() for path in RUN.iterdir()}
+    before = {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()}
     assert fit("--ckpt_path", RUN / "last.ckpt", "--trainer.default_root_dir", "other").status == 0
     assert Checkpoint.open(Path("other/small/version_0/last.ckpt")).step == 6
-    assert {path: path.read_bytes() for path in RUN.iterdir()} == before
+    assert {path: path.read_bytes() for path in RUN.rglob("*") if path.is_file()} == before
 
 
 def test_printed_resume_command_resumes_the_run(folder: Path) -> None:

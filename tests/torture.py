@@ -37,6 +37,7 @@ import lit_gpt.files
 from lit_gpt.checkpoint.runs import newest_checkpoint
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.runs.summary import read_summary
+from lit_gpt.training.logger import SUB_RUNS
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.samples import GenerateText
 
@@ -158,13 +159,14 @@ def compare_runs(expected: Path, actual: Path) -> list[str]:
         one, other = Checkpoint.open(expected / name).read(), Checkpoint.open(actual / name).read()
         parts = ("state_dict", "optimizer_states", "global_step", "callbacks")
         found += [f"{part} of {name}" for part in parts if not is_equal(one[part], other[part])]
-    curves, other_curves = points(expected), points(actual)
-    if curves.keys() != other_curves.keys():
-        found.append(f"tags {sorted(curves.keys() ^ other_curves.keys())}")
-    for tag in curves.keys() & other_curves.keys():
-        compared = slice(0, 1) if tag in MEASURED_TAGS else slice(None)  # of (step, value)
-        if [point[compared] for point in curves[tag]] != [point[compared] for point in other_curves[tag]]:
-            found.append(f"points of {tag}")
+    for sub_run in ("", *SUB_RUNS):
+        curves, other_curves = points(expected / sub_run), points(actual / sub_run)
+        if curves.keys() != other_curves.keys():
+            found.append(f"tags {sorted(curves.keys() ^ other_curves.keys())} {sub_run}".rstrip())
+        for tag in curves.keys() & other_curves.keys():
+            compared = slice(0, 1) if tag in MEASURED_TAGS else slice(None)  # of (step, value)
+            if [point[compared] for point in curves[tag]] != [point[compared] for point in other_curves[tag]]:
+                found.append(f"points of {tag} {sub_run}".rstrip())
     if texts(expected) != texts(actual):
         found.append("texts")
     if visualized(expected) != visualized(actual) or not visualized(expected):

@@ -32,7 +32,7 @@ from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.runs.report import REPORT_FILE
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.checks import check_schedule
-from lit_gpt.training.logger import step_logger
+from lit_gpt.training.logger import StepLogger, step_logger
 from lit_gpt.training.memory import estimate_memory
 from lit_gpt.training.stop import GracefulStop
 
@@ -185,7 +185,7 @@ def describe_visualize(experiment: Experiment) -> list[str]:
 
 
 def log_settings(experiment: Experiment) -> None:
-    """Log the settings of a new run with every logger.
+    """Log the settings of a new run: all of them with the loggers of a config, `main_settings` with ours.
 
     Raises:
         UserError: A logger cannot write its files.
@@ -196,9 +196,32 @@ def log_settings(experiment: Experiment) -> None:
     params = flatten({key: settings[key] for key in ("seed_everything", "data", "model", "trainer")})
     for logger in experiment.trainer.loggers:
         try:
-            logger.log_hyperparams(params)
+            logger.log_hyperparams(main_settings(experiment) if isinstance(logger, StepLogger) else params)
         except OSError as error:
             raise UserError(f"{type(logger).__name__}: {error}") from error
+
+
+def main_settings(experiment: Experiment) -> dict[str, str | float]:
+    """Return the settings that people vary between runs, under short names, for the columns of a table."""
+    model, data = experiment.model, experiment.datamodule
+    config, hparams = model.gpt.config, model.hparams
+    settings: dict[str, str | float] = {
+        "context": config.context_length,
+        "width": config.d_model,
+        "blocks": config.num_blocks,
+        "heads": config.num_heads,
+        "dropout": config.dropout,
+        "parameters (M)": sum(p.numel() for p in model.parameters()) / 1e6,
+        "tokenizer": data.corpus_config.tokenizer_name,
+        "vocabulary": data.model_vocab_size,
+        "batch": data.plan.windows_per_step,
+        "optimizer": hparams["optimizer"],
+        "learning rate": hparams["learning_rate"],
+        "seed": experiment.settings.seed_everything,
+    }
+    if data.plan.last_step is not None:
+        settings["steps"] = data.plan.last_step
+    return settings
 
 
 # ---------------------------------------------------------------------------------------------------------- training

@@ -12,8 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams, scalar
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from torch.utils.tensorboard import FileWriter, SummaryWriter
+from torch.utils.tensorboard.summary import scalar
 
 from lit_gpt.compat import event_file_writer
 from lit_gpt.errors import UserError
@@ -22,13 +23,33 @@ FLUSH_SECONDS = 2.0  # at least, between two flushes by `save`; before a checkpo
 
 HISTOGRAM_BINS: Any = 64
 
-# A chart of TensorBoard's Custom Scalars page: training and validation loss in one plot. The tags are regular
-# expressions.
-LOSS_CHART = {"loss": {"train and validation": ["Multiline", ["loss/train$", "loss/train_eval", "loss/val"]]}}
+# TensorBoard draws one chart for each tag, with a line and a colour for each run. So that training and validation loss
+# share a chart, they are also written under one tag to two sub-runs, which are folders in the run's folder. TensorBoard
+# sorts the groups of tags by ASCII and shows the first one at the top of its first page: the capital letter makes it
+# this chart. The HParams page shows the scalars of the sub-run "val" beside the settings.
+SUB_RUNS = {
+    "train": {"loss/train": "Loss"},
+    "val": {"loss/val": "Loss", "best/loss_val": "best/loss_val"},
+}  # folder -> {tag in the run's own event file: tag in the folder}
+
+# The charts of TensorBoard's Custom Scalars page: title -> tag.
+CHARTS = {
+    "loss (nats per token)": "Loss",
+    "perplexity": "val/perplexity",
+    "bits per byte": "val/bits_per_byte",
+    "learning rate": "optim/lr",
+    "gradient norm": "optim/grad_norm",
+    "tokens per second": "speed/tokens_per_second",
+    "peak memory (GB)": "memory/peak_gb",
+}
 
 
 class StepLogger(TensorBoardLogger):
     """TensorBoard logger whose x axis counts optimizer steps from 1, and whose event files can be truncated.
+
+    The event file in the run's folder has all tags. `SUB_RUNS` says which of them are written to sub-runs too, without
+    step 0: smoothed as TensorBoard does it by default, the high loss of the untrained model would lift the curve of the
+    validation, which has few points, far above that of the training.
 
     A checkpoint stores the sizes of the event files (`event_file_sizes`). A resumed run truncates the files to these
     sizes (`truncate_event_files`), so every point of every curve is there exactly once.
@@ -50,9 +71,13 @@ class StepLogger(TensorBoardLogger):
         self.run_version: str | None = None
         super().__init__(save_dir, name=name, version=version)
         self.step_offset = 1
-        # files of the previous processes of a resumed run; this process writes a new file
-        self._previous_files = {path.name for path in self._event_files()}
+        self._sub_run_writers: dict[str, FileWriter] = {}  # sub-run -> writer of its event file
+        # files of the previous processes of a resumed run; this process writes new ones
+        self._previous_files = set(self._event_files())
         self._last_flush = 0.0  # time.perf_counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_sub_run_writers": {}}  # they have threads
 
     @property
     def version(self) -> int | str:
@@ -67,7 +92,7 @@ class StepLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Write all values as one event, without Lightning's `epoch`.
+        """Write all values as one event, without Lightning's `epoch`, and those of the sub-runs to their event files.
 
         Args:
             metrics: tag -> value.
@@ -77,8 +102,14 @@ class StepLogger(TensorBoardLogger):
         for tag, value in metrics.items():
             if tag != "epoch":
                 summary.MergeFrom(scalar(tag, float(value)))
+        event_step = None if step is None else step + self.step_offset
         with self._write_errors_as_user_errors():
-            event_file_writer(self.experiment).add_summary(summary, None if step is None else step + self.step_offset)
+            event_file_writer(self.experiment).add_summary(summary, event_step)
+            if event_step != 0:
+                for sub_run, tags in SUB_RUNS.items():
+                    for tag in [tag for tag in tags if tag in metrics]:
+                        summary = scalar(tags[tag], float(metrics[tag]))
+                        self._sub_run_writer(sub_run).add_summary(summary, event_step)
 
     @rank_zero_only
     def log_text(self, tag: str, text: str, step: int) -> None:
@@ -124,20 +155,23 @@ class StepLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any], *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Write the settings of the run for TensorBoard's HParams page, and `LOSS_CHART`.
+        """Write the settings of the run for TensorBoard's HParams page, and the layout of its Custom Scalars page.
 
-        The page shows the last value of `best/loss_val` beside them. Lightning's method shows `hp_metric`, of which it
-        writes a point -1 at step 0.
+        The settings stand in the sub-run "val". For each run TensorBoard shows them beside the last values of the
+        scalars there. It lists first the settings that differ between runs, because no list of settings
+        (`hparams_config`) is written. Lightning's method writes one, and a point -1 of `hp_metric` at step 0.
 
         Args:
-            params: Setting -> value, without nested dictionaries.
+            params: Setting -> number or text.
             *args: Not used.
             **kwargs: Not used.
         """
+        trial = f"{self.name}/{Path(self.log_dir).name}"
         with self._write_errors_as_user_errors():
-            self.experiment.add_custom_scalars(LOSS_CHART)
-            for summary in hparams(params, {"best/loss_val": 0.0}):
-                event_file_writer(self.experiment).add_summary(summary)
+            # TensorBoard takes the tags as regular expressions
+            charts = {title: ["Multiline", [f"^{tag}$"]] for title, tag in CHARTS.items()}
+            self.experiment.add_custom_scalars({"curves": charts})
+            self._sub_run_writer("val").add_summary(hparams_pb(params, trial))
 
     @rank_zero_only
     def save(self) -> None:
@@ -153,19 +187,24 @@ class StepLogger(TensorBoardLogger):
         """Write all queued events to the event file."""
         with self._write_errors_as_user_errors():
             self.experiment.flush()
+            for writer in self._sub_run_writers.values():
+                writer.flush()
         self._last_flush = time.perf_counter()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Close the event file. After a failed run, a write error is ignored: the first error is the one to report."""
+        """Close the event files. After a failed run, a write error is ignored: the first error is the one to report."""
         with contextlib.suppress(OSError) if status == "failed" else self._write_errors_as_user_errors():
             super().finalize(status)
+            for writer in self._sub_run_writers.values():
+                writer.close()
+        self._sub_run_writers = {}
 
     def event_file_sizes(self) -> dict[str, int]:
         """Flush all events to the disk and return the size of each event file of the run.
 
         Returns:
-            File name -> bytes.
+            Path of the file in the run's folder -> bytes.
 
         Raises:
             UserError: The events cannot be written.
@@ -173,10 +212,10 @@ class StepLogger(TensorBoardLogger):
         self.flush()
         sizes = {}
         with self._write_errors_as_user_errors():
-            for path in self._event_files():
-                with open(path, "rb+") as file:
+            for name in self._event_files():
+                with open(Path(self.log_dir, name), "rb+") as file:
                     os.fsync(file.fileno())  # after a power failure no file may be shorter than the checkpoint says
-                sizes[path.name] = path.stat().st_size
+                    sizes[name] = os.fstat(file.fileno()).st_size
         return sizes
 
     @rank_zero_only
@@ -193,16 +232,32 @@ class StepLogger(TensorBoardLogger):
         """
         if self._previous_files & sizes.keys():
             with self._write_errors_as_user_errors():
-                for path in (Path(self.log_dir, name) for name in self._previous_files):
-                    if path.name not in sizes:
+                for name in self._previous_files:
+                    path = Path(self.log_dir, name)
+                    if name not in sizes:
                         path.unlink()
-                    elif path.stat().st_size > sizes[path.name]:
-                        os.truncate(path, sizes[path.name])
+                    elif path.stat().st_size > sizes[name]:
+                        os.truncate(path, sizes[name])
         self._previous_files = set()
 
-    def _event_files(self) -> list[Path]:
-        """Return the event files of the run; a symbolic link, which could lead elsewhere, is none."""
-        return [path for path in Path(self.log_dir).glob("events.*") if path.is_file() and not path.is_symlink()]
+    def _sub_run_writer(self, sub_run: str) -> FileWriter:
+        """Return the writer of a sub-run, which is opened at the first use. A link in its place is removed."""
+        if sub_run not in self._sub_run_writers:
+            folder = Path(self.log_dir, sub_run)
+            if folder.is_symlink():  # it could lead elsewhere
+                folder.unlink()
+            self._sub_run_writers[sub_run] = FileWriter(str(folder))
+        return self._sub_run_writers[sub_run]
+
+    def _event_files(self) -> list[str]:
+        """Return the event files of the run and its sub-runs as paths in the run's folder, as "train/events…".
+
+        A symbolic link, which could lead elsewhere, is none.
+        """
+        run = Path(self.log_dir)
+        folders = [run, *(run / sub_run for sub_run in SUB_RUNS if not (run / sub_run).is_symlink())]
+        paths = [path for folder in folders for path in folder.glob("events.*")]
+        return [path.relative_to(run).as_posix() for path in paths if path.is_file() and not path.is_symlink()]
 
     @contextlib.contextmanager
     def _write_errors_as_user_errors(self) -> Iterator[None]:
