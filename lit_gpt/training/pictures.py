@@ -116,9 +116,9 @@ class AttentionPicture:
     """
 
     CELL = 12  # pixels for a token
-    LABELS = 88  # pixels for the texts of the tokens
+    LABELS = 72  # pixels for the texts of the tokens
     COLUMNS = 4
-    GAP, TITLE, HEADER = 7, 26, 34
+    GAP, TITLE, HEADER = 6, 26, 34
 
     def __init__(self, labels: list[str], titles: list[str]) -> None:
         font, has_glyphs = choose_font(labels, self.CELL - 1)
@@ -182,7 +182,7 @@ class Bars:
 
 def draw_bars(header: str, panels: list[Bars]) -> Picture:
     """Draw panels of bars, two in a row, each bar with its label on the left and its value in percent on the right."""
-    panel_width, bar_height, label_width, top = 488, 24, 150, 40
+    panel_width, bar_height, label_width, top = 480, 24, 150, 40
     rows = max(len(panel.bars) for panel in panels)
     panel_height = 34 + rows * bar_height + 10
     columns = min(2, len(panels))
@@ -218,7 +218,7 @@ def draw_curve(header: str, x_label: str, values: np.ndarray, mean: float, mean_
         mean: Of all values; a line across the picture.
         mean_label: Is written at the top, in the colour of the line.
     """
-    width, height, left, right, top, bottom = 970, 480, 70, 950, 56, 62
+    width, height, left, right, top, bottom = 960, 480, 70, 940, 56, 62
     image, draw = new_canvas(width, height)
     font, _ = choose_font([header], 15)
     draw.text((16, 12), header, INK, font)
