@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_gpt.data.sample import NUM_ROWS, generate_rows, write_sample
+from lit_gpt.data.sample import NUM_ROWS, generate_rows, name_pattern, write_sample
 
 
 def test_bytes_of_the_sample_are_pinned(tmp_path: Path) -> None:
@@ -46,3 +46,10 @@ def test_few_validation_names_occur_in_training() -> None:
 
 def test_seed_changes_the_rows() -> None:
     assert generate_rows(100, seed=1) != generate_rows(100, seed=2)
+
+
+def test_name_pattern_matches_exactly_the_names_of_the_table() -> None:
+    pattern, names = name_pattern(), [name for _, name, _, _ in generate_rows(100)]
+    assert all(pattern.fullmatch(name) for name in names)
+    broken = [changed for name in names for changed in (name[1:], name[:-1], name + "x", name.replace(" ", "", 1))]
+    assert not any(pattern.fullmatch(name) for name in broken)

@@ -7,6 +7,7 @@ not change between versions of Python.
 import csv
 import io
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -122,6 +123,21 @@ def generate_rows(num_rows: int = NUM_ROWS, seed: int = 20240601) -> list[tuple[
             used_names.add(name)
             rows.append((len(rows) + 1, name, category, f"{price:.2f}"))
     return rows
+
+
+def name_pattern() -> re.Pattern[str]:
+    """Return the pattern of all names that `generate_rows` can draw: what a model of the table has learnt from it."""
+
+    def one_of(words: Sequence[str]) -> str:
+        return "(?:" + "|".join(map(re.escape, words)) + ")"
+
+    patterns = []
+    for _, chinese, english in CATEGORIES.values():
+        quality, product, detail = (one_of(words.split()) for words in chinese)
+        patterns.append(f"{one_of(CHINESE_BRANDS.split())} {quality}{product} {detail}")
+        quality, product, detail = (one_of(words.split("|")) for words in english)
+        patterns.append(f"{one_of(ENGLISH_BRANDS.split('|'))} {quality} {product}, {detail}")
+    return re.compile("|".join(patterns))
 
 
 def write_sample(path: Path) -> None:
