@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -224,13 +222,6 @@ def test_invalid_model_shape_is_refused_before_data_is_read(fit: Fit) -> None:
     assert not Path("data").exists()
 
 
-def run_script(script: str, *words: str, timeout: int = 100) -> subprocess.CompletedProcess[str]:
-    """Run a script in a new Python process."""
-    command = [sys.executable, str(ROOT / "scripts" / script), *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
-
-
 def test_two_devices_match_one_device_and_resume(fit: Fit, folder: Path) -> None:
     shared = ["--data.global_batch_size", "8", "--model.config.dropout", "0.1", "--checkpoint.every_n_steps", "4"]
     shared += ["--trainer.precision", "64-true"]  # so that another order of summation changes the last digits only
@@ -277,8 +268,8 @@ def test_generate_script_uses_the_best_checkpoint(fit: Fit, folder: Path) -> Non
 
 def test_script_finds_the_default_config_from_any_working_folder(folder: Path) -> None:
     words = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--generate.prompts", "[]"]
-    result = run_script("fit.py", *words)
-    assert result.returncode == 0, result.stderr
+    result = forked(folder, *words)
+    assert result.status == 0, result.err
     assert Path("data/mingcheng.csv").exists()
     assert Path("logs/default/version_0/last.ckpt").exists()
 

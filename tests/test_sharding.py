@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -130,13 +129,12 @@ def test_sharded_run_equals_single_device_and_resumes_on_any_number_of_devices(f
 
 def check_consolidate(checkpoint: Path, expected: dict[str, torch.Tensor]) -> None:
     """scripts/consolidate.py writes the folder's weights into one file, alone or not, and overwrites none."""
-    command = [sys.executable, ROOT / "scripts" / "consolidate.py", checkpoint, "whole.ckpt"]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert forked(Path.cwd(), checkpoint, "whole.ckpt", script="consolidate.py").status == 0
     for name, value in weights(Path("whole.ckpt")).items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0)
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "whole.ckpt already exists" in again.stderr
+    again = forked(Path.cwd(), checkpoint, "whole.ckpt", script="consolidate.py")
+    assert again.status == 2
+    assert "whole.ckpt already exists" in again.err
     assert consolidate_main(["--weights", str(checkpoint), "model.ckpt"]) == 0
     alone = torch.load("model.ckpt", weights_only=True)
     assert {f"gpt.{name}" for name in alone} == expected.keys()
