@@ -10,6 +10,7 @@ from conftest import DEFAULT, Fit
 
 from lit_gpt.benchmark.benchmark import main as bench_main
 from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.compare import main as compare_main
 from lit_gpt.cli.consolidate import main as consolidate_main
 from lit_gpt.cli.generate import main as generate_main
 from lit_gpt.cli.help import GROUPS, TOPICS, format_value, print_help, split_help
@@ -20,6 +21,7 @@ from lit_gpt.lines import display_width
 
 SCRIPTS = {
     "bench.py": lambda: bench_main(["--help"], DEFAULT),
+    "compare.py": lambda: compare_main(["--help"]),
     "consolidate.py": lambda: consolidate_main(["--help"]),
     "generate.py": lambda: generate_main(["--help"]),
     "prepare.py": lambda: prepare_main(["--help"], DEFAULT),

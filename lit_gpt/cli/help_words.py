@@ -99,14 +99,14 @@ SHORT_WORDS = {
     "model.learning_rate": "highest, after the warm-up",
     "name": "the run's folder in logs/",
     "preflight": "measure only a few steps",
-    "seed_everything": "of weights, windows, texts",
+    "seed_everything": "seed of everything random",
     "trainer.accelerator": "cpu, gpu, mps or auto",
     "trainer.devices": "number; auto: all",
     "trainer.limit_test_batches": "batches; 1.0: all",
     "trainer.limit_val_batches": "batches; 1.0: all",
     "trainer.max_steps": "optimizer steps",
     "trainer.val_check_interval": "steps between validations",
-    "visualize": "true: shows it in TensorBoard",
+    "visualize": "true: pictures of the model",
 }
 
 # Sentences that stand for those of jsonargparse, and of Lightning, which describes its arguments at length, in
