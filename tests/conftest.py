@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import gc
 import os
 import re
@@ -11,7 +12,7 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -24,6 +25,7 @@ from tensorboard.util import tensor_util
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.main import main
+from lit_gpt.cli.parser import build_parser
 from lit_gpt.data.batches import TrainBatches
 from lit_gpt.training.module import LitGPT
 
@@ -52,6 +54,19 @@ class Result:
     status: int
     out: str
     err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """Leave out what makes hundreds of runs slow and what no test can see, in this process and those forked from it.
+
+    - To build the parser of a command takes a fifth of a small run, and the result is always the same.
+    - To wait until a file is on the disk helps after a power failure only.
+    """
+    with pytest.MonkeyPatch.context() as patches:
+        patches.setattr("lit_gpt.cli.parser.build_parser", functools.cache(build_parser))
+        patches.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from lit_gpt.checkpoint.store import Checkpoint, save_checkpoint
 from lit_gpt.cli.consolidate import main as consolidate
 from lit_gpt.cli.generate import main as generate
 from lit_gpt.cli.messages import print_text
-from lit_gpt.cli.parser import build_parser
 from lit_gpt.cli.prepare import main as prepare
 
 # Colours, a line end that forges a line of a report, the one-byte form of ESC [, and right-to-left text.
@@ -50,14 +49,6 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         return Result(status, unwrap(printed.out), printed.err)
 
     return run
-
-
-cached_build_parser = functools.cache(build_parser)  # to build the parser takes longer than to parse a config
-
-
-@pytest.fixture(autouse=True)
-def shared_parser(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_gpt.cli.parser.build_parser", cached_build_parser)
 
 
 # ------------------------------------------------------------------------------------------------- files and reports

@@ -1,6 +1,5 @@
 """Tests of what the commands take from a checkpoint: plain values. Nothing that it names is imported or called."""
 
-import functools
 import re
 import resource
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from user_errors import assert_user_error
 from lit_gpt import LitGPT, UserError
 from lit_gpt.benchmark.task import build_run
 from lit_gpt.checkpoint.store import Checkpoint
-from lit_gpt.cli import parser as parser_module
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.config_file import LINKED_SETTINGS
 from lit_gpt.cli.experiment import instantiate
@@ -77,9 +75,6 @@ def command_line(*flags: str) -> CommandLine:
 RECIPES = recipes.RECIPES
 
 
-cached_build_parser = functools.cache(build_parser)  # to build the parser takes longer than to parse a config
-
-
 def assert_settings_are_plain() -> None:
     """Check that no setting of the Trainer that may have a class comes from planted.ckpt, and instantiate them all."""
     parser, settings, _ = load_settings(command_line())
@@ -99,10 +94,7 @@ def assert_settings_are_plain() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_recipe_in_a_checkpoint_runs_nothing(
-    plant: Callable[..., None], recipe: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(parser_module, "build_parser", cached_build_parser)
+def test_recipe_in_a_checkpoint_runs_nothing(plant: Callable[..., None], recipe: Callable[[], dict]) -> None:
     plant(recipe())
     if recipe().keys() & {"model", "model.config"}:  # the shape of the model is left out, and the default is another
         with pytest.raises(UserError, match=r"planted\.ckpt has another model"):

@@ -4,7 +4,6 @@ import base64
 import inspect
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,6 @@ def outcome(world: str, folder: Path, pair: dict[str, Any]) -> Any:
 @pytest.fixture
 def quick_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(datamodule, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     return
 
 
