@@ -95,7 +95,8 @@ def test_without_a_font_for_them_tokens_become_positions(monkeypatch: pytest.Mon
         assert choose_font(["abc"], 11)[1]
         assert not choose_font(["a静"], 11)[1]
         titles, maps = ["head"], np.ones((1, 2, 2))
-        with_texts = AttentionPicture(["静", "夜"], titles).draw(maps)
-        assert with_texts == AttentionPicture(["1", "2"], titles).draw(maps)
+        picture, numbers = (AttentionPicture(labels, titles) for labels in (["静", "夜"], ["1", "2"]))
+        assert (picture.has_texts, numbers.has_texts) == (False, True)
+        assert picture.draw(maps) == numbers.draw(maps)
     finally:
         pictures.installed_fonts.cache_clear()

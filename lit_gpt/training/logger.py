@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import scalar
@@ -124,7 +124,7 @@ class StepLogger(TensorBoardLogger):
             self.experiment.add_text(tag, text, step)
 
     @rank_zero_only
-    def log_image(self, tag: str, png: bytes, width: int, height: int, step: int, caption: str = "") -> None:
+    def log_image(self, tag: str, png: bytes, width: int, height: int, step: int) -> None:
         """Write a picture.
 
         Args:
@@ -133,11 +133,9 @@ class StepLogger(TensorBoardLogger):
             width: In pixels.
             height: In pixels.
             step: The optimizer step.
-            caption: Markdown, which TensorBoard shows where the mouse is over the sign (i) beside the name.
         """
         image = Summary.Image(encoded_image_string=png, width=width, height=height, colorspace=3)
-        metadata = SummaryMetadata(summary_description=caption)
-        summary = Summary(value=[Summary.Value(tag=tag, image=image, metadata=metadata)])
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
         with self._write_errors_as_user_errors():
             event_file_writer(self.experiment).add_summary(summary, step)
 

@@ -113,6 +113,9 @@ class AttentionPicture:
     Args:
         labels: The texts of the T tokens.
         titles: A title for each map.
+
+    Attributes:
+        has_texts: Whether a font has all characters of the texts. If none has, the axes have the numbers of the tokens.
     """
 
     CELL = 12  # pixels for a token
@@ -121,8 +124,8 @@ class AttentionPicture:
     GAP, TITLE, HEADER = 6, 26, 34
 
     def __init__(self, labels: list[str], titles: list[str]) -> None:
-        font, has_glyphs = choose_font(labels, self.CELL - 1)
-        if not has_glyphs:
+        font, self.has_texts = choose_font(labels, self.CELL - 1)
+        if not self.has_texts:
             labels = [str(position) for position in range(1, len(labels) + 1)]
         side, strip = len(labels) * self.CELL, self._draw_strip(labels, font)
         columns, rows = min(self.COLUMNS, len(titles)), -(-len(titles) // self.COLUMNS)

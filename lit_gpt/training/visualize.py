@@ -151,8 +151,10 @@ class Visualize(Callback):
         if self._attention_picture is None:
             self._attention_picture = AttentionPicture(labels, [f"block {block}, head {head}" for block, head in heads])
         picture = self._attention_picture.draw(np.stack([maps[block, head] for block, head in heads]))
-        caption = "Tokens: " + ", ".join(f"{number} {literal(text)}" for number, text in enumerate(labels, 1))
-        log_picture(logger, "attention", picture, trainer.global_step, caption)
+        log_picture(logger, "attention", picture, trainer.global_step)
+        if not self._attention_picture.has_texts:
+            tokens_text = ", ".join(f"{number} {literal(text)}" for number, text in enumerate(labels, 1))
+            logger.log_text("visualize/attention", tokens_text, trainer.global_step)
 
     def _log_histograms(self, trainer: Trainer, logger: StepLogger) -> None:
         tensors = {f"weights/{name}": p.detach() for name, p in self._matrices}
@@ -163,9 +165,9 @@ class Visualize(Callback):
         logger.log_histograms({tag: some for tag, some in values.items() if len(some)}, trainer.global_step)
 
 
-def log_picture(logger: StepLogger, name: str, picture: Picture, step: int, caption: str = "") -> None:
+def log_picture(logger: StepLogger, name: str, picture: Picture, step: int) -> None:
     """Log a picture under `visualize/`."""
-    logger.log_image(f"visualize/{name}", picture.png, picture.width, picture.height, step, caption)
+    logger.log_image(f"visualize/{name}", picture.png, picture.width, picture.height, step)
 
 
 # --------------------------------------------------------------------------------------------------------- next tokens
