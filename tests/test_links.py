@@ -105,21 +105,21 @@ def test_run_resumed_in_place_follows_no_link(fit: Fit, target: Path) -> None:
     assert fit("--trainer.max_steps", 3).status == 0
     assert Path("logs_elsewhere", *RUN.parts[1:], "last.ckpt").is_file()
     assert list(Path("data_elsewhere/cache").iterdir())
-    best = RUN / "best.ckpt"
     names = [
         name for stem in ("config.yaml", "last.ckpt", "best.ckpt") for name in (f".{stem}.old", f".{stem}.unfinished")
     ]
-    for name in ("config.yaml", "best.ckpt"):
-        (RUN / name).unlink()
+    replaced = [RUN / name for name in ("config.yaml", "best.ckpt", "summary.json", "report.html")]
+    for path in replaced:
+        path.unlink()
     events = RUN / "events.out.tfevents.1.planted"
-    for path in (*(RUN / name for name in names), RUN / "config.yaml", best, events, RUN / "val" / events.name):
+    for path in (*(RUN / name for name in names), *replaced, events, RUN / "val" / events.name):
         path.symlink_to(target / "file")
     shutil.rmtree(RUN / "train")
     (RUN / "train").symlink_to(target)
     result = fit("--ckpt_path", RUN / "last.ckpt", "--trainer.max_steps", 6)
     assert (result.status, result.err) == (0, "")
     assert_unchanged(target)
-    assert not any(path.is_symlink() for path in (RUN / "config.yaml", best, RUN / "train"))
+    assert not any(path.is_symlink() for path in (*replaced, RUN / "train"))
 
 
 def test_link_at_the_lock_of_a_run_is_refused(fit: Fit, target: Path) -> None:

@@ -76,16 +76,18 @@ def run(args: list[str]) -> None:
     folders, without = find_runs(options.runs)
     runs, damaged = read_runs(folders)
     found = len(runs)
-    for condition in options.where:
-        passes = comparison.parse_condition(condition, runs)
-        runs = [run for run in runs if passes(run)]
-    runs = comparison.sort_runs(runs, options.sort, options.reverse)[: options.limit]
+    if runs:  # else no key is known
+        conditions = [comparison.parse_condition(condition, runs) for condition in options.where]
+        ordered = comparison.sort_runs(runs, options.sort, options.reverse)
+        runs = [run for run in ordered if all(passes(run) for passes in conditions)][: options.limit]
     usual = find_differences(runs)
     names = short_names(dict.fromkeys([*usual, *(key for run in runs for key in run.differences)]))
     if runs:
         width = shutil.get_terminal_size().columns
         print_table(*table_lines(runs, names, width), *usual_lines(usual, names, width))
     print_lines(*note_lines(found, len(runs), without, damaged))
+    if not runs:
+        return
     writers: dict[str, Callable[[], bytes]] = {
         "png": lambda: draw(runs, names),
         "md": lambda: markdown(runs, names).encode("utf-8"),

@@ -157,7 +157,8 @@ def _figure(run: Run, title: str, unit: str, tags: dict[str, str], is_measured: 
 
 
 def _last(tag: str, points: Curve) -> str:
-    return f"{points[-1][1]:.4f}" if tag.startswith("loss/") else f"{points[-1][1]:,.3g}"
+    value = points[-1][1]
+    return f"{value:.4f}" if tag.startswith("loss/") else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def samples(run: Run) -> str:

@@ -13,7 +13,7 @@ h1{font-size:1.5rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:3
 header p{margin:2px 0 16px;color:var(--soft);overflow-wrap:anywhere}
 .status{font-size:.8rem;font-weight:600;vertical-align:middle;padding:2px 9px;border:1px solid;border-radius:10px}
 .finished{color:var(--good)}.stopped,.running{color:var(--warn)}.failed{color:var(--bad)}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:10px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:10px}
 .tile{background:var(--box);border-radius:8px;padding:9px 12px}
 .tile div,.tile small{color:var(--soft);font-size:.8rem;display:block;overflow-wrap:anywhere}.tile b{font-size:1.2rem}
 pre{background:var(--box);border-radius:8px;padding:10px 12px;margin:10px 0;white-space:pre-wrap;overflow-wrap:anywhere;
