@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_differences_are_those_from_most_runs(logs: Path) -> None:
         (["--sort", "loss", "--limit", "1"], ["c"]),
         (["a", "logs/b"], ["b", "a"]),
         (["logs/a/version_0"], ["a"]),
+        (["a", "logs/a", "./logs/a/version_0", "link"], ["a"]),
     ],
 )
 def test_runs_are_chosen_and_sorted(
@@ -101,6 +103,7 @@ def test_runs_are_chosen_and_sorted(
     for heads, (name, status) in enumerate([("a", "finished"), ("b", "stopped"), ("c", "finished")], start=1):
         settings = {"model.config.num_heads": heads, **({"model.config.dropout": 0.1} if name == "a" else {})}
         add_run(logs, name, settings, status=status, best_loss=3.0 - heads / 2, bits_per_byte=3.0 - heads)
+    Path("link").symlink_to("logs/a")
     lines = compare(capsys, *flags)
     assert [line.split()[0] for line in lines[1:] if "finished" in line or "stopped" in line] == shown
 
@@ -117,6 +120,8 @@ def test_runs_are_chosen_and_sorted(
         (["--limit", "0"], "--limit is 0: give 1 or more"),
         (["--md", "there"], "--md there is a folder: give the name of a new file"),
         (["--csv", "base.txt"], "--csv base.txt exists: give the name of a new file"),
+        (["--csv", "x", "--md", "./x"], "--md and --csv name one file: give different ones"),
+        (["--csv", "x", "--where", "run=b"], "there is no run to write to --csv: choose other runs"),
         (["--png", "no/x.png"], "--png no/x.png cannot be written (there is no folder no): give another path"),
     ],
 )
@@ -136,7 +141,7 @@ def test_files_have_the_table(logs: Path, capsys: pytest.CaptureFixture[str]) ->
     add_run(logs, "base", {"data.files": "唐诗|$x$.csv"}, parameters=10, tokens=5, step=1)
     add_run(logs, "other", {}, parameters=20, best_loss=None)
     lines = compare(capsys, "--md", "runs.md", "--csv", "runs.csv", "--png", "runs.png")
-    assert lines[-3:] == ["png         runs.png", "md          runs.md", "csv         runs.csv"]
+    assert lines[-3:] == ["md          runs.md", "csv         runs.csv", "png         runs.png"]
     table = Path("runs.md").read_text(encoding="utf-8").splitlines()
     assert len(table) == 4
     assert table[2].endswith("| finished | files 唐诗\\|$x$.csv |")
@@ -147,6 +152,27 @@ def test_files_have_the_table(logs: Path, capsys: pytest.CaptureFixture[str]) ->
         ("other", "20", "", "poems.csv"),
     ]
     assert Path("runs.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_texts_stay_texts_in_files(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(logs, "=1+1", {"data.columns": "[a](b) <b>", "-x": "@x", "model.dropout": -1.0})
+    folder = add_run(logs, "other", {})
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["settings"]["data.columns"] = "\ud800"  # half a surrogate pair, which UTF-8 cannot write
+    (folder / "summary.json").write_text(json.dumps(summary))
+    compare(capsys, "--md", "runs.md", "--csv", "runs.csv")
+    assert "columns \\[a](b) \\<b>" in Path("runs.md").read_text()
+    with open("runs.csv", encoding="utf-8", newline="") as file:
+        first, second = csv.DictReader(file)
+    assert [first[key] for key in ("run", "'-x", "model.dropout")] == ["'=1+1", "'@x", "-1.0"]
+    assert second["data.columns"] == "\\ud800"
+
+
+def test_renamed_folder_renames_the_run(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_run(logs, "base", {})
+    shutil.copytree(logs / "base", logs / "copy")
+    assert [line.split()[0] for line in compare(capsys)[1:]] == ["base", "copy"]
+    assert compare(capsys, "copy")[1].startswith("copy ")
 
 
 def test_runs_without_a_usable_summary_are_counted_or_named(logs: Path, capsys: pytest.CaptureFixture[str]) -> None:

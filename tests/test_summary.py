@@ -89,6 +89,8 @@ def test_run_goes_on_where_its_summary_cannot_be_written(fit: Fit, monkeypatch: 
         (b'{"name": "x", "folder": "y", "status": "running", "step": "3"}', "its step is '3'"),
         (b'{"name": "x", "folder": "y", "status": "running", "step": true}', "its step is 'True'"),
         (b'{"name": "x", "folder": "y", "status": "running", "seconds": NaN}', "its seconds is 'nan'"),
+        (b'{"name": "x", "folder": "y", "status": "running", "seconds": 1%s}' % (b"0" * 400), "its seconds is '1000"),
+        (b'{"name": "x", "folder": "y", "status": "running", "tokens": 1%s}' % (b"0" * 400), "its tokens is '1000"),
         (b" " * (MAX_BYTES + 1), "more than 1,048,576 bytes"),
     ],
 )

@@ -5,6 +5,8 @@ It imports neither torch nor Lightning, which take seconds.
 
 import csv
 import io
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -68,9 +70,11 @@ def run(args: list[str]) -> None:
         UserError: A flag is wrong, there is no run, or a file cannot be written.
     """
     options = build_parser().parse_args(args)
-    files = {flag: expand_path(path) for flag in ("png", "md", "csv") if (path := getattr(options, flag)) is not None}
+    files = {flag: expand_path(path) for flag in ("md", "csv", "png") if (path := getattr(options, flag)) is not None}
     for flag, path in files.items():
         check_new_file(flag, path)
+    if len(set(map(os.path.abspath, files.values()))) < len(files):
+        raise UserError(f"--{' and --'.join(files)} name one file: give different ones")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit is {options.limit}: give 1 or more")
     folders, without = find_runs(options.runs)
@@ -87,11 +91,13 @@ def run(args: list[str]) -> None:
         print_table(*table_lines(runs, names, width), *usual_lines(usual, names, width))
     print_lines(*note_lines(found, len(runs), without, damaged))
     if not runs:
+        if files:
+            raise UserError(f"there is no run to write to --{' and --'.join(files)}: choose other runs")
         return
     writers: dict[str, Callable[[], bytes]] = {
-        "png": lambda: draw(runs, names),
         "md": lambda: markdown(runs, names).encode("utf-8"),
-        "csv": lambda: comma_separated(runs, names).encode("utf-8"),
+        "csv": lambda: comma_separated(runs, names).encode("utf-8", "backslashreplace"),
+        "png": lambda: draw(runs, names),
     }
     for flag, path in files.items():
         write_new_file(flag, path, writers[flag]())
@@ -233,20 +239,27 @@ def markdown(runs: list[Run], names: dict[str, str]) -> str:
     """Return the table in Markdown."""
     rows = [[*(heading for heading, _ in CELLS), DIFFERS], ["---", *["---:"] * (len(CELLS) - 2), "---", "---"]]
     rows += [[*(show(run) for _, show in CELLS), ", ".join(describe_settings(run.differences, names))] for run in runs]
-    cells = ([one_line(cell).replace("\\", "\\\\").replace("|", "\\|") for cell in row] for row in rows)
+    cells = ([re.sub(r"[\\|<*\[`]", r"\\\g<0>", one_line(cell)) for cell in row] for row in rows)
     return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def comma_separated(runs: list[Run], names: dict[str, str]) -> str:
-    """Return the exact values as CSV: the columns, and each setting that differs."""
+    """Return the exact values as CSV: the columns, and each setting that differs.
+
+    A text that a spreadsheet would run as a formula has an apostrophe before it.
+    """
     keys = [key for key in names if any(key in run.summary.settings for run in runs)]
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow([*comparison.COLUMNS, *keys])
+    writer.writerow([*comparison.COLUMNS, *map(_no_formula, keys)])
     for run in runs:
         settings = (run.summary.settings.get(key) for key in keys)
-        writer.writerow([*(value(run) for value in comparison.COLUMNS.values()), *settings])
+        writer.writerow(map(_no_formula, [*(value(run) for value in comparison.COLUMNS.values()), *settings]))
     return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def draw(runs: list[Run], names: dict[str, str]) -> bytes:

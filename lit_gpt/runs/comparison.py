@@ -2,11 +2,11 @@
 
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import UserError, did_you_mean
@@ -21,6 +21,7 @@ LEFT_OUT = (
     "visualize",
     "timeout",
     "trainer.default_root_dir",
+    "trainer.enable_checkpointing",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
 )
@@ -50,6 +51,7 @@ class Run:
         folder: Its folder.
         summary: Its summary.
         status: As in the summary, but "killed", "running" or "unknown" for a run that did not record its end.
+        name: The name of its folder under logs/, which may have been renamed since the run.
         label: How it is called in a table: its name, with v and its version if several runs have the name.
         differences: The settings in which it differs from the other runs.
     """
@@ -57,6 +59,7 @@ class Run:
     folder: str
     summary: RunSummary
     status: str
+    name: str = ""
     label: str = ""
     differences: dict[str, Any] = field(default_factory=dict)
 
@@ -75,13 +78,19 @@ def read_runs(folders: Iterable[str]) -> tuple[list[Run], dict[str, str]]:
             damaged[folder] = str(error)
             continue
         status = what_became(folder) if summary.status == "running" else summary.status
-        runs.append(Run(folder, summary, status))
-    names = Counter(run.summary.name for run in runs)
+        runs.append(Run(folder, summary, status, _name(folder, summary)))
+    names = Counter(run.name for run in runs)
     for run in runs:
-        run.label = run.summary.name
-        if names[run.summary.name] > 1:
-            run.label += f" {Path(run.folder).name.replace('version_', 'v', 1)}"
+        run.label = run.name
+        if names[run.name] > 1:
+            run.label += f" {os.path.basename(run.folder).replace('version_', 'v', 1)}"
     return runs, damaged
+
+
+def _name(folder: str, summary: RunSummary) -> str:
+    """Return the name of a run: of its folder if that is <name>/version_<n>, else the one it was given."""
+    parent, version = os.path.split(os.path.abspath(folder))
+    return os.path.basename(parent) if version.startswith("version_") else summary.name
 
 
 # ------------------------------------------------------------------------------------------------------- differences
@@ -197,9 +206,9 @@ def sort_runs(runs: list[Run], key: str | None, reverse: bool = False) -> list[R
 
 def _rank(value: Any, reverse: bool) -> tuple[bool, bool, float, str]:
     """Return what numbers, then texts, then missing values are sorted by."""
-    is_number = isinstance(value, int | float)
-    number = float(value) if is_number else 0.0
-    return (value is None) != reverse, not is_number, number, "" if is_number else str(value)
+    number = None if isinstance(value, str) else _number(value)
+    is_number = number is not None
+    return (value is None) != reverse, not is_number, number or 0.0, "" if is_number else str(value)
 
 
 def parse_condition(text: str, runs: list[Run]) -> Callable[[Run], bool]:
@@ -246,7 +255,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

@@ -23,14 +23,18 @@ def find_runs(words: list[str], logs: Path = LOGS) -> tuple[list[str], int]:
     Raises:
         UserError: A word names no folder.
     """
-    folders: dict[str, None] = {}
+    folders: list[str] = []
     without = 0
+    seen = set()  # a folder that is named twice, or that a symbolic link leads to, is one run
     for top in [_resolve(word, logs) for word in words] or [logs]:
         for folder, has_summary in _walk(str(top), depth=2):
-            without += not has_summary
-            if has_summary:
-                folders[folder] = None
-    return list(folders), without
+            with contextlib.suppress(OSError):  # it has just been removed
+                state = os.stat(folder)
+                if (state.st_dev, state.st_ino) not in seen:
+                    seen.add((state.st_dev, state.st_ino))
+                    without += not has_summary
+                    folders += [folder] if has_summary else []
+    return folders, without
 
 
 def _resolve(word: str, logs: Path) -> Path:

@@ -1,7 +1,6 @@
 """summary.json: what a run was and how far it came, in a file that is read in a tenth of a millisecond."""
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from lit_gpt.files import atomic_write, open_regular
 
 SUMMARY_FILE = "summary.json"
 MAX_BYTES = 2**20  # of a file that is read
+MAX_NUMBER = 1e18  # in a file that is read; no run has more of anything
 
 Status = Literal["running", "finished", "stopped", "failed"]
 
@@ -117,9 +117,11 @@ def _from_values(values: Any) -> RunSummary:
         raise DamagedSummaryError("it is not an object of JSON")
     known = {name: value for name, value in values.items() if name in _TYPES}
     for name, value in known.items():
-        if isinstance(value, int) and not isinstance(value, bool) and float in _TYPES[name]:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_too_large = is_number and not abs(value) <= MAX_NUMBER  # or NaN
+        if is_number and not is_too_large and float in _TYPES[name]:
             known[name] = value = float(value)
-        if type(value) not in _TYPES[name] or (isinstance(value, float) and not math.isfinite(value)):
+        if type(value) not in _TYPES[name] or is_too_large:
             raise DamagedSummaryError(f"its {name} is {str(value)[:40]!r}")
     if not {"name", "folder", "status"} <= known.keys() or known["status"] not in get_args(Status):
         raise DamagedSummaryError("it has no name, folder or status")
