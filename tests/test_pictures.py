@@ -19,6 +19,7 @@ from lit_gpt.training.pictures import (
     choose_font,
     draw_bars,
     draw_curve,
+    fit_text,
     nice_ticks,
     octave_means,
 )
@@ -47,6 +48,19 @@ def test_attention_picture_has_a_cell_for_each_weight() -> None:
         expected = (LOWEST + weights * (HIGHEST - LOWEST)).round()
         assert (area == expected[:, None, :, None]).all()
     assert (pixels(picture.draw(maps * 0))[drawn < LOWEST] < LOWEST).all()  # the texts are still there
+
+
+def test_fitting_text_is_as_long_as_there_is_room() -> None:
+    font = ImageFont.load_default(15)
+    text = "".join(chr(33 + number % 90) for number in range(10**4))  # one length at a time would take minutes
+    assert fit_text("abc", font, font.getlength("abc")) == "abc"
+    for keep_end in (False, True):
+        shown = fit_text(text, font, 200, keep_end)
+        kept = len(shown) - 1
+        longer = f"…{text[-kept - 1 :]}" if keep_end else f"{text[: kept + 1]}…"
+        assert shown == (f"…{text[-kept:]}" if keep_end else f"{text[:kept]}…")
+        assert font.getlength(shown) <= 200 < font.getlength(longer)
+    assert fit_text(text, font, 0) == "…"
 
 
 def test_length_of_a_bar_is_its_value() -> None:

@@ -18,7 +18,7 @@ from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer
 from lit_gpt.training.metrics import PositionLoss
 from lit_gpt.training.pictures import Bars
 from lit_gpt.training.projector import frequent_tokens, token_kind, write_projector
-from lit_gpt.training.visualize import markdown_table, shown_matrices, spread_values, validation_prompt
+from lit_gpt.training.visualize import markdown_table, prompt_title, shown_matrices, spread_values, validation_prompt
 
 __all__ = ["target"]  # a fixture
 
@@ -92,6 +92,12 @@ def test_markdown_shows_tokens_as_they_are() -> None:
         "| &#60;end&#62; | 50.0% | 静 | 100.0% |",
         "| &#124; | 2.0% |  |  |",
     ]
+
+
+def test_title_shows_the_end_of_a_long_prompt() -> None:
+    assert prompt_title("") == "at the beginning of a text"
+    assert prompt_title("静 夜\n") == "after 静␣夜\\n"
+    assert prompt_title("静" * 100 + "夜" * 59) == f"after …静{'夜' * 59}"
 
 
 @pytest.mark.parametrize(("text", "prompt"), [("静夜", "静"), ("abcdef", "abc"), ("a", "a"), ("", "静夜思静")])

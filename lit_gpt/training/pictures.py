@@ -4,6 +4,7 @@ matplotlib would take 0.8 s to import, which is all that these pictures may cost
 each pixel and a palette of 256 colours, so that it is encoded three times as fast as one of three bytes.
 """
 
+import bisect
 import functools
 import io
 import math
@@ -69,13 +70,17 @@ def choose_font(texts: list[str], size: int) -> tuple[Font, bool]:
     return best, most == sum(character != " " for character in characters)
 
 
-def fit_text(text: str, font: Font, width: float) -> str:
-    """Return the beginning of a text that is at most `width` pixels wide, with `…` for the rest."""
+def fit_text(text: str, font: Font, width: float, keep_end: bool = False) -> str:
+    """Return the beginning of a text that is at most `width` pixels wide, or its end, with `…` for the rest."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+
+    def shortened(length: int) -> str:
+        return f"…{text[len(text) - length :]}" if keep_end else f"{text[:length]}…"
+
+    # the number of lengths that fit; found by bisection, because a text may have many thousands of characters
+    fitting = bisect.bisect_right(range(len(text)), width, key=lambda length: font.getlength(shortened(length)))
+    return shortened(max(0, fitting - 1))
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
@@ -195,7 +200,7 @@ def draw_bars(header: str, panels: list[Bars]) -> Picture:
     draw.text((12, 10), header, INK, font)
     for number, panel in enumerate(panels):
         x, y = number % columns * panel_width, top + number // columns * panel_height
-        draw.text((x + 12, y + 6), fit_text(panel.title, font, panel_width - 30), GRAY, font)
+        draw.text((x + 12, y + 6), fit_text(panel.title, font, panel_width - 30, keep_end=True), GRAY, font)
         length = panel_width - label_width - 76
         for row, (label, value, is_marked) in enumerate(panel.bars):
             left, middle = x + label_width, y + 34 + row * bar_height + bar_height // 2

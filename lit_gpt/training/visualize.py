@@ -24,6 +24,7 @@ from lit_gpt.training.pictures import AttentionPicture, Bars, Picture, draw_bars
 from lit_gpt.training.projector import write_projector
 
 NUM_LIKELIEST = 10  # next tokens of each prompt
+PROMPT_CHARACTERS = 60  # of a prompt that are shown, its last ones
 MAX_PROMPTS = 4  # in the picture of next tokens, the text of the validation split included
 ATTENTION_TOKENS = 18  # of the text whose attention is shown: more would have no place for their texts
 HISTOGRAM_BLOCKS = 4  # of which weights and gradients are shown
@@ -132,7 +133,7 @@ class Visualize(Callback):
         for prompt, ids, following in [*own[: MAX_PROMPTS - 1], validation_prompt(data)]:
             likeliest = likeliest_next_tokens(module.gpt, data.tokenizer, ids, NUM_LIKELIEST, also=following)
             bars = [(after.text, after.probability, after.token == following) for after in likeliest]
-            panels.append(Bars(f"after {visible_text(prompt)}" if prompt else "at the beginning of a text", bars))
+            panels.append(Bars(prompt_title(prompt), bars))
         if trainer.is_global_zero:
             header = "The likeliest next tokens. Orange: what follows in the text of the validation split"
             log_picture(logger, "next_token", draw_bars(header, panels), trainer.global_step)
@@ -183,6 +184,14 @@ def validation_prompt(data: TextDataModule) -> tuple[str, list[int], int]:
         half += 1  # to the end of a character
     beginning = [end] if data.corpus_config.read_options.mode == "rows" else []
     return tokenizer.decode(ids[:half]), [*beginning, *ids[:half]], ids[half]
+
+
+def prompt_title(prompt: str) -> str:
+    """Return the title of the tokens that follow a prompt."""
+    if not prompt:
+        return "at the beginning of a text"
+    shown = prompt if len(prompt) <= PROMPT_CHARACTERS else f"…{prompt[-PROMPT_CHARACTERS:]}"
+    return f"after {visible_text(shown)}"
 
 
 def markdown_table(panels: list[Bars]) -> str:
