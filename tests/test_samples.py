@@ -82,3 +82,5 @@ def test_samples_of_a_trained_model_are_whole_and_name_their_prompt() -> None:
 
 def test_text_panel_says_step_and_prompt() -> None:
     assert sample_markdown("a*b", ["a*bc"], 1200) == "step 1,200, continuing 'a\\*b'\n\n```\na*bc\n```"
+    text = "```\n<b>\n```"  # of a model that was trained on Markdown
+    assert sample_markdown("", [text], 1) == f"step 1, without a prompt\n\n````\n{text}\n````"

@@ -53,9 +53,17 @@ def test_run_is_the_same_with_and_without_pictures_and_resumed(fit: Fit) -> None
         assert (runs["with"] / name).read_bytes() == (runs["resumed"] / name).read_bytes()
 
 
+def test_window_of_one_token_has_pictures(fit: Fit) -> None:
+    result = fit("--visualize", "true", "--model.config.context_length", 1, "--trainer.max_steps", 1)
+    assert result.status == 0
+    assert visualized(Path("logs/small/version_0")).keys() >= set(PICTURES)
+
+
 def test_what_pictures_need_is_said_before_training(fit: Fit) -> None:
     result = fit("--visualize", "true", "--trainer.logger", "false", "--trainer.max_steps", 1)
     assert (result.status, "visualize   nothing: this run has no StepLogger" in result.out) == (0, True)
+    result = fit("--visualize", "true", "--preflight", "true")
+    assert (result.status, "visualize   " in result.out) == (0, False)
     for flags, message in (
         ([], "--attention_heads shows nothing without --visualize true: give both, or null\n"),
         (["--visualize", "true"], "--attention_heads has [2, 0]: give pairs of a block from 0 to 1"),

@@ -174,7 +174,7 @@ def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
 
 def describe_visualize(experiment: Experiment) -> list[str]:
     """Return the line that says what `--visualize true` cannot show in this run, if there is anything."""
-    if not experiment.settings.visualize:
+    if not experiment.settings.visualize or experiment.profiler is not None:  # which measures without a logger
         return []
     if step_logger(experiment.trainer) is None:
         return ["visualize   nothing: this run has no StepLogger, which writes the pictures for TensorBoard"]

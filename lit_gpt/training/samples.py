@@ -49,7 +49,9 @@ def sample_markdown(prompt: str, texts: list[str], step: int) -> str:
     """Return a group of samples as TensorBoard shows them: the step, the prompt, and each text as a block of code."""
     start = f"continuing {prompt!r}" if prompt else "without a prompt"
     heading = re.sub(r"([\\`*_{}\[\]<>#])", r"\\\1", escape_controls(f"step {step:,}, {start}"))
-    return "\n\n".join([heading, *(f"```\n{text}\n```" for text in texts)])
+    longest = max((len(backticks) for text in texts for backticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)  # a shorter line of them in a text does not end its block
+    return "\n\n".join([heading, *(f"{fence}\n{text}\n{fence}" for text in texts)])
 
 
 def terminal_columns() -> int:

@@ -90,7 +90,8 @@ class Visualize(Callback):
             return
         module, _ = module_and_data(trainer)
         module.receive_token_losses = None
-        losses = self._position_loss.compute().cpu().numpy()  # collective
+        # collective; torchmetrics returns a number if there is one position
+        losses = np.atleast_1d(self._position_loss.compute().cpu().numpy())
         self._log_losses(trainer, logger, losses)
         was_training = module.gpt.training
         module.gpt.eval()
