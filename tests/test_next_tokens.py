@@ -36,14 +36,14 @@ class NextByte(nn.Module):
     def __init__(self, table: dict[int, int]) -> None:
         super().__init__()
         self.table, self.config = table, gpt(vocab_size=257).config
-        self.embedding = nn.Embedding(1, 1)
+        self.embedding, self.head = nn.Embedding(1, 1), nn.Identity()
 
-    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(*tokens.shape, 257)
         logits[..., 65] = 2.0
         for row, column in torch.cartesian_prod(*map(torch.arange, tokens.shape)).tolist():
             logits[row, column, self.table.get(int(tokens[row, column]), 66)] = 4.0
-        return logits, None
+        return logits
 
 
 def test_beginning_of_a_character_shows_the_likeliest_one() -> None:
@@ -60,3 +60,11 @@ def test_probabilities_are_those_of_the_model() -> None:
     likeliest = likeliest_next_tokens(model, BYTES, ids, 5)
     assert [one.token for one in likeliest] == probs.argsort(descending=True)[:5].tolist()
     torch.testing.assert_close(torch.tensor([one.probability for one in likeliest]), probs.topk(5).values)
+
+
+def test_only_the_logits_of_the_last_position_are_computed() -> None:
+    model, shapes = gpt(vocab_size=257), []
+    model.head.register_forward_hook(lambda module, inputs, logits: shapes.append(tuple(logits.shape)))
+    likeliest_next_tokens(model, BYTES, list(b"abc"), 257)
+    assert shapes[0] == (1, 257)
+    assert {len(shape) for shape in shapes} == {2}

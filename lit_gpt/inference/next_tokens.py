@@ -54,10 +54,13 @@ def likeliest_next_tokens(
 
 
 def last_logits(model: GPT, rows: list[list[int]]) -> Tensor:
-    """Return the logits of the token that follows each row, (B, V) float32. All rows have the same length."""
+    """Return the logits of the token that follows each row, (B, V) float32. All rows have the same length.
+
+    Those of the other positions are not computed: with a long text and a large vocabulary they would take gigabytes.
+    """
     context = [row[-model.config.context_length :] for row in rows]
-    logits, _ = model(torch.tensor(context, device=model.embedding.weight.device))  # (B, T, V)
-    return full_tensor(logits[:, -1]).float()
+    hidden = model.hidden(torch.tensor(context, device=model.embedding.weight.device))  # (B, T, D)
+    return full_tensor(model.head(hidden[:, -1])).float()
 
 
 def likely_characters(model: GPT, tokenizer: Tokenizer, ids: list[int], tokens: list[int]) -> dict[int, str]:
