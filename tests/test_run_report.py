@@ -136,6 +136,9 @@ def test_chart_stays_inside_its_box() -> None:
         assert all(0 <= float(x) <= WIDTH and 0 <= float(y) <= HEIGHT for x, y in pairs)
         assert "nan" not in chart
         assert "inf" not in chart
+    narrow = line_chart([Line("loss", "val", [(0, 7.0117), (1, 7.0120)])], "loss")
+    labels = re.findall(r">([\d.]+)</text>", narrow)
+    assert len(set(labels)) == len(labels) >= 5
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.83, 1.21) == pytest.approx([0.9, 1.0, 1.1, 1.2])
 

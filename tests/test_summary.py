@@ -45,6 +45,9 @@ def test_resumed_run_adds_up_tokens_and_time_of_its_checkpoint(fit: Fit) -> None
     second = read_summary(RUN)
     assert second.tokens == 3 * TOKENS_PER_STEP + 3 * 2 * TOKENS_PER_STEP
     assert (second.started, second.status) == (first.started, "finished")
+    changed = {"data.batch_size", "trainer.max_steps"}  # a resumed run differs in no setting that nobody changed
+    assert {key for key in first.settings if first.settings[key] != second.settings.get(key)} == changed
+    assert second.settings.keys() - first.settings.keys() <= changed
     assert first.seconds < second.seconds < first.seconds + 60
     content = (RUN / "summary.json").read_bytes()
     assert fit("--ckpt_path", "last").status == 0  # there is nothing to train
@@ -91,7 +94,7 @@ def test_run_goes_on_where_its_summary_cannot_be_written(fit: Fit, monkeypatch: 
         (b'{"name": "x", "folder": "y", "status": "running", "seconds": NaN}', "its seconds is 'nan'"),
         (b'{"name": "x", "folder": "y", "status": "running", "seconds": 1%s}' % (b"0" * 400), "its seconds is '1000"),
         (b'{"name": "x", "folder": "y", "status": "running", "tokens": 1%s}' % (b"0" * 400), "its tokens is '1000"),
-        (b" " * (MAX_BYTES + 1), "more than 1,048,576 bytes"),
+        (b" " * (MAX_BYTES + 1), "more than 8,388,608 bytes"),
     ],
 )
 def test_damaged_summary_is_refused(tmp_path: Path, content: bytes, message: str) -> None:

@@ -106,7 +106,6 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
     """
     command = arguments.args[0]
     parser, settings, checkpoint = load_settings(arguments)
-    typed = settings.clone()  # before this machine decides about null
     seed_everything(settings.seed_everything, workers=True)
     parts = instantiate(parser, settings)
     experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
@@ -119,7 +118,7 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
         options.update(logger=False, enable_checkpointing=False, callbacks=callbacks)
     folder = None if experiment.profiler is not None else experiment.folder
     if folder is not None:
-        start = describe_start(typed, parser.flat_defaults, experiment.datamodule, arguments, folder)
+        start = describe_start(settings, parser.flat_defaults, experiment.datamodule, arguments, folder)
         experiment.recorder = RunRecorder(start)
         options["callbacks"] += [experiment.recorder]
     options["callbacks"] += [stop]  # after the callback that saves

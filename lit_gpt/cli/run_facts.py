@@ -30,7 +30,7 @@ def describe_start(
     """Return the summary of a run that has not begun.
 
     Args:
-        settings: All settings, as the user gave them.
+        settings: All settings, with the precision that this machine has chosen: a run that is resumed keeps it.
         defaults: The default of each setting, by name.
         data: The data module.
         arguments: The command line.

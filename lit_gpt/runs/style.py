@@ -19,7 +19,7 @@ header p{margin:2px 0 16px;color:var(--soft);overflow-wrap:anywhere}
 pre{background:var(--box);border-radius:8px;padding:10px 12px;margin:10px 0;white-space:pre-wrap;overflow-wrap:anywhere;
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Noto Sans Mono","Noto Sans Mono CJK SC",monospace}
 .sample{margin:4px 0;padding:6px 12px}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:20px}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,440px),1fr));gap:20px}
 figure{margin:0}figcaption{font-size:.9rem;color:var(--soft)}figcaption b{color:var(--fg)}
 svg{width:100%;height:auto;display:block}svg text{font-size:11px;fill:var(--soft)}
 .grid{stroke:var(--line);stroke-width:1}

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from lit_gpt.files import atomic_write, open_regular
 
 SUMMARY_FILE = "summary.json"
-MAX_BYTES = 2**20  # of a file that is read
+MAX_BYTES = 2**23  # of a file that is read: a command that lists files may have 2 MB, and its settings once more
 MAX_NUMBER = 1e18  # in a file that is read; no run has more of anything
 
 Status = Literal["running", "finished", "stopped", "failed"]

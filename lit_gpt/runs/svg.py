@@ -84,9 +84,10 @@ def line_chart(lines: list[Line], title: str, mark: tuple[int, float] | None = N
         return f"{TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM):.1f}"
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for value in ticks(low, high):
+    values = ticks(low, high)
+    for value, label in zip(values, _labels(values)):
         parts.append(f'<path class="grid" d="M{LEFT} {y(value)}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(value)}" dy="4" text-anchor="end">{_label(value)}</text>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y(value)}" dy="4" text-anchor="end">{label}</text>')
     for step in ticks(first, last):
         if step == int(step):
             anchor = "end" if float(x(step)) > WIDTH - 40 else "middle"
@@ -105,8 +106,17 @@ def line_chart(lines: list[Line], title: str, mark: tuple[int, float] | None = N
     return "".join([*parts, "</svg>"])
 
 
+def _labels(values: list[float]) -> list[str]:
+    """Return the numbers of the y axis, each in about five characters, or more where they would look equal."""
+    labels = [_label(value) for value in values]
+    digits = 5
+    while len(set(labels)) < len(labels) and digits <= 8:
+        labels = [f"{value:.{digits}g}" for value in values]
+        digits += 1
+    return labels
+
+
 def _label(value: float) -> str:
-    """Return a number of the y axis in about five characters."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
