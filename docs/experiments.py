@@ -35,6 +35,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_gpt import GPTConfig, LitGPT, TextDataModule
 from lit_gpt.data.sample import generate_rows, name_pattern
+from lit_gpt.runs.summary import read_summary
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = ROOT / "docs" / "experiments.json"
@@ -138,7 +139,10 @@ class WithoutZeroGrad(LitGPT):
 
 
 def train_without_zero_grad(folder: Path, seed: int) -> None:
-    """Train without zero_grad through the Python API; everything else is as in the run `base`."""
+    """Train without zero_grad through the Python API, unless that run is there; all else is as in the run `base`."""
+    name = "without_zero_grad"
+    if (folder / "logs" / name).exists():
+        return
     seed_everything(seed)
     data = TextDataModule(mode="raw", context_length=16, batch_size=32, eval_windows=128, seed=seed)
     shape = {"d_model": 64, "num_blocks": 4, "num_heads": 4, "bias": True, "mlp": "relu", "norm": "layernorm"}
@@ -151,7 +155,7 @@ def train_without_zero_grad(folder: Path, seed: int) -> None:
         max_steps=400,
         val_check_interval=100,
         num_sanity_val_steps=0,
-        logger=TensorBoardLogger(folder / "logs", "without_zero_grad"),
+        logger=TensorBoardLogger(folder / "logs", name),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -307,12 +311,20 @@ def local_words(command: str) -> list[str]:
     return [sys.executable, *words[1:]]
 
 
+def is_finished(run: Path) -> bool:
+    """Return whether the folder of a run's name has a run that trained to its end."""
+    return any(read_summary(path.parent).status == "finished" for path in run.glob("version_*/summary.json"))
+
+
 def run_command(command: str, folder: Path, seed: int) -> None:
     """Run a command in a folder, unless it is a training run that is there already; exit if it fails."""
     words = local_words(command)
     if "--name" in words and "fit.py" in command:
-        if (folder / "logs" / words[words.index("--name") + 1]).exists():
+        run = folder / "logs" / words[words.index("--name") + 1]
+        if is_finished(run):
             return
+        if run.exists():
+            sys.exit(f"{run} was not trained to its end: delete it, or give another --folder")
         words += ["--seed_everything", str(seed)]
     ran = subprocess.run(words, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONUTF8": "1"})
     if ran.returncode:

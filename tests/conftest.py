@@ -21,6 +21,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.util import tensor_util
 
 from lit_gpt.checkpoint.store import Checkpoint
@@ -226,51 +227,49 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("events.*"), key=lambda path: [int(part) for part in re.findall(r"\d+", path.name)])
 
 
-def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return every scalar in a run's event files: tag -> (step, value) in the order written."""
-    found: dict[str, list[tuple[int, float]]] = {}
+def event_values(folder: Path) -> Iterator[tuple[int, Summary.Value]]:
+    """Yield every value in a run's event files with its step, in the order written."""
     for path in event_files(folder):
         for record in RawEventFileLoader(str(path)).Load():
             event = Event.FromString(record)
-            for value in event.summary.value:
-                if value.tag.startswith("_hparams_"):  # the settings, in a tensor without a number
-                    continue
-                number = value.simple_value
-                if value.HasField("tensor") and value.tensor.dtype == 1:
-                    number = float(tensor_util.make_ndarray(value.tensor))
-                if value.HasField("simple_value") or value.tensor.dtype == 1:
-                    found.setdefault(value.tag, []).append((event.step, number))
+            yield from ((event.step, value) for value in event.summary.value)
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return every scalar in a run's event files: tag -> (step, value) in the order written."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for step, value in event_values(folder):
+        if value.tag.startswith("_hparams_"):  # the settings, in a tensor without a number
+            continue
+        number = value.simple_value
+        if value.HasField("tensor") and value.tensor.dtype == 1:
+            number = float(tensor_util.make_ndarray(value.tensor))
+        if value.HasField("simple_value") or value.tensor.dtype == 1:
+            found.setdefault(value.tag, []).append((step, number))
     return found
 
 
 def tags(folder: Path) -> set[str]:
     """Return the tags of all values in a run's event files."""
-    records = [record for path in folder.glob("events.*") for record in RawEventFileLoader(str(path)).Load()]
-    return {value.tag for record in records for value in Event.FromString(record).summary.value}
+    return {value.tag for _, value in event_values(folder)}
 
 
 def texts(folder: Path) -> dict[int, str]:
     """Return the sample texts in a run's event files: step -> text."""
-    found: dict[int, str] = {}
-    for path in event_files(folder):
-        for record in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                if value.tag.startswith("samples/"):
-                    found[event.step] = tensor_util.make_ndarray(value.tensor).item().decode("utf-8")
-    return found
+    return {
+        step: tensor_util.make_ndarray(value.tensor).item().decode("utf-8")
+        for step, value in event_values(folder)
+        if value.tag.startswith("samples/")
+    }
 
 
 def visualized(folder: Path) -> dict[str, list[tuple[int, bytes]]]:
     """Return what --visualize has added to a run's event files: tag -> (step, content) in the order written."""
     found: dict[str, list[tuple[int, bytes]]] = {}
-    for path in event_files(folder):
-        for record in RawEventFileLoader(str(path)).Load():
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                if value.tag.startswith(("visualize/", "weights/", "gradients/")):
-                    content = value.image.encoded_image_string or value.SerializeToString()
-                    found.setdefault(value.tag, []).append((event.step, content))
+    for step, value in event_values(folder):
+        if value.tag.startswith(("visualize/", "weights/", "gradients/")):
+            content = value.image.encoded_image_string or value.SerializeToString()
+            found.setdefault(value.tag, []).append((step, content))
     return found
 
 

@@ -11,6 +11,8 @@ from types import ModuleType
 import pytest
 from conftest import ROOT
 
+from lit_gpt.runs.summary import RunSummary
+
 PAGES = {"en": ROOT / "docs" / "course.md", "zh": ROOT / "docs" / "zh" / "course.md"}
 CLAIMS = json.loads((ROOT / "docs" / "experiments.json").read_text(encoding="utf-8"))
 
@@ -87,6 +89,30 @@ def test_well_formed_counts_the_names_of_the_built_in_table(script: ModuleType) 
     names = [row[1] for row in script.generate_rows(50)]
     assert script.well_formed(names) == 1
     assert script.well_formed([names[0], names[0][:-1], "", names[1] + " "]) == 0.25
+
+
+def test_finished_runs_are_not_repeated_and_others_are_not_measured(tmp_path: Path, script: ModuleType) -> None:
+    command = "python scripts/fit.py --name a"
+    run = tmp_path / "logs" / "a" / "version_0"
+    run.mkdir(parents=True)
+    RunSummary("a", str(run), "stopped").write(run)
+    with pytest.raises(SystemExit, match="was not trained to its end"):
+        script.run_command(command, tmp_path, 1)
+    RunSummary("a", str(run), "finished").write(run)
+    script.run_command(command, tmp_path, 1)
+    (tmp_path / "logs" / "without_zero_grad").mkdir()
+    script.train_without_zero_grad(tmp_path, 1)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["summary.json"]
+
+
+@pytest.mark.parametrize(("value", "holds"), [(1.1, True), (1.3, False), (float("nan"), False)])
+def test_outcome_that_is_not_as_claimed_fails(
+    tmp_path: Path, script: ModuleType, monkeypatch: pytest.MonkeyPatch, value: float, holds: bool
+) -> None:
+    experiment = script.Experiment("?", [], lambda folder: {"loss": value}, lambda axes, folder: None)
+    monkeypatch.setitem(script.EXPERIMENTS, "new", experiment)
+    claims = {"outcomes": {"loss": {"claimed": 1.0, "within": 0.2}}}
+    assert script.run_experiment("new", tmp_path, 1, claims) is holds
 
 
 def test_texts_of_the_experiments(tmp_path: Path, script: ModuleType) -> None:

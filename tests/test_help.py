@@ -128,6 +128,10 @@ def test_topic_is_the_word_behind_help() -> None:
     assert split_help(["--name", "x"]) == (None, ["--name", "x"])
 
 
+def test_command_behind_help_is_the_command_whose_help_is_shown() -> None:
+    assert split_help(["--help", "validate", "--name", "a"]) == ("", ["validate", "--name", "a"])
+
+
 def test_unknown_topic_is_one_line_that_names_the_topics(fit: Fit) -> None:
     result = fit("--help", "dat")
     assert (result.status, result.out) == (2, "")

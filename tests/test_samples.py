@@ -10,6 +10,7 @@ from conftest import Fit, points, texts, weights
 from lit_gpt.cli.generate import main as generate
 from lit_gpt.errors import UserError
 from lit_gpt.lines import display_width
+from lit_gpt.runs.report import _texts
 from lit_gpt.training.samples import GenerateText, sample_lines, sample_markdown
 
 RUN = Path("logs/small/version_0")
@@ -78,6 +79,11 @@ def test_samples_of_a_trained_model_are_whole_and_name_their_prompt() -> None:
     assert sample_lines("", ["x" * 80], is_untrained=False) == [
         "samples     without a prompt", "  | " + "x" * 76, "    xxxx"
     ]  # fmt: skip
+
+
+def test_text_with_backticks_stays_one_block_in_tensorboard_and_report() -> None:
+    text = "a\n```\nb\n````\n"
+    assert _texts(sample_markdown("", [text, "c"], step=1)) == [text, "c"]
 
 
 def test_text_panel_says_step_and_prompt() -> None:

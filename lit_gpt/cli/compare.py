@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.cli.exit_status import exit_status
-from lit_gpt.cli.messages import LineParser, print_lines, print_table
+from lit_gpt.cli.messages import LineParser, print_lines, print_page
 from lit_gpt.errors import UserError
 from lit_gpt.figures import format_count, format_duration
 from lit_gpt.files import atomic_write, expand_path
@@ -88,7 +88,7 @@ def run(args: list[str]) -> None:
     names = short_names(dict.fromkeys([*usual, *(key for run in runs for key in run.differences)]))
     if runs:
         width = shutil.get_terminal_size().columns
-        print_table(*table_lines(runs, names, width), *usual_lines(usual, names, width))
+        print_page([*table_lines(runs, names, width), *usual_lines(usual, names, width)])
     print_lines(*note_lines(found, len(runs), without, damaged))
     if not runs:
         if files:

@@ -77,6 +77,8 @@ def split_help(args: list[str]) -> tuple[str | None, list[str]]:
         rest = args[place + 1 :]
         if not equals and rest and not rest[0].startswith("-"):
             topic = rest.pop(0)
+        if topic in COMMANDS:  # as in fit.py --help validate
+            return "", [topic, *args[:place], *rest]
         if topic not in ("", *TOPICS):
             raise UserError(f"--help {topic}: the topics are {', '.join(TOPICS)}")
         return topic, [*args[:place], *rest]

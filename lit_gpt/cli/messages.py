@@ -151,12 +151,6 @@ def print_rows(rows: Iterable[dict[str, Any]], as_json: bool) -> None:
         print(line)
 
 
-def print_table(*lines: str) -> None:
-    """Print lines that are as wide as they have to be."""
-    for line in lines:
-        print(escape_controls(line))
-
-
 def _align(lines: list[list[str]]) -> list[str]:
     """Return the lines of a table; the cells of a column end below each other."""
     lines = [[escape_controls(cell) for cell in line] for line in lines]

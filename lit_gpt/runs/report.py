@@ -182,7 +182,8 @@ def samples(run: Run) -> str:
 
 def _texts(markdown: str) -> list[str]:
     """Return the texts of a group of samples, which are code blocks."""
-    return re.findall(r"^```\n(.*?)\n```$", markdown, re.DOTALL | re.MULTILINE) or [markdown]
+    blocks = re.findall(r"^(`{3,})\n(.*?)\n\1$", markdown, re.DOTALL | re.MULTILINE)
+    return [text for _, text in blocks] or [markdown]
 
 
 def _sample(text: str, limit: int = 3_000) -> str:

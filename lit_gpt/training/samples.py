@@ -37,7 +37,7 @@ def sample_lines(prompt: str, texts: list[str], is_untrained: bool, columns: int
     start = f"continuing {prompt!r}" if prompt else "without a prompt"
     lines = [cut_line(escape_controls(f"{'samples':{len(INDENT)}}{untrained}{start}"), columns)]
     if is_untrained:
-        return lines + [cut_line(f"{MARGIN}{escape_controls(text)}", columns) for text in texts]
+        return lines + [cut_line(f"{MARGIN}{escape_controls(text)}", columns).rstrip() for text in texts]
     has_line_ends = any("\n" in text for text in texts)
     for number, text in enumerate(texts):
         lines += [""] if number and has_line_ends else []
