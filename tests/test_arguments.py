@@ -170,3 +170,4 @@ def test_run_name_is_file_name_of_first_config_with_allowed_characters(folder: P
     Path("my poems.v2.yaml").write_text("name: other\n", encoding="utf-8")
     assert CommandLine(["--config", "my poems.v2.yaml", "--config", "small.yaml"], DEFAULT).run_name == "my_poems.v2"
     assert CommandLine([], DEFAULT).run_name == "default"
+    assert CommandLine(["--seed_everything", "1"], DEFAULT).given_args == ["fit", "--seed_everything", "1"]

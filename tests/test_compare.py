@@ -66,6 +66,12 @@ def test_table_has_the_best_run_first_and_says_what_differs(logs: Path, capsys: 
     assert wide[1].endswith("finished  num_heads 1")
 
 
+def test_loggers_are_no_difference(logs: Path) -> None:
+    add_run(logs, "plain", {})
+    add_run(logs, "csv", {"trainer.logger.class_path": "CSVLogger", "trainer.logger.init_args.save_dir": "logs/csv"})
+    assert find_differences(read_runs(find_runs([])[0])[0]) == {}
+
+
 def test_differences_are_those_from_most_runs(logs: Path) -> None:
     for number, settings in enumerate([{"a.x": 1}, {"a.x": 1}, {"a.x": 2}, {"a.y": [1]}]):
         add_run(logs, f"run{number}", settings)
@@ -185,7 +191,7 @@ def test_runs_without_a_usable_summary_are_counted_or_named(logs: Path, capsys: 
         (add_run(logs, f"damaged{number}", {}) / "summary.json").write_text('{"name": "\x1b[31m"')
     lines = compare(capsys)
     assert [line[:11] for line in lines[1:3]] == ["poems v1   ", "poems v12  "]
-    assert "left out    2 without summary.json, as runs of earlier versions are" in lines
+    assert "left out    2 without summary.json (older versions, other loggers)" in lines
     assert [line for line in lines if line.startswith("damaged")] == [
         f"damaged     logs/damaged{number}/version_0/summary.json: it is not JSON" for number in range(3)
     ]

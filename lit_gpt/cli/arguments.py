@@ -37,6 +37,7 @@ class CommandLine:
 
     Attributes:
         args: The completed arguments, the command first.
+        given_args: The same, without default.yaml, which the user did not name.
         configs: The settings of each config in `args`, the first one first.
         text_flags: The flags in `args` that give text settings.
         other_flags: All other flags in `args`.
@@ -73,6 +74,7 @@ class CommandLine:
                 name = check_run_name(self.run_name if name is None else name)
             checkpoint = self._find_checkpoint(choice, name, command)
             flags = remove_flags(["--ckpt_path"], flags) + ([f"--ckpt_path={checkpoint}"] if checkpoint else [])
+        self.given_args = [command, *(f"--config={path}" for path in paths), *flags]
         if not paths and checkpoint:
             self.checkpoint = self.checkpoint or Checkpoint.open(expand_path(checkpoint), verify=False)
             self.uses_saved_config = True

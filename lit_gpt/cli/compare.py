@@ -196,7 +196,7 @@ def note_lines(found: int, shown: int, without: int, damaged: dict[str, str]) ->
     if not found and not without and not damaged:
         lines.append("no runs     train one with scripts/fit.py, or give the folder of runs")
     if without:
-        lines.append(f"left out    {without:,} without summary.json, as runs of earlier versions are")
+        lines.append(f"left out    {without:,} without summary.json (older versions, other loggers)")
     for folder, reason in list(damaged.items())[:MAX_DAMAGED]:
         lines.append(f"damaged     {folder}/summary.json: {reason}")
     if len(damaged) > MAX_DAMAGED:

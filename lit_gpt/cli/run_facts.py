@@ -49,7 +49,7 @@ def describe_start(
 
 def describe_command(arguments: CommandLine) -> str:
     """Return the command as for a shell; it has the configs first, and the checkpoint that `last` has found."""
-    command, *words = arguments.args
+    command, *words = arguments.given_args
     return shlex.join([program_name("python"), sys.argv[0], *([] if command == "fit" else [command]), *words])
 
 

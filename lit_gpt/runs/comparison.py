@@ -24,6 +24,7 @@ LEFT_OUT = (
     "trainer.enable_checkpointing",
     "trainer.enable_progress_bar",
     "trainer.log_every_n_steps",
+    "trainer.logger",
 )
 
 # The columns of a table, which --sort and --where take beside settings.
