@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from lit_gpt.errors import UserError
 from lit_gpt.training.logger import StepLogger
 
 RUN = Path("logs/small/version_0")
@@ -67,6 +68,16 @@ def test_sub_runs_hold_both_losses_under_one_tag(fit: Fit) -> None:
     assert [step for step, _ in run["loss/val"]] == [0, 2, 3, 4, 6]
     assert "steps" in hparams_of(RUN / "val").hparams
     assert len([path for path in event_files(RUN / "val") if b"_hparams_" in path.read_bytes()]) == 1
+
+
+def test_folder_of_a_sub_run_is_created_before_the_first_event(tmp_path: Path) -> None:
+    """If it cannot be created, a new run's folder is removed: a writer's thread would fail with a traceback."""
+    logger = StepLogger(tmp_path, name="run")
+    Path(logger.log_dir).mkdir(parents=True)
+    Path(logger.log_dir, "val").write_text("a file in its place")
+    with pytest.raises(UserError, match="the curves cannot be written"):
+        logger.log_hyperparams({"seed": 1})
+    assert event_files(Path(logger.log_dir)) == []
 
 
 def test_truncated_event_files_hold_the_points_before_the_checkpoint(tmp_path: Path) -> None:

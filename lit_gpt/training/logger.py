@@ -166,10 +166,11 @@ class StepLogger(TensorBoardLogger):
         """
         trial = f"{self.name}/{Path(self.log_dir).name}"
         with self._write_errors_as_user_errors():
+            # First: if its folder cannot be created, the folder of a new run is removed, and must have no writer yet.
+            self._sub_run_writer("val").add_summary(hparams_pb(params, trial))
             # TensorBoard takes the tags as regular expressions
             charts = {title: ["Multiline", [f"^{tag}$"]] for title, tag in CHARTS.items()}
             self.experiment.add_custom_scalars({"curves": charts})
-            self._sub_run_writer("val").add_summary(hparams_pb(params, trial))
 
     @rank_zero_only
     def save(self) -> None:
