@@ -69,7 +69,9 @@ def test_table_has_the_best_run_first_and_says_what_differs(logs: Path, capsys: 
 def test_loggers_are_no_difference(logs: Path) -> None:
     add_run(logs, "plain", {})
     add_run(logs, "csv", {"trainer.logger.class_path": "CSVLogger", "trainer.logger.init_args.save_dir": "logs/csv"})
-    assert find_differences(read_runs(find_runs([])[0])[0]) == {}
+    runs, _ = read_runs(find_runs([])[0])
+    find_differences(runs)
+    assert [run.differences for run in runs] == [{}, {}]
 
 
 def test_differences_are_those_from_most_runs(logs: Path) -> None:
