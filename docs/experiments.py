@@ -6,7 +6,7 @@
 
 Each experiment is a list of commands, as a person would type them. They run in a temporary folder, or in `--folder`,
 where `tensorboard --logdir FOLDER/logs` then shows them. `experiments.json` holds what course.md claims (a number and a
-tolerance for each outcome) and what the last run measured, which this script writes.
+tolerance for each outcome) and what was measured; `--update` writes the measured values and draws the pictures anew.
 """
 
 import argparse
@@ -381,9 +381,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     parser.add_argument("--folder", type=Path, help="where to run; default: a temporary folder")
     parser.add_argument("--texts", action="store_true", help="write the texts of the experiments here, and run nothing")
-    parser.add_argument("--pictures", action="store_true", help="draw docs/images/experiment_NAME.svg (matplotlib)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another seed; experiments.json stays as it is")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="another seed")
+    parser.add_argument("--update", action="store_true", help="write experiments.json, draw the pictures (matplotlib)")
     options = parser.parse_args()
+    if options.update and options.seed != DEFAULT_SEED:
+        parser.error("--update takes the seed of docs/course.md: leave out --seed")
     if options.texts:
         write_texts(Path.cwd())
         return 0
@@ -398,10 +400,9 @@ def main() -> int:
             noted = read_claims()[name]
             if not run_experiment(name, folder, options.seed, noted):
                 failed.append(name)
-            if options.seed == DEFAULT_SEED:
+            if options.update:
                 claims = read_claims() | {name: noted}  # read again: other experiments may have ended meanwhile
                 CLAIMS.write_text(json.dumps(claims, indent=1) + "\n", encoding="utf-8")
-            if options.pictures:
                 draw_picture(name, folder)
     if failed:
         print(f"no longer as docs/course.md claims: {', '.join(failed)}")
