@@ -75,6 +75,8 @@ def interrupt(folder: Path, command: list[str], is_due: Callable[[int], bool]) -
         text=True,
         errors="replace",
         start_new_session=True,
+        # a process that was started in the background, as this one may have been, inherits that SIGINT is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     while process.poll() is None and not is_due(process.pid):
