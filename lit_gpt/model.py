@@ -142,7 +142,7 @@ class MultiHeadAttention(nn.Module):
         self.dropout = Dropout(config.dropout)  # of the attention weights
 
     def queries_keys_values(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the heads compare and add up: q (B, H, T, E), k and v (B, K, T, E), from x (B, T, D)."""
+        """Return queries (B, H, T, E), keys and values (B, K, T, E) of the input x (B, T, D)."""
         B, T, _ = x.shape
         q, k, v = (
             part.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H or K, T, E)
