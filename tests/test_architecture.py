@@ -38,6 +38,7 @@ LAYERS = [
     ["checkpoint"],
     ["inference"],
     ["runs"],
+    ["planning"],
     ["training"],
     ["cli"],
     ["benchmark"],
