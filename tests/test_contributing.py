@@ -14,7 +14,7 @@ import lit_gpt.cli.experiment
 from lit_gpt.kv_cache import KVCache
 from lit_gpt.layers import ACTIVATIONS, NORMS, POSITIONS, Position
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.training.memory import activation_bytes
+from lit_gpt.planning.memory import activation_bytes
 
 
 class ScaleNorm(nn.Module):

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +9,7 @@ import torch
 from conftest import Fit, console_line, parse_bytes
 
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.training.memory import activation_bytes, estimate_memory
-from lit_gpt.training.module import LitGPT
+from lit_gpt.planning.memory import activation_bytes, estimate_memory, fits_in_memory, model_without_memory, state_bytes
 
 RUN = Path("logs/small/version_0")
 
@@ -37,13 +35,30 @@ def test_state_and_checkpoint_estimates_match_a_run(fit: Fit, optimizer: str) ->
 
 def test_chunks_of_logits_are_counted_on_a_gpu_only() -> None:
     def estimate(device: str) -> int:
-        strategy = SimpleNamespace(root_device=torch.device(device))
-        trainer: Any = SimpleNamespace(strategy=strategy, precision="32-true", world_size=1)
-        return estimate_memory(trainer, model, windows=4)[1] - activation_bytes(model.gpt, 4, "32-true", device)
+        return estimate_memory(model, "adamw", 4, "32-true", device)[1] - activation_bytes(model, 4, "32-true", device)
 
-    model = LitGPT(GPTConfig(**SMALL))
+    model = model_without_memory(GPTConfig(**SMALL))
     assert estimate("cpu") == 0
     assert estimate("cuda") == 2 * 4 * 64 * 100 * 4  # two chunks of float32 logits, 4 x 64 x 100
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_model_without_memory_needs_what_the_real_one_needs(optimizer: Any) -> None:
+    config, before = GPTConfig(**SMALL), torch.get_rng_state()
+    counted = model_without_memory(config)
+    assert torch.equal(torch.get_rng_state(), before)  # the weights of the run do not depend on what was counted
+    for precision in ("32-true", "bf16-mixed"):
+        real = estimate_memory(GPT(config), optimizer, 4, precision)
+        assert estimate_memory(counted, optimizer, 4, precision) == real
+    assert estimate_memory(counted, optimizer, 4, "32-true", shards=2)[0] == state_bytes(counted, optimizer) // 2
+
+
+def test_fits_in_memory_compares_with_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_without_memory(GPTConfig(**SMALL))
+    needed = sum(estimate_memory(model, "muon", 4))
+    for free, fits in ((needed, True), (needed - 1, False), (None, True)):
+        monkeypatch.setattr("lit_gpt.planning.memory.free_memory", lambda device, free=free: free)
+        assert fits_in_memory(model, "muon", 4, "32-true", torch.device("cpu")) == fits
 
 
 SMALL: dict = {"vocab_size": 100, "context_length": 64, "d_model": 64, "num_blocks": 3, "num_heads": 4}

@@ -16,7 +16,7 @@ from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.config_values import flatten
 from lit_gpt.cli.experiment import Experiment, build_experiment
 from lit_gpt.cli.messages import print_command, print_lines, program_name
-from lit_gpt.cli.preflight import describe_run
+from lit_gpt.cli.preflight import describe_run, estimate_run_memory
 from lit_gpt.cli.resume import (
     check_same_callbacks,
     check_same_data,
@@ -33,7 +33,6 @@ from lit_gpt.runs.report import REPORT_FILE
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.checks import check_schedule
 from lit_gpt.training.logger import StepLogger, step_logger
-from lit_gpt.training.memory import estimate_memory
 from lit_gpt.training.stop import GracefulStop
 
 
@@ -295,7 +294,7 @@ def profile(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
     profiler, trainer = experiment.profiler, experiment.trainer
     assert profiler is not None
     free = free_memory(trainer.strategy.root_device)
-    if free is not None and sum(estimate_memory(trainer, experiment.model, 1)) > free:
+    if free is not None and sum(estimate_run_memory(trainer, experiment.model, 1)) > free:
         return
     if checkpoint is not None:
         profiler.completed_steps = checkpoint.step

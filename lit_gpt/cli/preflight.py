@@ -1,21 +1,18 @@
 """Describe a run before it starts: its data, model, steps, memory and disk space, with warnings."""
 
+import pickle
 import shutil
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_gpt.cli.describe_data import duplicates_warning, encoding_lines, hint_lines
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory
 from lit_gpt.figures import format_bytes
+from lit_gpt.planning.memory import checkpoint_bytes, checkpoint_count, estimate_memory, processes_sharing_memory
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
-from lit_gpt.training.memory import (
-    checkpoint_bytes,
-    checkpoint_count,
-    estimate_memory,
-    processes_sharing_memory,
-)
 from lit_gpt.training.module import LitGPT
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal training, Hoffmann et al. 2022 (arXiv:2203.15556)
@@ -93,9 +90,16 @@ def _steps_line(data: TextDataModule) -> str:
     return f"steps       {steps} of {tokens:,} tokens, {data.plan.steps_per_epoch:,} to an epoch{epochs}"
 
 
+def estimate_run_memory(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, int]:
+    """Return `estimate_memory` of one process of a run, for B = `windows` windows in a forward pass."""
+    shards = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
+    device, precision = trainer.strategy.root_device.type, str(trainer.precision)
+    return estimate_memory(model.gpt, model.hparams["optimizer"], windows, precision, device, shards)
+
+
 def _describe_memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> tuple[str, str | None]:
     """Return the memory that the run needs and that is free; and a warning if it is too little."""
-    state, activations = estimate_memory(trainer, model, data.batch_size)
+    state, activations = estimate_run_memory(trainer, model, data.batch_size)
     optimizer = "Muon" if model.hparams["optimizer"] == "muon" else "AdamW"
     description = (
         f"{format_bytes(state)} for weights, gradients and {optimizer}, "
@@ -105,7 +109,7 @@ def _describe_memory(trainer: Trainer, model: LitGPT, data: TextDataModule) -> t
     if free is None:
         return description, None
     description += f"; {format_bytes(free)} free"
-    needed = (state + activations) * processes_sharing_memory(trainer)
+    needed = (state + activations) * processes_sharing_memory(trainer.strategy.root_device.type, trainer.num_devices)
     if needed <= free:
         return description, None
     shortage = f"the run needs {format_bytes(needed)} of memory, and {format_bytes(free)} are free"
@@ -116,7 +120,10 @@ def _describe_disk(
     trainer: Trainer, model: LitGPT, data: TextDataModule, folder: Path, checkpointing: StepCheckpoint
 ) -> tuple[str, str | None]:
     """Return the disk space that the checkpoints need and that is free; and a warning if it is too little."""
-    size, count = checkpoint_bytes(model, data), checkpoint_count(checkpointing, trainer, data.plan.last_step)
+    tokenizer_bytes = len(pickle.dumps(data.tokenizer.state()))
+    size = checkpoint_bytes(model.gpt, model.hparams["optimizer"], tokenizer_bytes)
+    validates = trainer.limit_val_batches != 0
+    count = checkpoint_count(data.plan.last_step, checkpointing.every_n_steps, checkpointing.keep, validates)
     free = shutil.disk_usage(next(parent for parent in folder.absolute().parents if parent.exists())).free
     total = f"{format_bytes(count * size)} for {count} checkpoints of {format_bytes(size)}"
     description = f"{total}; {format_bytes(free)} free"

@@ -4,7 +4,7 @@
 device, on autocast or on the dtype is decided here. `reference.py` provides the same names in a few lines of plain
 PyTorch: it says what each function computes, and tests compare the two.
 
-Functions named `..._saved_bytes` say what an operation saves for the backward pass; `training/memory.py` adds them up.
+Functions named `..._saved_bytes` say what an operation saves for the backward pass; `planning/memory.py` adds them up.
 """
 
 from lit_gpt.ops.attention import (

@@ -16,7 +16,7 @@ from lit_gpt.data.batches import Batch, EvaluationBatches
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory, peak_memory, reset_peak_memory, synchronize, used_memory
 from lit_gpt.figures import format_bytes, format_duration
-from lit_gpt.training.memory import activation_bytes_per_token, processes_sharing_memory
+from lit_gpt.planning.memory import activation_bytes_per_token, processes_sharing_memory
 from lit_gpt.training.module import LitGPT, module_and_data
 from lit_gpt.training.pace import format_eta, remaining_validations
 from lit_gpt.training.samples import GenerateText
@@ -197,7 +197,8 @@ class RunProfiler(Callback):
         )
         free = free_memory(self._device)
         if free is not None:
-            usable = int(USABLE_SHARE * free / processes_sharing_memory(trainer))
+            sharing = processes_sharing_memory(self._device.type, trainer.num_devices)
+            usable = int(USABLE_SHARE * free / sharing)
             found.memory_limit = used_memory(self._device) + usable
         self._take_over(trainer, data)
         self._schedule = self._measure(trainer, module, data)

@@ -1,22 +1,25 @@
 """Estimate the memory and the disk space that a run needs from its settings."""
 
-import pickle
-
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 
-from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.model import GPT, Block
+from lit_gpt.device import free_memory
+from lit_gpt.model import GPT, Block, GPTConfig
 from lit_gpt.ops.attention import attention_saved_bytes, use_math_attention
 from lit_gpt.ops.cross_entropy import chunk_bytes
 from lit_gpt.ops.linear import linear_saved_bytes
 from lit_gpt.ops.rms_norm import rms_norm_saved_bytes
-from lit_gpt.training.checkpointing import StepCheckpoint
-from lit_gpt.training.module import LitGPT
+from lit_gpt.optim import OptimizerName, parameter_groups
 
 CHECKPOINT_BYTES_PER_PARAMETER = 2000  # beside its data: names and headers of a parameter and its optimizer state
+
+
+def model_without_memory(config: GPTConfig, activation_checkpointing: bool = False) -> GPT:
+    """Return a GPT whose parameters have shapes and no data, to count with. Random states stay as they are."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        gpt = GPT(config)
+    gpt.blocks.activation_checkpointing = activation_checkpointing
+    return gpt
 
 
 def parameter_dtype(precision: str) -> torch.dtype:
@@ -32,39 +35,54 @@ def activation_dtype(precision: str) -> torch.dtype:
 # --------------------------------------------------------------------------------------------------------- memory
 
 
-def estimate_memory(trainer: Trainer, model: LitGPT, windows: int) -> tuple[int, int]:
+def estimate_memory(
+    gpt: GPT, optimizer: OptimizerName, windows: int, precision: str = "32-true", device: str = "cpu", shards: int = 1
+) -> tuple[int, int]:
     """Estimate the memory of one process in training.
 
     Args:
-        trainer: the Trainer, for its device, precision and strategy.
-        model: the model; its weights are not read.
+        gpt: The model; its weights are not read.
+        optimizer: Its name.
         windows: B, windows in a forward pass.
+        precision: The Trainer's precision, for example "bf16-mixed".
+        device: The type of the device, for example "cpu".
+        shards: The number of processes that share the weights, as with FSDP2.
 
     Returns:
-        The bytes of weights, gradients and optimizer state, of which FSDP2 gives each process an equal part, and the
-        bytes of activations.
+        The bytes of weights, gradients and optimizer state, of which each process has an equal part, and the bytes of
+        activations.
     """
-    device, precision = trainer.strategy.root_device.type, str(trainer.precision)
-    shards = trainer.world_size if isinstance(trainer.strategy, ModelParallelStrategy) else 1
-    activations = activation_bytes(model.gpt, windows, precision, device)
+    activations = activation_bytes(gpt, windows, precision, device)
     if device == "cuda":  # on a CPU the chunks of logits are small
-        config = model.gpt.config
-        activations += chunk_bytes(device, windows * config.context_length, config.vocab_size)
-    return state_bytes(model, precision) // shards, activations
+        activations += chunk_bytes(device, windows * gpt.config.context_length, gpt.config.vocab_size)
+    return state_bytes(gpt, optimizer, precision) // shards, activations
 
 
-def processes_sharing_memory(trainer: Trainer) -> int:
-    """Return how many processes of the run use the memory of one device: on a CPU, all on this machine."""
-    return 1 if trainer.strategy.root_device.type == "cuda" else trainer.num_devices
+def fits_in_memory(
+    gpt: GPT, optimizer: OptimizerName, windows: int, precision: str, device: torch.device, share: float = 1.0
+) -> bool:
+    """Return whether the estimate is at most `share` of the free memory of the device; yes if that is not known."""
+    free = free_memory(device)
+    return free is None or sum(estimate_memory(gpt, optimizer, windows, precision, device.type)) <= share * free
 
 
-def state_bytes(model: LitGPT, precision: str = "32-true") -> int:
+def processes_sharing_memory(device: str, processes: int) -> int:
+    """Return how many of a machine's processes use the memory of one device: on a CPU all of them.
+
+    Args:
+        device: The type of the device.
+        processes: Processes of the run on this machine.
+    """
+    return 1 if device == "cuda" else processes
+
+
+def state_bytes(gpt: GPT, optimizer: OptimizerName, precision: str = "32-true") -> int:
     """Return the bytes of weights, gradients and optimizer state.
 
     AdamW has two moments for each weight, Muon one.
     """
-    muon_group = "blocks" if model.hparams["optimizer"] == "muon" else None
-    groups = model.parameter_groups()
+    muon_group = "blocks" if optimizer == "muon" else None
+    groups = parameter_groups(gpt, weight_decay=0.0, learning_rate=0.0)
     numbers = sum((3 if group["name"] == muon_group else 4) * p.numel() for group in groups for p in group["params"])
     return parameter_dtype(precision).itemsize * numbers
 
@@ -156,23 +174,27 @@ def _activation_saved_elements(block: Block) -> int:
 # ----------------------------------------------------------------------------------------------------- disk space
 
 
-def checkpoint_bytes(model: LitGPT, data: TextDataModule) -> int:
-    """Estimate the size of a checkpoint: weights, optimizer state, tokenizer."""
-    parameters = list(model.gpt.parameters())
+def checkpoint_bytes(gpt: GPT, optimizer: OptimizerName, tokenizer_bytes: int) -> int:
+    """Estimate the size of a checkpoint: weights, optimizer state, tokenizer.
+
+    Args:
+        gpt: The model; its weights are not read.
+        optimizer: Its name.
+        tokenizer_bytes: The size of the tokenizer's state.
+    """
+    parameters = list(gpt.parameters())
     gradients = sum(torch.float32.itemsize * p.numel() for p in parameters)
-    tokenizer = len(pickle.dumps(data.tokenizer.state()))
-    return state_bytes(model) - gradients + tokenizer + CHECKPOINT_BYTES_PER_PARAMETER * len(parameters)
+    return state_bytes(gpt, optimizer) - gradients + tokenizer_bytes + CHECKPOINT_BYTES_PER_PARAMETER * len(parameters)
 
 
-def checkpoint_count(checkpointing: StepCheckpoint, trainer: Trainer, max_steps: int | None) -> int:
+def checkpoint_count(max_steps: int | None, every_n_steps: int, keep: int, validates: bool) -> int:
     """Return how many checkpoints a run leaves: last.ckpt, best.ckpt if it validates, and the periodic ones.
 
     Args:
-        checkpointing: the callback that writes them.
-        trainer: the Trainer.
-        max_steps: the last optimizer step; None: the run has no end.
+        max_steps: The last optimizer step; None: the run has no end.
+        every_n_steps: Steps between periodic checkpoints.
+        keep: How many periodic checkpoints are kept at most.
+        validates: Whether the run validates.
     """
-    periodic = checkpointing.keep
-    if max_steps is not None:
-        periodic = min(periodic, max_steps // checkpointing.every_n_steps)
-    return 1 + (trainer.limit_val_batches != 0) + periodic
+    periodic = keep if max_steps is None else min(keep, max_steps // every_n_steps)
+    return 1 + validates + periodic
