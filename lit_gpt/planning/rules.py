@@ -1,0 +1,96 @@
+"""The rules by which a run is planned. Each was fitted on measured runs; docs/planning.md has the figures."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_gpt.model import GPTConfig
+from lit_gpt.planning.pilots import Recipe
+from lit_gpt.planning.text import TokenizerStatistics
+
+VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of the tokenizer bpe
+MAX_CHAR_VOCAB = 8192  # characters: with more of them, byte pairs are as good and cost less
+MIN_STEPS = 100
+MIN_TOKENS_PER_STEP = 1024
+MAX_TOKENS_PER_STEP = {"cpu": 2**15, "cuda": 2**18}
+WANTED_STEPS = 1000  # with fewer tokens in a step than these steps leave, the optimizer takes a large part of the time
+
+# Tokens of the training text for each id above which tables of earlier tokens lower the loss. With fewer tokens, the
+# tables are learned by heart.
+PREVIOUS_TOKENS_MIN_COUNT = 300
+
+
+def architecture(width: int, tokenizer: TokenizerStatistics) -> dict[str, Any]:
+    """Return the parts of a GPTConfig that do not depend on its depth.
+
+    Heads are 64 wide: on a CPU wider heads cost less, and more of them do not lower the loss.
+    """
+    has_enough_tokens = tokenizer.tokens / tokenizer.vocab_size >= PREVIOUS_TOKENS_MIN_COUNT
+    return {
+        "num_heads": max(1, width // 64),
+        "norm": "layernorm",
+        "mlp": "relu2",
+        "tie_embeddings": False,
+        "previous_tokens": 2 if has_enough_tokens else 0,
+    }
+
+
+def longest_context(tokenizer: TokenizerStatistics) -> int:
+    """Return the longest context that the text makes use of, a power of two.
+
+    Nearly all documents should fit. In the validation split, a tenth of the text, there should be 20 windows at least.
+    """
+    longest_documents = 2 ** math.ceil(math.log2(float(np.quantile(tokenizer.document_lengths, 0.9)) + 1))
+    fits_split = 2 ** int(math.log2(max(16, tokenizer.tokens / 10 / 20)))
+    return max(16, min(max(64, longest_documents), fits_split))
+
+
+def precision(config: GPTConfig, device: torch.device, has_bfloat16: bool) -> str:
+    """Return the Trainer's precision: bfloat16 where the hardware computes in it."""
+    return "bf16-mixed" if has_bfloat16 else "32-true"
+
+
+def compile_pays(device: torch.device, seconds: float) -> bool:
+    """Return whether compiling, which takes half a minute, is worth it: on a GPU in runs of five minutes or more."""
+    return device.type == "cuda" and seconds >= 300
+
+
+def tokens_per_step(tokens: int, device: torch.device) -> int:
+    """Return how many tokens a step should have if so many are trained on in all: a power of two."""
+    wanted = 2 ** round(math.log2(max(1, tokens / WANTED_STEPS)))
+    return max(MIN_TOKENS_PER_STEP, min(wanted, MAX_TOKENS_PER_STEP.get(device.type, 2**15)))
+
+
+def dropout(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> float:
+    """Return the dropout for a run that reads its text several times."""
+    epochs = tokens / (0.9 * tokenizer.tokens)
+    if epochs < 3:
+        return 0.0
+    return 0.1 if epochs < 8 else 0.2
+
+
+def recipe(optimizer: Any, config: GPTConfig, steps: int, tokens_per_step: int, given: dict[str, Any]) -> Recipe:
+    """Return how a model is trained.
+
+    The rate of Muon holds for all widths, because its updates are scaled to the shape of each matrix (Liu et al. 2025,
+    arXiv:2502.16982). It falls with the number of steps, and rises with the tokens in a step.
+    """
+    batch_factor = math.sqrt(tokens_per_step / 1024)
+    if optimizer == "muon":
+        rate = 0.01 * (600 / max(100, steps)) ** 0.3 * min(2.0, batch_factor)
+        chosen = {"learning_rate": rate, "embedding_rate": 15.0, "head_rate": 1.5, "betas": (0.8, 0.95)}
+    else:
+        rate = 4e-3 * math.sqrt(128 / config.d_model)
+        chosen = {"learning_rate": rate, "embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95)}
+    chosen |= {"weight_decay": 0.0, "warmup_steps": 0 if optimizer == "muon" else min(100, steps // 10)}
+    chosen["learning_rate"] = float(f"{chosen['learning_rate']:.2g}")
+    names = {*chosen, "decay_share"}
+    fixed = {name: given[f"model.{name}"] for name in names if f"model.{name}" in given}
+    return Recipe(optimizer, **{**chosen, "decay_share": 0.85, **fixed})
+
+
+def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> float:
+    """Return the expected loss on the validation split at the end of a run, in bits per byte."""
+    raise NotImplementedError
