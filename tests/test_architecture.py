@@ -144,6 +144,7 @@ PRINTS = {
     "cli/main.py: os.write",  # a message that ends the process, in one call
     "training/signals.py: os.write",  # in a signal handler; a constant
     "training/stop.py: os.write",  # likewise; the name of a signal
+    "training/forecast.py: tqdm.write",
     "training/progress.py: tqdm.write",
     "training/samples.py: tqdm.write",
 }

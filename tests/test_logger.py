@@ -13,7 +13,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from lit_gpt.errors import UserError
-from lit_gpt.training.logger import StepLogger
+from lit_gpt.training.logger import FORECAST_CHART, StepLogger
 
 RUN = Path("logs/small/version_0")
 RUN_FILES = {"best.ckpt", "config.yaml", "last.ckpt", "report.html", "summary.json"}  # besides event files
@@ -32,7 +32,9 @@ def test_tensorboard_reads_charts_and_settings(fit: Fit) -> None:
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (category,) = layout.category
     logged = tags(RUN) | tags(RUN / "val")
-    for chart in category.chart:
+    *charts, forecast = category.chart
+    assert [(series.value, series.lower, series.upper) for series in forecast.margin.series] == [FORECAST_CHART[1]]
+    for chart in charts:
         (pattern,) = chart.multiline.tag
         assert [tag for tag in logged if re.search(pattern, tag)], chart.title
     assert not [tag for tag in tags(RUN) if tag.startswith("_hparams_")]  # else it is a second row of the table

@@ -365,7 +365,7 @@ def test_default_warmup_is_a_tenth_of_a_short_run(folder: Path) -> None:
     trainer.callbacks.append(Record())  # type: ignore[attr-defined]
     trainer.fit(model, datamodule=make_data())
     assert rates == pytest.approx([0.1 * learning_rate_factor(step, "cosine", 2, 20, 0.1) for step in range(20)])
-    assert make_model(schedule="constant")._learning_rate_factor(49) == 0.5  # of 100 steps where no end is known
+    assert make_model(schedule="constant").learning_rate_factor(49) == 0.5  # of 100 steps where no end is known
 
 
 def test_estimate_loss_without_an_evaluation_is_a_user_error(folder: Path) -> None:

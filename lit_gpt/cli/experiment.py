@@ -35,6 +35,7 @@ from lit_gpt.files import atomic_write, expand_path, write_error
 from lit_gpt.runs.find import LOGS
 from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.training.checkpointing import StepCheckpoint
+from lit_gpt.training.forecast import LossForecast
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT
 from lit_gpt.training.profiler import RunProfiler
@@ -304,7 +305,7 @@ def training_callbacks(experiment: Experiment, parts: Namespace, options: dict[s
     if not has_progress_bar:
         callbacks.append(StepProgress(has_bars=options["enable_progress_bar"] is not False))
         options["enable_progress_bar"] = True  # else Lightning refuses the callback, which prints the losses too
-    callbacks.append(experiment.generate)
+    callbacks += [LossForecast(), experiment.generate]  # after the lines with the losses
     if experiment.settings.visualize:
         from lit_gpt.training.visualize import Visualize  # imports Pillow, which few runs need
 

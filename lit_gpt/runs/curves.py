@@ -13,7 +13,7 @@ Curve = list[tuple[int, float]]  # (step, value), each step once, in ascending o
 # Above this many bytes of event files only a part of the events is parsed, so that a report takes seconds after days of
 # training. Events that contain one of the rare tags are all parsed.
 MAX_PARSED_BYTES = 20 * 2**20
-RARE_TAGS = (b"loss/val", b"samples/")
+RARE_TAGS = (b"loss/val", b"forecast/", b"samples/")
 MAX_EVENT_BYTES = 2**26
 
 

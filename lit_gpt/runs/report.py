@@ -161,6 +161,38 @@ def _last(tag: str, points: Curve) -> str:
     return f"{value:.4f}" if tag.startswith("loss/") else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+FORECAST_TAGS = ("forecast/loss_val_low", "forecast/loss_val", "forecast/loss_val_high")
+FORECAST_SHARES = (0.1, 0.3)  # of a run: the first forecasts from there on are compared with its end
+
+
+def forecasts(run: Run) -> str:
+    """The forecasts of the last loss, and how good they were."""
+    low, expected, high = (run.events.curves.get(tag, []) for tag in FORECAST_TAGS)
+    last_step = run.summary.max_steps
+    if not expected or last_step is None:
+        return ""
+    losses = [point for point in run.events.curves.get("loss/val", []) if point[0] >= expected[0][0]]
+    end = losses[-1][1] if losses and losses[-1][0] == last_step else None
+    intervals = [(step, loss, dict(low)[step], dict(high)[step]) for step, loss in expected]
+    first = [next((row for row in intervals if row[0] >= share * last_step), intervals[0]) for share in FORECAST_SHARES]
+    sentences = [_verdict(*row, last_step, end) for row in sorted(set(first))]
+    lines = [Line("80% interval", "faint", low), Line("80% interval", "faint", high)]
+    lines += [Line("forecast", "train", expected), Line("loss/val", "val", losses)]
+    keys = "".join(f'<span class="key {line.style}">{line.label}</span>' for line in lines[1:])
+    svg = line_chart(lines, "forecast of the last loss/val")
+    figure = f"<figure><figcaption><b>last loss/val</b>, nats per token {keys}</figcaption>{svg}</figure>"
+    return f'<h2>Forecast</h2>\n<p>{" ".join(sentences)}</p>\n<div class="charts">{figure}</div>'
+
+
+def _verdict(step: int, loss: float, low: float, high: float, last_step: int, end: float | None) -> str:
+    """Return what the forecast at a step said, and the loss with which the run ended; None: it has not."""
+    said = f"At {step / last_step:.0%} of the run the forecast was {loss:.3f} ({low:.3f} to {high:.3f})"
+    if end is None:
+        return f"{said}; the run did not reach step {last_step:,}."
+    place = "below the interval" if end < low else "above the interval" if end > high else "inside"
+    return f"{said}; the run ended at {end:.3f}, {place}."
+
+
 def samples(run: Run) -> str:
     """The sample texts by step, the newest first; where there are many steps, some of them."""
     steps = sorted({step for texts in run.events.texts.values() for step in texts})
@@ -252,4 +284,4 @@ def machine(run: Run) -> str:
     return f"<h2>Machine</h2>\n{table(rows)}"
 
 
-SECTIONS: list[Callable[[Run], str]] = [heading, curves, samples, data, settings, machine]
+SECTIONS: list[Callable[[Run], str]] = [heading, curves, forecasts, samples, data, settings, machine]

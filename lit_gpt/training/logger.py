@@ -43,6 +43,12 @@ CHARTS = {
     "peak memory (GB)": "memory/peak_gb",
 }
 
+# The last chart there: a line with a band around it. Title, then the tags of the line, of its lower and its upper end.
+FORECAST_CHART = (
+    "forecast of the last loss/val, with its 80% interval",
+    ("forecast/loss_val", "forecast/loss_val_low", "forecast/loss_val_high"),
+)
+
 
 class StepLogger(TensorBoardLogger):
     """TensorBoard logger whose x axis counts optimizer steps from 1, and whose event files can be truncated.
@@ -170,6 +176,7 @@ class StepLogger(TensorBoardLogger):
             self._sub_run_writer("val").add_summary(hparams_pb(params, trial))
             # TensorBoard takes the tags as regular expressions
             charts = {title: ["Multiline", [f"^{tag}$"]] for title, tag in CHARTS.items()}
+            charts[FORECAST_CHART[0]] = ["Margin", list(FORECAST_CHART[1])]
             self.experiment.add_custom_scalars({"curves": charts})
 
     @rank_zero_only

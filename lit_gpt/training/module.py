@@ -206,7 +206,7 @@ class LitGPT(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         check_schedule(self.hparams["schedule"], steps)
         self._max_steps = None if steps == math.inf else int(steps)
-        scheduler = LambdaLR(optimizer, self._learning_rate_factor)
+        scheduler = LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -214,7 +214,7 @@ class LitGPT(LightningModule):
         names = ("weight_decay", "learning_rate", "embedding_rate", "head_rate", "decay_norms_and_biases")
         return parameter_groups(self.gpt, **{name: self.hparams[name] for name in names})
 
-    def _learning_rate_factor(self, step: int) -> float:
+    def learning_rate_factor(self, step: int) -> float:
         """Return the learning rate of optimizer step `step`, counted from 0, as a fraction of the highest one."""
         hparams, highest, lowest = self.hparams, self.hparams["learning_rate"], self.hparams["min_learning_rate"]
         min_factor = (highest / 10 if lowest is None else lowest) / highest
@@ -245,7 +245,7 @@ class LitGPT(LightningModule):
         assert isinstance(scheduler, LambdaLR)
         for group, given in zip(optimizer.param_groups, self.parameter_groups(), strict=True):
             group["initial_lr"], group["weight_decay"] = given["lr"], given["weight_decay"]
-            group["lr"], group["betas"] = given["lr"] * self._learning_rate_factor(step), tuple(self.hparams["betas"])
+            group["lr"], group["betas"] = given["lr"] * self.learning_rate_factor(step), tuple(self.hparams["betas"])
             group["fused"] = optimizer.defaults["fused"]
         scheduler.base_lrs, scheduler.last_epoch = [group["initial_lr"] for group in optimizer.param_groups], step
 
