@@ -258,8 +258,8 @@ def test_weights_that_do_not_fit_into_memory_are_a_user_error(fit: Fit, monkeypa
 def test_default_precision_depends_on_the_processor_and_the_size_of_the_model(
     fit: Fit, monkeypatch: pytest.MonkeyPatch, native: bool, pays: float, precision: str
 ) -> None:
-    monkeypatch.setattr("lit_gpt.cli.experiment.supports_bfloat16", lambda device: native)
-    monkeypatch.setattr("lit_gpt.cli.experiment.BF16_MIN_FLOPS", pays)
+    monkeypatch.setattr("lit_gpt.planning.speed.supports_bfloat16", lambda device: native)
+    monkeypatch.setattr("lit_gpt.planning.speed.BF16_MIN_FLOPS", pays)
     result = fit("--trainer.precision", "null")
     assert f"device      1 x cpu, {precision}\n" in result.out
     assert f"precision: {precision}" in (RUN / "config.yaml").read_text()

@@ -8,10 +8,10 @@ from conftest import Fit, points
 from lightning.pytorch import Trainer
 
 from lit_gpt.data.batches import Batch
-from lit_gpt.model import GPTConfig
+from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.planning.work import flops_per_token
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.module import LitGPT
-from lit_gpt.training.throughput import flops_per_token
 
 RUN = Path("logs/small/version_0")
 
@@ -59,7 +59,7 @@ def test_mfu_is_the_speed_times_the_operations_of_a_token_over_the_peak(
 ) -> None:
     monkeypatch.setattr("lit_gpt.training.throughput.peak_flops", lambda device: 1e9)
     assert fit("--data.global_batch_size", 12, "--trainer.log_every_n_steps", 2).status == 0
-    flops = flops_per_token(LitGPT.load_from_checkpoint(RUN / "last.ckpt"))
+    flops = flops_per_token(LitGPT.load_from_checkpoint(RUN / "last.ckpt").gpt)
     logged = points(RUN)
     expected = [(step, pytest.approx(speed * flops / 1e9)) for step, speed in logged["speed/tokens_per_second"]]
     assert logged["speed/mfu"] == expected
@@ -69,7 +69,7 @@ def test_flops_per_token_counts_matrices_and_causal_attention() -> None:
     config = GPTConfig(
         vocab_size=50, context_length=8, d_model=16, num_blocks=2, num_heads=2, mlp="gelu", norm="layernorm"
     )
-    model = LitGPT(config)
+    model = GPT(config)
     matrices = 2 * (4 * 16 * 16 + 8 * 16 * 16) + 50 * 16
     norm_weights = 2 * (2 * 16 + 2 * 8)  # of both norms and qk_norm in each block
     assert flops_per_token(model) == 6 * (matrices + norm_weights) + 6 * 2 * 8 * 16

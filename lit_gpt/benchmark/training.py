@@ -19,7 +19,7 @@ from lit_gpt.benchmark.task import Row, build_run, build_task
 from lit_gpt.benchmark.turns import TurnTimer, run_in_turns
 from lit_gpt.device import configure_malloc, peak_flops
 from lit_gpt.errors import UserError
-from lit_gpt.training.throughput import flops_per_token
+from lit_gpt.planning.work import flops_per_token
 
 # The phases of a step: column -> end of the Trainer's name for the profiled action.
 PHASES = {
@@ -131,7 +131,7 @@ def benchmark_training(options: argparse.Namespace, args: list[str], default_con
         row["over_lit_gpt"] = seconds / lit_gpt_seconds
         peak = peak_flops(task.device)
         if peak is not None:
-            row["mfu"] = tokens / seconds * flops_per_token(task.module) / peak
+            row["mfu"] = tokens / seconds * flops_per_token(task.module.gpt) / peak
         row |= median
         if "forward_ms" in row:
             row["else_ms"] = row["step_ms"] - sum(row[phase] for phase in PHASES)

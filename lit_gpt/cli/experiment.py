@@ -29,9 +29,10 @@ from lit_gpt.cli.parser import StrictParser, load_settings
 from lit_gpt.cli.run_facts import describe_start
 from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.device import available_cores, supports_bfloat16
+from lit_gpt.device import available_cores
 from lit_gpt.errors import UserError, is_out_of_memory
 from lit_gpt.files import atomic_write, expand_path, write_error
+from lit_gpt.planning.speed import fastest_precision
 from lit_gpt.runs.find import LOGS
 from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.training.checkpointing import StepCheckpoint
@@ -43,11 +44,8 @@ from lit_gpt.training.progress import StepProgress
 from lit_gpt.training.recorder import RunRecorder
 from lit_gpt.training.samples import GenerateText
 from lit_gpt.training.stop import GracefulStop
-from lit_gpt.training.throughput import StepThroughput, flops_per_token
+from lit_gpt.training.throughput import StepThroughput
 from lit_gpt.training.validation import StartEndValidation
-
-# Operations of a forward and a backward pass. Below this, the casts to bfloat16 cost a CPU more than they save.
-BF16_MIN_FLOPS = 5e8
 
 
 @dataclass
@@ -202,14 +200,12 @@ class SaveConfig(SaveConfigCallback):
 # ------------------------------------------------------------------------------------------------------- the Trainer
 
 
-def fastest_precision(accelerator: str, model: LitGPT, data: TextDataModule) -> str:
-    """Return the default of `--trainer.precision`: bfloat16 where the processor computes in it and it is faster."""
+def default_precision(accelerator: str, model: LitGPT, data: TextDataModule) -> str:
+    """Return the default of `--trainer.precision`: the fastest on the device that the Trainer will choose."""
     device = "cpu" if accelerator == "cpu" else "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and accelerator != "cpu" and torch.backends.mps.is_available():
         device = "mps"
-    flops = flops_per_token(model) * data.batch_size * data.context_length
-    is_faster = device != "cpu" or flops > BF16_MIN_FLOPS
-    return "bf16-mixed" if supports_bfloat16(torch.device(device)) and is_faster else "32-true"
+    return fastest_precision(model.gpt, data.batch_size, torch.device(device))
 
 
 def trainer_options(experiment: Experiment, options: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +219,7 @@ def trainer_options(experiment: Experiment, options: dict[str, Any]) -> dict[str
     resolve_validation_interval(experiment.settings.trainer)
     options["val_check_interval"] = options["check_val_every_n_epoch"] = None  # `apply_step_plan` sets them
     if options["precision"] is None and not as_list(options["plugins"]):
-        precision = fastest_precision(options["accelerator"], experiment.model, experiment.datamodule)
+        precision = default_precision(options["accelerator"], experiment.model, experiment.datamodule)
         options["precision"] = experiment.settings.trainer.precision = precision
     options["plugins"] = [*as_list(options["plugins"]), AtomicCheckpointIO(experiment.checkpoint)]
     if not TorchElasticEnvironment.detect() and "SLURM_NTASKS" in os.environ and SLURMEnvironment.detect():

@@ -110,7 +110,7 @@ def activation_bytes_per_token(gpt: GPT, precision: str, device: str = "cpu") ->
     """
     config, dtype = gpt.config, activation_dtype(precision)
     stream = config.d_model * dtype.itemsize  # one residual stream
-    saved, masks = _block_saved_bytes(gpt, dtype, device)
+    saved, masks = block_saved_bytes(gpt, dtype, device)
     if gpt.blocks.activation_checkpointing:
         # the input and the masks of each block; everything else of one block at a time, when it is recomputed
         blocks = config.num_blocks * (stream + masks) + saved + masks
@@ -123,8 +123,8 @@ def activation_bytes_per_token(gpt: GPT, precision: str, device: str = "cpu") ->
     return blocks + norm_and_head + tokens_and_targets
 
 
-def _block_saved_bytes(gpt: GPT, dtype: torch.dtype, device: str) -> tuple[int, int]:
-    """Return the bytes per token that a block saves: of its operations, and of its dropout masks."""
+def block_saved_bytes(gpt: GPT, dtype: torch.dtype, device: str) -> tuple[int, int]:
+    """Return the bytes per token that a block saves for its backward pass: of its operations, and of dropout masks."""
     config, block = gpt.config, gpt.blocks[0]
     assert isinstance(block, Block)
     size, width, length, dropout = dtype.itemsize, config.d_model, config.context_length, config.dropout

@@ -8,8 +8,9 @@ from lightning.fabric.utilities.throughput import Throughput
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.device import peak_flops, peak_memory
+from lit_gpt.planning.work import flops_per_token
 from lit_gpt.training.metrics import is_logging_step
-from lit_gpt.training.module import LitGPT, module_and_data
+from lit_gpt.training.module import module_and_data
 
 
 class StepThroughput(Callback):
@@ -66,7 +67,7 @@ class StepThroughput(Callback):
             batches=steps,
             samples=steps * windows_per_step,
             lengths=steps * tokens_per_step,
-            flops=int((step - self._measured_step) * tokens_per_step * flops_per_token(module)),
+            flops=int((step - self._measured_step) * tokens_per_step * flops_per_token(module.gpt)),
         )
         self._measured_step = step
         rates = self._throughput.compute()
@@ -77,14 +78,3 @@ class StepThroughput(Callback):
         if "device/mfu" in rates:
             metrics["speed/mfu"] = rates["device/mfu"]
         pl_module.log_dict(metrics, on_step=True, on_epoch=False)
-
-
-def flops_per_token(module: LitGPT) -> float:
-    """Return the floating-point operations of the forward and the backward pass for one training token.
-
-    6 for each parameter of the blocks and the head, and `6 * num_blocks * context_length * d_model` for causal
-    attention, of which each token attends to half of the context on average (Kaplan et al. 2020, section 2.1).
-    """
-    config = module.gpt.config
-    parameters = sum(p.numel() for p in module.gpt.blocks.parameters()) + module.gpt.head.weight.numel()
-    return 6 * parameters + 6 * config.num_blocks * config.context_length * config.d_model
