@@ -216,8 +216,8 @@ def _added(first: dict[str, float], second: dict[str, float]) -> dict[str, float
 def measure_step(workload: Workload, device: torch.device, seconds: float) -> float:
     """Return the median seconds of a training step in a plain loop, without the Trainer.
 
-    The first two steps are not counted, and at least one more is taken. Blocks are not compiled, because that takes longer than the measurement. The
-    weights and tokens are random, and PyTorch's random states stay as they are.
+    The first two steps are not counted, and at least one more is taken. Blocks are not compiled, because that takes
+    longer than the measurement. The weights and tokens are random, and PyTorch's random states stay as they are.
 
     Args:
         workload: The step.
