@@ -154,7 +154,15 @@ def _fit_into_time(
     recipe = rules.recipe(optimizer, config, steps, batch_size * accumulate * config.context_length, given)
     expected = rules.expected_bits_per_byte(tokenizer, config, tokens)
     return Candidate(
-        tokenizer, config, recipe, batch_size, accumulate, precision, steps, step_seconds, compile=compiled,
+        tokenizer,
+        config,
+        recipe,
+        batch_size,
+        accumulate,
+        precision,
+        steps,
+        step_seconds,
+        compile=compiled,
         bits_per_byte=expected,
     )
 
@@ -176,5 +184,7 @@ def _divide_batch(
         if "data.batch_size" in given or batch_size == 1:
             return 0, 0
         batch_size //= 2
-    accumulate = max(1, windows // batch_size) if "data.batch_size" not in given or "data.global_batch_size" in given else 1
+    accumulate = (
+        max(1, windows // batch_size) if "data.batch_size" not in given or "data.global_batch_size" in given else 1
+    )
     return batch_size, accumulate

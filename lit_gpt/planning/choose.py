@@ -64,7 +64,9 @@ def successive_halving(
         share = seconds / rounds / len(picked)
         if share < MIN_PILOT_SECONDS or len(picked) == 1:
             break
-        measured = [_correct_by_pilot(candidate, texts[candidate.tokenizer.name], share, device) for candidate in picked]
+        measured = [
+            _correct_by_pilot(candidate, texts[candidate.tokenizer.name], share, device) for candidate in picked
+        ]
         picked = sorted(measured, key=lambda candidate: candidate.bits_per_byte)[: math.ceil(len(measured) / 2)]
     return picked
 
@@ -79,7 +81,5 @@ def _correct_by_pilot(candidate: Candidate, text: EncodedText, seconds: float, d
     recipe = rules.recipe(candidate.recipe.optimizer, config, steps, tokens_per_step, {})
     measured = run_pilot(text, config, recipe, batch_size, steps, seconds, candidate.precision, device)
     expected = rules.expected_bits_per_byte(candidate.tokenizer, config, steps * tokens_per_step)
-    whole = rules.expected_bits_per_byte(
-        candidate.tokenizer, config, candidate.steps * candidate.tokens_per_step
-    )
+    whole = rules.expected_bits_per_byte(candidate.tokenizer, config, candidate.steps * candidate.tokens_per_step)
     return replace(candidate, bits_per_byte=whole * measured / expected)

@@ -68,9 +68,7 @@ class BareTraining:
         seed: Of the initial weights and of dropout.
     """
 
-    def __init__(
-        self, config: GPTConfig, recipe: Recipe, precision: str, device: torch.device, seed: int = 0
-    ) -> None:
+    def __init__(self, config: GPTConfig, recipe: Recipe, precision: str, device: torch.device, seed: int = 0) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.gpt = GPT(config).to(device)

@@ -11,7 +11,6 @@ from lit_gpt.planning.pilots import Recipe
 from lit_gpt.planning.text import TokenizerStatistics
 
 VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of the tokenizer bpe
-MAX_CHAR_VOCAB = 8192  # characters: with more of them, byte pairs are as good and cost less
 MIN_STEPS = 100
 MIN_TOKENS_PER_STEP = 1024
 MAX_TOKENS_PER_STEP = {"cpu": 2**15, "cuda": 2**18}
@@ -27,7 +26,7 @@ def architecture(width: int, tokenizer: TokenizerStatistics) -> dict[str, Any]:
 
     Heads are 64 wide: on a CPU wider heads cost less, and more of them do not lower the loss.
     """
-    has_enough_tokens = tokenizer.tokens / tokenizer.vocab_size >= PREVIOUS_TOKENS_MIN_COUNT
+    has_enough_tokens = tokenizer.train_tokens / tokenizer.vocab_size >= PREVIOUS_TOKENS_MIN_COUNT
     return {
         "num_heads": max(1, width // 64),
         "norm": "layernorm",
@@ -65,7 +64,7 @@ def tokens_per_step(tokens: int, device: torch.device) -> int:
 
 def dropout(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> float:
     """Return the dropout for a run that reads its text several times."""
-    epochs = tokens / (0.9 * tokenizer.tokens)
+    epochs = tokens / tokenizer.train_tokens
     if epochs < 3:
         return 0.0
     return 0.1 if epochs < 8 else 0.2

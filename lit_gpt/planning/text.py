@@ -1,21 +1,24 @@
 """Look at a text before anything is tokenized: its size, its documents, and how tokenizers divide it."""
 
-import math
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from lit_gpt.compat import encoding_pattern
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.readers import with_detected_encoding
 from lit_gpt.data.sources import Source
+from lit_gpt.data.split import file_fractions
 from lit_gpt.data.tokenize import Block, read_blocks
+from lit_gpt.errors import UserError
 from lit_gpt.tokenizer import BytePairTokenizer, CharTokenizer, Tokenizer, open_tokenizer, train_bpe
 
-SAMPLE_CHARACTERS = 2**21
 BLOCK_CHARACTERS = 2**18
 MIN_CHARACTERS = 2000  # a tenth of them, for validation, is a few sentences
+MAX_CHARACTERS = 8192  # different ones, of the tokenizer char
+MIN_CHARACTERS_PER_ID = 64  # of the sample; a larger vocabulary has too few examples of most of its ids
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,13 @@ class TextSample:
         documents: The documents; in raw mode, parts of the text.
         share: The part of the text that they are, from 0 to 1, by the bytes of the files.
         is_raw: Whether the text has no documents.
+        train_fraction: The part of the text in the training split, from 0 to 1.
     """
 
     documents: list[str]
     share: float
     is_raw: bool
+    train_fraction: float = 0.9
 
     @property
     def characters(self) -> int:
@@ -43,25 +48,30 @@ class TextSample:
         return round(sum(len(text.encode()) for text in self.documents) / self.share)
 
 
-def sample_text(
-    sources: list[Source], config: CorpusConfig, max_characters: int = SAMPLE_CHARACTERS
-) -> TextSample:
-    """Read documents until they have `max_characters`, from all files in equal parts.
+def sample_text(sources: list[Source], config: CorpusConfig, max_characters: int) -> TextSample:
+    """Read documents until they have `max_characters`, from all training files in equal parts.
 
     Raises:
-        UserError: A file cannot be read.
+        UserError: A file cannot be read, or the text is too short to train on.
     """
-    options = [with_detected_encoding(source, config.read_options)[0] for source in sources]
+    training = [source for source in sources if not source.split]
+    options = [with_detected_encoding(source, config.read_options)[0] for source in training]
     documents: list[str] = []
     bytes_read = 0
-    for file in range(len(sources)):
-        wanted = max_characters * (file + 1) // len(sources) - sum(map(len, documents))
-        blocks = read_blocks(sources, options, config.split_options, min(BLOCK_CHARACTERS, max(1, wanted)), file)
+    for file in range(len(training)):
+        wanted = max_characters * (file + 1) // len(training) - sum(map(len, documents))
+        blocks = read_blocks(training, options, config.split_options, min(BLOCK_CHARACTERS, max(1, wanted)), file)
         for block in _take(blocks, wanted):
             documents += block.texts
             bytes_read += block.bytes_read
-    total = sum(source.size() for source in sources)
-    return TextSample(documents, min(1.0, bytes_read / max(1, total)), config.read_options.mode == "raw")
+    characters, size = sum(map(len, documents)), sum(source.size() for source in training)
+    if characters < MIN_CHARACTERS:
+        raise UserError(
+            f"the text has {characters:,} characters: give {MIN_CHARACTERS:,} or more, of which a model can learn"
+        )
+    share = min(1.0, bytes_read / max(1, size))
+    train_fraction = 1 - sum(file_fractions(sources, config.split_options))
+    return TextSample(documents, share, config.read_options.mode == "raw", train_fraction)
 
 
 def _take(blocks: Iterator[Block], characters: int) -> Iterator[Block]:
@@ -82,6 +92,7 @@ class TokenizerStatistics:
         vocab_size: V, the end of text included.
         bytes_per_token: UTF-8 bytes of the text for each token; the ends of documents are tokens of 0 bytes.
         tokens: Tokens of the whole text.
+        train_tokens: Tokens of the training split.
         unigram_bits: Bits per byte of the entropy of single tokens.
         document_lengths: Tokens of each document of the sample, sorted, (documents,) int64.
     """
@@ -90,6 +101,7 @@ class TokenizerStatistics:
     vocab_size: int
     bytes_per_token: float
     tokens: int
+    train_tokens: int
     unigram_bits: float
     document_lengths: np.ndarray
 
@@ -100,7 +112,9 @@ class TokenizerStatistics:
         return str(self.settings["data.tokenizer"]) if size is None else f"bpe {size:,}"
 
 
-def tokenizer_statistics(sample: TextSample, tokenizer: Tokenizer, settings: dict[str, str | int]) -> TokenizerStatistics:
+def tokenizer_statistics(
+    sample: TextSample, tokenizer: Tokenizer, settings: dict[str, str | int]
+) -> TokenizerStatistics:
     """Encode a sample with a tokenizer and count."""
     ids, lengths = tokenizer.encode_documents(sample.documents)
     counts = np.unique(ids, return_counts=True)[1]
@@ -113,19 +127,55 @@ def tokenizer_statistics(sample: TextSample, tokenizer: Tokenizer, settings: dic
         max(len(counts), 256) + 1 if is_pruned else tokenizer.vocab_size,
         num_bytes / len(ids),
         round(len(ids) / sample.share),
+        round(len(ids) / sample.share * sample.train_fraction),
         bits_per_token * len(ids) / num_bytes,
         np.sort(lengths),
     )
 
 
-def bpe_family(sample: TextSample, vocab_sizes: list[int]) -> list[tuple[int, BytePairTokenizer]]:
-    """Train byte-pair vocabularies of several sizes at once: a smaller one is the beginning of a larger one.
+def tokenizer_options(
+    sample: TextSample, config: CorpusConfig, given: dict[str, Any], vocab_sizes: tuple[int, ...]
+) -> list[tuple[TokenizerStatistics, Tokenizer]]:
+    """Return the tokenizers to choose from, with how they divide the text.
+
+    The tokenizers of public vocabularies are not among them unless they are given: a vocabulary that is trained on the
+    text needs fewer ids for the same number of tokens.
 
     Args:
         sample: The text.
-        vocab_sizes: The sizes. One that the text has too few pairs for is left out.
+        config: Its tokenizer counts if "data.tokenizer" is given.
+        given: The settings that the person gave.
+        vocab_sizes: The vocabulary sizes of the tokenizer bpe to compare, ascending.
+    """
+    name = config.tokenizer if "data.tokenizer" in given else None
+    options: list[tuple[Tokenizer, dict[str, str | int]]] = []
+    if name in (None, "char"):
+        characters = "".join(sorted(set().union(*sample.documents)))
+        if name == "char" or len(characters) <= MAX_CHARACTERS:
+            options.append((CharTokenizer(characters), {"data.tokenizer": "char"}))
+    if name in (None, "bpe"):
+        sizes = [config.bpe_vocab_size] if config.vocab_size is not None else _sizes_for(sample, vocab_sizes)
+        for size, tokenizer in _train_bpe(sample, [size for size in sizes if size is not None]):
+            options.append((tokenizer, {"data.tokenizer": "bpe", "data.vocab_size": size}))
+    if name not in (None, "char", "bpe"):
+        options.append((open_tokenizer(name), {"data.tokenizer": name}))
+    return [(tokenizer_statistics(sample, tokenizer, settings), tokenizer) for tokenizer, settings in options]
+
+
+def _sizes_for(sample: TextSample, vocab_sizes: tuple[int, ...]) -> list[int]:
+    """Return the vocabulary sizes for which the sample has enough text, at least the smallest one."""
+    characters = sum(map(len, sample.documents))
+    return [size for size in vocab_sizes if size * MIN_CHARACTERS_PER_ID <= characters] or [vocab_sizes[0]]
+
+
+def _train_bpe(sample: TextSample, vocab_sizes: list[int]) -> list[tuple[int, BytePairTokenizer]]:
+    """Train byte-pair vocabularies of several sizes at once: a smaller one is the beginning of a larger one.
+
+    A size that the text has too few pairs for is left out, unless it is the smallest one.
     """
     largest = train_bpe(sample.documents, max(vocab_sizes))
-    tokens, pattern = largest.tokens, largest.pattern
+    tokens, pattern = largest.tokens, encoding_pattern(largest.encoding)
     sizes = [size for size in vocab_sizes if size <= largest.vocab_size]
+    if not sizes:
+        return [(vocab_sizes[0], largest)]
     return [(size, BytePairTokenizer.from_tokens("bpe", tokens[: size - 1], pattern)) for size in sizes]

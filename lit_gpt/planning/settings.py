@@ -1,0 +1,98 @@
+"""Turn the chosen candidate into the settings of a run, and into the reasons for them."""
+
+from typing import Any
+
+from lit_gpt.figures import format_count
+from lit_gpt.planning.candidates import Candidate
+from lit_gpt.planning.memory import model_without_memory
+from lit_gpt.planning.text import TextSample
+
+# Parts of GPTConfig that a plan states although they are the defaults, so that the settings say what was chosen.
+CONFIG_FIELDS = (
+    *("context_length", "d_model", "num_blocks", "num_heads", "dropout", "norm", "mlp", "tie_embeddings"),
+    "previous_tokens",
+)
+RECIPE_FIELDS = (
+    *("optimizer", "learning_rate", "embedding_rate", "head_rate", "weight_decay", "betas", "warmup_steps"),
+    "decay_share",
+)
+
+
+def candidate_settings(candidate: Candidate, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that train a candidate, without those that the person gave and the number of steps."""
+    settings: dict[str, Any] = dict(candidate.tokenizer.settings)
+    windows = candidate.batch_size * candidate.accumulate
+    settings |= {"data.batch_size": candidate.batch_size, "data.sampling": "shuffled"}
+    if candidate.accumulate > 1:
+        settings["data.global_batch_size"] = windows
+    settings |= {f"model.config.{name}": getattr(candidate.config, name) for name in CONFIG_FIELDS}
+    settings |= {f"model.{name}": getattr(candidate.recipe, name) for name in RECIPE_FIELDS}
+    settings["model.betas"] = list(candidate.recipe.betas)
+    settings |= {"model.schedule": "linear", "model.min_learning_rate": 0.0}
+    if candidate.compile:
+        settings["model.compile"] = True
+    if candidate.activation_checkpointing:
+        settings["model.activation_checkpointing"] = True
+    settings |= {"trainer.precision": candidate.precision, "trainer.gradient_clip_val": None}
+    return {key: value for key, value in settings.items() if key not in given}
+
+
+def describe_choice(
+    candidate: Candidate, candidates: list[Candidate], sample: TextSample, pilots: int
+) -> list[tuple[str, str]]:
+    """Return the rows of the plan's table about the model and its training.
+
+    Args:
+        candidate: The chosen candidate.
+        candidates: All candidates.
+        sample: The text.
+        pilots: How many candidates were compared in short runs.
+    """
+    config, tokenizer, recipe = candidate.config, candidate.tokenizer, candidate.recipe
+    parameters = sum(p.numel() for p in model_without_memory(config).parameters())
+    tokens = candidate.steps * candidate.tokens_per_step
+    epochs = tokens / tokenizer.train_tokens
+    size = f"{'about ' if sample.share < 1 else ''}{format_count(sample.num_bytes)} bytes"
+    how = f"the best of {pilots} short runs" if pilots else "by the rules of docs/planning.md"
+    rows = [
+        ("text", f"{size}, {format_count(tokenizer.tokens)} tokens"),
+        (
+            f"tokenizer   {tokenizer.name}",
+            f"{tokenizer.bytes_per_token:.2f} bytes a token{_others(candidate, candidates)}",
+        ),
+        (f"context     {config.context_length}", _describe_lengths(candidate, sample)),
+        (
+            f"model       {config.num_blocks} blocks of {config.d_model}",
+            f"{format_count(parameters)} parameters, {how}",
+        ),
+        (
+            f"optimizer   {'Muon' if recipe.optimizer == 'muon' else 'AdamW'}",
+            f"learning rate {recipe.learning_rate:g}, falling to 0 in the last {100 * recipe.decay_share:.0f}%",
+        ),
+        (
+            f"batch       {candidate.batch_size * candidate.accumulate} windows",
+            f"{candidate.tokens_per_step:,} tokens a step; {candidate.precision}",
+        ),
+        (f"dropout     {config.dropout:g}", f"the text is read {epochs:.1f} times"),
+    ]
+    return rows
+
+
+def _others(candidate: Candidate, candidates: list[Candidate]) -> str:
+    """Return the expected loss with the chosen tokenizer and with the best others, in bits per byte."""
+    best: dict[str, float] = {}
+    for other in candidates:
+        name = other.tokenizer.name
+        best[name] = min(best.get(name, other.bits_per_byte), other.bits_per_byte)
+    best.pop(candidate.tokenizer.name, None)
+    others = sorted(best.items(), key=lambda item: item[1])[:2]
+    compared = ", ".join(f"{name} {loss:.2f}" for name, loss in others)
+    return f"; expected bits per byte {candidate.bits_per_byte:.2f}" + (f", with {compared}" if compared else "")
+
+
+def _describe_lengths(candidate: Candidate, sample: TextSample) -> str:
+    if sample.is_raw:
+        return "tokens; the text has no documents"
+    lengths = candidate.tokenizer.document_lengths
+    share = (lengths <= candidate.config.context_length).mean()
+    return f"tokens; {100 * share:.0f}% of the documents fit into it"
