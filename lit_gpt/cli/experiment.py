@@ -34,6 +34,7 @@ from lit_gpt.errors import UserError, is_out_of_memory
 from lit_gpt.files import atomic_write, expand_path, write_error
 from lit_gpt.planning.speed import fastest_precision
 from lit_gpt.runs.find import LOGS
+from lit_gpt.training.advice import LearningRateAdvice
 from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.training.checkpointing import StepCheckpoint
 from lit_gpt.training.forecast import LossForecast
@@ -301,7 +302,7 @@ def training_callbacks(experiment: Experiment, parts: Namespace, options: dict[s
     if not has_progress_bar:
         callbacks.append(StepProgress(has_bars=options["enable_progress_bar"] is not False))
         options["enable_progress_bar"] = True  # else Lightning refuses the callback, which prints the losses too
-    callbacks += [LossForecast(), experiment.generate]  # after the lines with the losses
+    callbacks += [LossForecast(), LearningRateAdvice(), experiment.generate]  # after the lines with the losses
     if experiment.settings.visualize:
         from lit_gpt.training.visualize import Visualize  # imports Pillow, which few runs need
 

@@ -30,6 +30,7 @@ from lit_gpt.device import free_memory
 from lit_gpt.errors import UserError, is_out_of_memory
 from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.runs.report import REPORT_FILE
+from lit_gpt.training.advice import LearningRateAdvice
 from lit_gpt.training.checkpointing import StopEarly
 from lit_gpt.training.checks import check_schedule
 from lit_gpt.training.logger import StepLogger, step_logger
@@ -312,7 +313,7 @@ def profile(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
 
 
 def print_end(experiment: Experiment) -> None:
-    """Print why the run ended, its best and last checkpoints, and the commands to continue with."""
+    """Print why the run ended, advice that still holds, its checkpoints, and the commands to continue with."""
     if experiment.profiler is not None:
         print_lines(*experiment.profiler.report())
         return
@@ -320,6 +321,8 @@ def print_end(experiment: Experiment) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, StopEarly) and callback.is_exhausted:
             print_lines(f"stopped     at step {trainer.global_step:,}, {callback.reason(callback.wait_count)}")
+        if isinstance(callback, LearningRateAdvice) and callback.holds:
+            print_lines(f"advice      {callback.given}")
     if experiment.folder is not None:
         last, best = experiment.folder / "last.ckpt", experiment.folder / "best.ckpt"
         with contextlib.suppress(UserError, KeyError):  # there may be none

@@ -98,7 +98,7 @@ def _date(iso: str) -> str:
 
 
 def heading(run: Run) -> str:
-    """The name of the run, how it ended, and its figures."""
+    """The name of the run, how it ended, its figures, and advice on the learning rate."""
     summary = run.summary
     step = f"{summary.step:,}" + ("" if summary.max_steps is None else f" of {summary.max_steps:,}")
     speed = summary.tokens_per_second
@@ -116,10 +116,11 @@ def heading(run: Run) -> str:
         f'<div class="tile"><div>{label}</div><b>{value}</b><small>{note}</small></div>' for label, value, note in tiles
     )
     status = f'<span class="status {summary.status}">{summary.status}</span>'
+    advice = f"<p>{escaped(summary.advice)}</p>\n" if summary.advice else ""
     dates = measured(f"{_date(summary.started)} to {_date(summary.ended)}")
     return (
         f"<header><h1>{escaped(summary.name)} {status}</h1><p>{escaped(summary.folder)} · {dates}</p></header>\n"
-        f'<div class="tiles">{shown}</div>\n<pre class="command">{escaped(summary.command, 5_000)}</pre>'
+        f'<div class="tiles">{shown}</div>\n{advice}<pre class="command">{escaped(summary.command, 5_000)}</pre>'
     )
 
 

@@ -51,6 +51,7 @@ class RunSummary:
         machine: The computer: cpu, cores, memory in bytes, devices, system.
         versions: Versions of Python, of this package and of the libraries that decide about results.
         git: commit, and whether tracked files are changed, of the checkout of this package; {} if it is none.
+        advice: What the run said about its learning rate; "" for nothing.
         data: What the corpus's report says: files, documents, characters, tokens, tokenizer and others.
     """
 
@@ -76,6 +77,7 @@ class RunSummary:
     machine: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     git: dict = field(default_factory=dict)
+    advice: str = ""
     data: dict = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:

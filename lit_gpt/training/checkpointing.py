@@ -268,10 +268,7 @@ class StepCheckpoint(ModelCheckpoint):
         module, _ = module_and_data(trainer)
         module.check_finite(step)
         if not has_finite_weights(module):
-            raise UserError(
-                f"after step {step:,} the weights are not finite, and not saved: "
-                "resume from a checkpoint with a smaller --model.learning_rate"
-            )
+            raise UserError(f"after step {step:,} the weights are not finite, and not saved: {module.nonfinite_remedy}")
         first, *copies = [self._folder / name for name in (*names, "last.ckpt")]
         failure: UserError | None = None
         try:

@@ -139,8 +139,14 @@ def check_batch(config: GPTConfig, batch: Batch) -> None:
         )
 
 
-def describe_nonfinite(step: str, loss: Tensor | float, gpt: GPT, optimizer: torch.optim.Optimizer) -> str:
-    """Return the error message for a step, with the loss or the gradients that are not finite."""
+def changed_rate(learning_rate: float, factor: float) -> str:
+    """Return the flag for a learning rate times a factor, and the factor in words: 1/3, 1/10 or 10."""
+    words = {1 / 3: "a third", 1 / 10: "a tenth", 10: "ten times as much"}[factor]
+    return f"--model.learning_rate {learning_rate * factor:.2g}, {words}"
+
+
+def describe_nonfinite(step: str, loss: Tensor | float, gpt: GPT, optimizer: torch.optim.Optimizer, remedy: str) -> str:
+    """Return the error message for a step, with the loss or the gradients that are not finite, and what to try."""
     found = [] if torch.isfinite(torch.as_tensor(loss)) else [f"loss {float(loss)}"]
     names = {id(p): name for name, p in gpt.named_parameters()}
     for group in optimizer.param_groups:
@@ -148,7 +154,4 @@ def describe_nonfinite(step: str, loss: Tensor | float, gpt: GPT, optimizer: tor
         bad = [name for name, gradient in gradients if not full_tensor(torch.isfinite(gradient).all())]
         if bad:
             found.append(f"gradient of {len(bad)} of {len(group['params'])} {group['name']}, as {bad[0]}")
-    return (
-        f"{step} not finite ({'; '.join(found) or 'norm of the gradients'}): go on from a checkpoint with a smaller "
-        "--model.learning_rate, or --trainer.gradient_clip_val 1"
-    )
+    return f"{step} not finite ({'; '.join(found) or 'norm of the gradients'}): {remedy}"

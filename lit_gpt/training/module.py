@@ -33,6 +33,7 @@ from lit_gpt.optim import (
 )
 from lit_gpt.sharding import full_tensor, shard_like
 from lit_gpt.training.checks import (
+    changed_rate,
     check_arguments,
     check_batch,
     check_callbacks,
@@ -218,11 +219,16 @@ class LitGPT(LightningModule):
         """Return the learning rate of optimizer step `step`, counted from 0, as a fraction of the highest one."""
         hparams, highest, lowest = self.hparams, self.hparams["learning_rate"], self.hparams["min_learning_rate"]
         min_factor = (highest / 10 if lowest is None else lowest) / highest
-        schedule, warmup_steps, decay_share = (hparams[name] for name in ("schedule", "warmup_steps", "decay_share"))
-        max_steps = self._max_steps
-        if warmup_steps is None:
-            warmup_steps = DEFAULT_WARMUP_STEPS if max_steps is None else min(DEFAULT_WARMUP_STEPS, max_steps // 10)
-        return learning_rate_factor(step, schedule, warmup_steps, max_steps or 0, min_factor, decay_share)
+        schedule, decay_share, max_steps = hparams["schedule"], hparams["decay_share"], self._max_steps or 0
+        return learning_rate_factor(step, schedule, self.warmup_steps, max_steps, min_factor, decay_share)
+
+    @property
+    def warmup_steps(self) -> int:
+        """Optimizer steps in which the learning rate rises, with None resolved; known when the Trainer starts."""
+        given: int | None = self.hparams["warmup_steps"]
+        if given is not None:
+            return given
+        return DEFAULT_WARMUP_STEPS if self._max_steps is None else min(DEFAULT_WARMUP_STEPS, self._max_steps // 10)
 
     def cpu(self) -> "LitGPT":
         """Move the model to the CPU. Lightning calls it at the end, also if a run ends before there are weights."""
@@ -328,8 +334,15 @@ class LitGPT(LightningModule):
         if not self.finite:
             raise self._nonfinite_error(f"a step up to {step:,} is")
 
+    @property
+    def nonfinite_remedy(self) -> str:
+        """What a person can try when losses, gradients or weights are not finite."""
+        clip = "" if self.trainer.gradient_clip_val else ", or --trainer.gradient_clip_val 1"
+        return f"go on from a checkpoint with {changed_rate(self.hparams['learning_rate'], 1 / 3)}{clip}"
+
     def _nonfinite_error(self, step: str) -> UserError:
-        return UserError(describe_nonfinite(step, self._loss_sum, self.gpt, self.trainer.optimizers[0]))
+        optimizer, remedy = self.trainer.optimizers[0], self.nonfinite_remedy
+        return UserError(describe_nonfinite(step, self._loss_sum, self.gpt, optimizer, remedy))
 
     def optimizer_zero_grad(self, *args: Any) -> None:
         """Do nothing: `on_train_batch_end` frees the gradients.
@@ -407,7 +420,7 @@ class LitGPT(LightningModule):
             raise UserError(
                 f"after step {self.trainer.global_step:,} the model is not finite "
                 f"({', '.join(f'loss of {split} {float(loss)}' for split, loss in losses.items())}): "
-                "go on from a checkpoint with a smaller --model.learning_rate"
+                f"{self.nonfinite_remedy}"
             )
         self._log_metrics()
 

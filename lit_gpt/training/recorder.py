@@ -13,6 +13,7 @@ from lit_gpt.files import write_error
 from lit_gpt.runs.environment import describe_machine, git_state, library_versions
 from lit_gpt.runs.report import REPORT_FILE, write_report
 from lit_gpt.runs.summary import SUMMARY_FILE, DamagedSummaryError, RunSummary, Status, read_summary
+from lit_gpt.training.advice import LearningRateAdvice
 from lit_gpt.training.logger import step_logger
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.throughput import StepThroughput
@@ -139,6 +140,8 @@ class RunRecorder(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, StepThroughput) and callback.mean_tokens_per_second is not None:
                 summary.tokens_per_second = callback.mean_tokens_per_second
+            if isinstance(callback, LearningRateAdvice):
+                summary.advice = callback.given
 
     def _write(self, trainer: Trainer, status: Status = "running") -> None:
         is_due = status != "running" or time.perf_counter() - self._last_write > WRITE_SECONDS

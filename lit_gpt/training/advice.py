@@ -1,0 +1,266 @@
+"""Advice on the learning rate: what the training loss shows, and what to try.
+
+`advise` decides from the curve of the training loss alone. The callback `LearningRateAdvice` collects the curve, prints
+each kind of advice once, and keeps it for summary.json and report.html.
+
+There is no advice about overfitting here: `Overfitting` in `lit_gpt.training.progress` reports it.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.lines import wrap_line
+from lit_gpt.training.checks import changed_rate
+from lit_gpt.training.metrics import is_logging_step
+from lit_gpt.training.module import LitGPT, module_and_data
+
+Kind = Literal["diverged", "too high", "too low"]
+
+MAX_POINTS = 64  # of a curve; two points become one when there are as many
+MIN_POINTS = 8  # before there is any advice
+MIN_STEPS = 100  # after the warm-up, before a loss that does not fall means anything
+MIN_PART = 0.25  # likewise, of the run
+MIN_TOKENS = 20  # likewise, for each token of the vocabulary that occurs
+RISE = 0.15  # of the lowest loss: a loss that stays so far above it has diverged
+RISE_NATS = 0.3  # likewise, in nats per token
+LEARNED = 0.25  # of the way from single tokens to pairs of tokens: a model that has not come so far stalls
+LITTLE = 0.1  # of the way from a uniform guess to another loss: nearly there, or nearly not begun
+EARLY = 0.5  # of the steps: a loss that reached its level before has stopped falling
+SAMPLED_IDS = 2**17  # from which the frequencies of tokens are estimated
+SAMPLED_PARTS = 64  # of the text, evenly spaced
+
+
+# --------------------------------------------------------------------------------------------------------- the curve
+
+
+@dataclass
+class LossCurve:
+    """The training loss over a whole run in at most `MAX_POINTS` points, each the mean of equally many logged losses.
+
+    A logged loss is that of one batch, so single ones are noisy. The points do not depend on interruptions.
+
+    Attributes:
+        width: Logged losses in a point. It doubles when there are `MAX_POINTS` points.
+        steps: The last step of each point.
+        losses: The mean loss of each point, in nats per token.
+        total: Sum of the logged losses that are in no point yet.
+        count: Their number.
+    """
+
+    width: int = 1
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, step: int, loss: float) -> bool:
+        """Add a logged loss; return whether it completes a point."""
+        self.total, self.count = self.total + loss, self.count + 1
+        if self.count < self.width:
+            return False
+        self.steps.append(step)
+        self.losses.append(self.total / self.width)
+        self.total, self.count = 0.0, 0
+        if len(self.losses) == MAX_POINTS:
+            self.width *= 2
+            self.steps = self.steps[1::2]
+            self.losses = [(a + b) / 2 for a, b in zip(self.losses[::2], self.losses[1::2])]
+        return True
+
+
+# ------------------------------------------------------------------------------------------------------- the decision
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What advice needs to know about a run, besides its curve.
+
+    Attributes:
+        learning_rate: `--model.learning_rate`.
+        warmup_steps: Steps in which the rate rises.
+        least_steps: Steps before a loss that does not fall means anything.
+        max_steps: The last step; None if the run has no end.
+        uniform: The loss of a uniform guess, ln(vocabulary), in nats per token.
+        unigram: The loss of a model that knows only how frequent each token is.
+        bigram: The loss of a model that knows only which token follows which.
+    """
+
+    learning_rate: float
+    warmup_steps: int
+    least_steps: int
+    max_steps: int | None
+    uniform: float
+    unigram: float
+    bigram: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What was seen in a curve, and what to try."""
+
+    kind: Kind
+    text: str
+
+
+def advise(curve: LossCurve, recipe: Recipe) -> Advice | None:
+    """Return the advice that the curve of a run calls for, if there is any."""
+    if len(curve.losses) < MIN_POINTS:
+        return None
+    return find_divergence(curve, recipe) or find_stall(curve, recipe)
+
+
+def find_divergence(curve: LossCurve, recipe: Recipe) -> Advice | None:
+    """Return advice if the last eighth of the curve, and five points at least, lie far above an earlier part of it."""
+    steps, losses = curve.steps, curve.losses
+    num_recent = max(5, len(losses) // 8)
+    recent = losses[-num_recent:]
+    lowest, then = recipe.uniform, 0  # of the untrained model
+    for end in range(num_recent, len(losses) - num_recent + 1):
+        mean = sum(losses[end - num_recent : end]) / num_recent
+        if mean < lowest:
+            lowest, then = mean, steps[end - 1]
+    if min(recent) <= lowest + max(RISE * lowest, RISE_NATS):
+        return None
+    now = f"{sum(recent) / num_recent:.2f} at step {steps[-1]:,}"
+    seen = f"loss/train rose from {lowest:.2f} at step {then:,} to {now}"
+    if then == 0:
+        seen = f"loss/train is {now}, above the {lowest:.2f} of a uniform guess"
+    remedy = changed_rate(recipe.learning_rate, 1 / 3 if lowest < learned_loss(recipe) else 1 / 10)
+    warm_up = "" if recipe.warmup_steps else ", or --model.warmup_steps 100"
+    return Advice("diverged", f"{seen}: the learning rate is too high; try {remedy}{warm_up}")
+
+
+def find_stall(curve: LossCurve, recipe: Recipe) -> Advice | None:
+    """Return advice if a good part of the run has taught the model little more than how frequent each token is.
+
+    With a rate that is too high the loss falls to about that level early and stays. With one that is far too low it
+    falls smoothly and has not come there.
+    """
+    step, num_recent = curve.steps[-1], max(3, len(curve.losses) // 4)
+    recent = sum(curve.losses[-num_recent:]) / num_recent
+    if step < recipe.least_steps or not learned_loss(recipe) < recent < recipe.uniform:
+        return None
+    unigram = f"the {recipe.unigram:.2f} of a model that knows only how frequent each token is"
+    level = recent + LITTLE * (recipe.uniform - recent)
+    reached = next(step for step, loss in zip(curve.steps, curve.losses) if loss <= level)
+    has_moved = recent < recipe.uniform - LITTLE * (recipe.uniform - recipe.unigram)
+    if has_moved and reached < EARLY * step:
+        if recipe.bigram > (1 - LITTLE) * recipe.unigram:  # there is little more to learn
+            return None
+        seen = f"loss/train has been near {recent:.2f} since step {reached:,}, about {unigram}"
+        return Advice(
+            "too high", f"{seen}: the learning rate is too high; try {changed_rate(recipe.learning_rate, 1 / 10)}"
+        )
+    if recipe.unigram < recent and max(curve.losses) < (1 + LITTLE) * recipe.uniform:
+        seen = f"loss/train falls slowly and is {recent:.2f} at step {step:,}, above {unigram}"
+        return Advice("too low", f"{seen}: the learning rate is too low; try {changed_rate(recipe.learning_rate, 10)}")
+    return None
+
+
+def learned_loss(recipe: Recipe) -> float:
+    """Return the loss below which a model knows more than how frequent each token is."""
+    return recipe.unigram - LEARNED * max(0.0, recipe.unigram - recipe.bigram)
+
+
+def token_losses(ids: np.ndarray, vocab_size: int) -> tuple[float, float]:
+    """Return what a model reaches that knows how frequent each token is, and one that knows which follows which.
+
+    Both count tokens in the first half of `ids`, and the second half is scored. The count of a pair is mixed with the
+    frequency of its second token, as if each token had been followed by five more (MacKay and Peto 1995).
+
+    Args:
+        ids: Token ids, (n,), at least 4 of them.
+        vocab_size: Number of different ids.
+
+    Returns:
+        The two losses in nats per token.
+    """
+    half, more = len(ids) // 2, 5.0
+    counts = np.bincount(ids[:half], minlength=vocab_size)
+    frequency = (counts + 0.5) / (half + 0.5 * vocab_size)  # (V,): Krichevsky and Trofimov 1981
+    pairs, pair_counts = np.unique(ids[: half - 1] * vocab_size + ids[1:half], return_counts=True)
+    first, second = ids[half:-1], ids[half + 1 :]
+    place = np.minimum(np.searchsorted(pairs, first * vocab_size + second), len(pairs) - 1)
+    seen = np.where(pairs[place] == first * vocab_size + second, pair_counts[place], 0)
+    following = (seen + more * frequency[second]) / (counts[first] + more)
+    return -float(np.log(frequency[second]).mean()), -float(np.log(following).mean())
+
+
+# ------------------------------------------------------------------------------------------------------- the callback
+
+
+class LearningRateAdvice(Callback):
+    """Print once, above the progress bar, what the training loss says about the learning rate.
+
+    It looks at the loss on logging steps only, which have computed it for the logger. Its state is in the checkpoint,
+    so a resumed run says the same as one that was never stopped.
+
+    Attributes:
+        given: The advice that the run has given; "" for none.
+        holds: Whether the curve still calls for it.
+    """
+
+    def __init__(self) -> None:
+        self.given, self.holds = "", False
+        self._kind = ""
+        self._curve = LossCurve()
+        self._recipe: Recipe | None = None
+        self._step = 0  # the last logging step that was seen
+
+    # ------------------------------------------------------------------------------------------ state in a checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"curve": asdict(self._curve), "kind": self._kind, "given": self.given, "holds": self.holds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._curve = LossCurve(**state_dict["curve"])
+        self._kind, self.given, self.holds = (state_dict[name] for name in ("kind", "given", "holds"))
+
+    # -------------------------------------------------------------------------------------------- hooks of the Trainer
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step, self._recipe = trainer.global_step, describe_recipe(*module_and_data(trainer))
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        step = trainer.global_step
+        if step == self._step or not is_logging_step(trainer, step):
+            return
+        self._step = step
+        loss = float(trainer.callback_metrics.get("loss/train", math.nan))
+        if math.isfinite(loss) and self._curve.add(step, loss):
+            self._check(trainer)
+
+    def _check(self, trainer: Trainer) -> None:
+        """Look at the curve, which has a new point."""
+        assert self._recipe is not None
+        advice = advise(self._curve, self._recipe)
+        self.holds = advice is not None and self._kind in ("", advice.kind)
+        if advice is not None and not self._kind:
+            self._kind, self.given = advice.kind, advice.text
+            if trainer.progress_bar_callback is not None:
+                trainer.progress_bar_callback.print("\n".join(wrap_line(f"advice      {advice.text}")))
+
+
+def describe_recipe(module: LitGPT, data: TextDataModule) -> Recipe:
+    """Return what advice needs to know about a run."""
+    ids, length = data.train_ids, SAMPLED_IDS // SAMPLED_PARTS
+    starts = range(0, max(1, len(ids) - length), max(length, len(ids) // SAMPLED_PARTS))
+    sample = np.concatenate([np.asarray(ids[start : start + length], dtype=np.int64) for start in starts])
+    unigram, bigram = token_losses(sample, data.model_vocab_size)
+    steps, warmup_steps = data.plan.last_step, module.warmup_steps
+    tokens_per_step = data.plan.windows_per_step * data.context_length
+    vocabulary_steps = MIN_TOKENS * data.corpus.report["vocabulary_in_use"] // tokens_per_step
+    return Recipe(
+        learning_rate=module.hparams["learning_rate"],
+        warmup_steps=warmup_steps,
+        least_steps=max(warmup_steps + MIN_STEPS, round(MIN_PART * (steps or 0)), vocabulary_steps),
+        max_steps=steps,
+        uniform=math.log(data.model_vocab_size),
+        unigram=unigram,
+        bigram=bigram,
+    )
