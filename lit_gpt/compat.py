@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 # --------------------------------------------------------------------------------------------------------- lightning
 
 
-def set_logged_step(trainer: "Trainer") -> None:
-    """Make Lightning log metrics of the current optimizer step at x = `trainer.global_step`.
+def set_logged_step(trainer: "Trainer", step: int | None = None) -> None:
+    """Make Lightning log metrics at x = `step`; None: of the current optimizer step, `trainer.global_step`.
 
     `self.log` and callbacks such as LearningRateMonitor take their x axis from a counter of the training loop. After a
     resume at a step that validates, Lightning increments this counter once too often, and no public setter exists.
     """
-    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step if step is None else step
 
 
 def set_loop_progress(loops: dict[str, Any], step: int, accumulate_grad_batches: int, steps_per_epoch: int) -> None:

@@ -4,11 +4,14 @@ import gc
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import lit_gpt
 
 if __name__ == "__main__":
+    # When the process began, as far as its CPU time tells: --budget counts from there.
+    start = time.perf_counter() - time.process_time()
     if sys.argv[1:] == ["--version"]:  # before the imports below, which take seconds
         print(f"lit_gpt {lit_gpt.__version__}")  # noqa: T201
         sys.exit(0)
@@ -29,4 +32,4 @@ if __name__ == "__main__":
 
     gc.enable()
 
-    sys.exit(main(default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml"))
+    sys.exit(main(default_config=Path(__file__).resolve().parent.parent / "configs" / "default.yaml", start=start))

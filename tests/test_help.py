@@ -65,8 +65,8 @@ def test_first_page_is_short_and_has_examples_that_parse(page: Page, command: st
         assert {flag.removeprefix("--") for flag in flags} <= set(build_parser("fit", "x").get_defaults().keys())
 
 
-def test_first_page_of_fit_shows_twenty_settings(page: Page) -> None:
-    assert len(values_of(page())) == 20
+def test_first_page_of_fit_shows_21_settings(page: Page) -> None:
+    assert len(values_of(page())) == 21
 
 
 def test_group_pages_show_each_setting_once_with_a_sentence(page: Page) -> None:

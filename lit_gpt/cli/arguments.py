@@ -17,7 +17,7 @@ from lit_gpt.files import expand_path
 from lit_gpt.runs.find import LOGS
 
 # Flags that apply to one command and not to the command that resumes its run.
-NOT_RESUMED = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change")
+NOT_RESUMED = ("--ckpt_path", "--name", "--trainer.default_root_dir", "--allow_data_change", "--budget")
 
 
 class CommandLine:
@@ -44,6 +44,7 @@ class CommandLine:
         run_name: The default of `--name`: the file name of the experiment.
         root_dir: The value of `trainer.default_root_dir` in the flags or configs; None if it is in neither.
         checkpoint: The checkpoint of the flag `--ckpt_path`, if it had to be opened; it may not be verified yet.
+        reads_default_config: Whether the only config is default.yaml, which the user did not name.
         uses_saved_config: Whether settings come from the config in the checkpoint, below those in `args`.
         allowed_imports: The packages of the flag `--allow_imports`.
         resume_args: The arguments that a command needs to resume the run, except for its name and folder.
@@ -62,7 +63,7 @@ class CommandLine:
         self.root_dir: str | None = None if root_dir is None else os.path.expanduser(root_dir)
         self.resume_args = [*(f"--config={path}" for path in paths), *remove_flags(NOT_RESUMED, flags)]
         self.checkpoint: Checkpoint | None = None
-        self.uses_saved_config = False
+        self.uses_saved_config = self.reads_default_config = False
         self.allowed_imports = [
             name.strip() for value in _find_flags("--allow_imports", flags) for name in value.strip("[]").split(",")
         ]
@@ -81,9 +82,30 @@ class CommandLine:
         elif not paths and _find_flag("--data.files", flags) is None:
             configs = [read_config(default_config)]
             paths = [str(default_config)]
+            self.reads_default_config = True
         self.configs = configs
         self.text_flags, self.other_flags = split_text_flags(flags)
         self.args = [command, *(f"--config={path}" for path in paths), *flags]
+
+    def add_flags(self, flags: list[str]) -> None:
+        """Add flags of the form `--name=value`, which the user did not give, behind all others."""
+        texts, others = split_text_flags(flags)
+        self.text_flags, self.other_flags = [*self.text_flags, *texts], [*self.other_flags, *others]
+        self.args = [*self.args, *flags]
+        if any(arg.startswith("--config=") for arg in self.resume_args):  # else the checkpoint gives them
+            self.resume_args = [*self.resume_args, *flags]
+
+    @property
+    def explicit_args(self) -> list[str]:
+        """The arguments without default.yaml, the flags that were added by `add_flags` included."""
+        return [arg for arg in self.args[1:] if not (self.reads_default_config and arg.startswith("--config="))]
+
+    @property
+    def gives_checkpoint(self) -> bool:
+        """Whether a flag or a config gives `ckpt_path`, and it is not `--ckpt_path auto` that has found none."""
+        flag = _find_flag("--ckpt_path", self.other_flags + [f"--{text.key}={text.value}" for text in self.text_flags])
+        values = [flag, *(config.get("ckpt_path") for config in self.configs)]
+        return any(value not in (None, "null", "None") for value in values)
 
     def gives(self, setting: str) -> bool:
         """Return whether a flag gives a setting, for example "trainer.strategy", or an argument of its class."""

@@ -59,6 +59,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {dotted}: write it as {': '.join(dotted.split('.'))}, key below key")
     if "allow_imports" in config:
         raise UserError(f"{path}: allow_imports says what configs may import: give it as a flag, --allow_imports NAME")
+    for key, value in (("budget", "10m"), ("plan", "")):
+        if key in config:
+            flag = f"--{key} {value}".strip()
+            raise UserError(f"{path}: {key} holds for one command only: give it as a flag, {flag}")
     for key, origin in LINKED_SETTINGS.items():
         if has_setting(config, key):
             raise UserError(f"{path}: {key} follows from {origin}: remove it")

@@ -25,6 +25,7 @@ GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("data.global_batch_size",), ("trainer.accumulate_grad_batches",)),
     (("trainer.check_val_every_n_epoch",), ("trainer.val_check_interval",)),
     (("trainer.max_steps",), ("trainer.max_epochs",)),
+    (("budget",), ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")),
 )
 
 # Settings beside which others may have no effect, see `_without_effect`.

@@ -26,6 +26,7 @@ from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.intervals import apply_step_plan, resolve_validation_interval
 from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
+from lit_gpt.cli.planned import Planned
 from lit_gpt.cli.run_facts import describe_start
 from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
@@ -37,6 +38,7 @@ from lit_gpt.runs.find import LOGS
 from lit_gpt.training.advice import LearningRateAdvice
 from lit_gpt.training.checkpoint_io import AtomicCheckpointIO
 from lit_gpt.training.checkpointing import StepCheckpoint
+from lit_gpt.training.deadline import Deadline
 from lit_gpt.training.forecast import LossForecast
 from lit_gpt.training.logger import StepLogger
 from lit_gpt.training.module import LitGPT
@@ -98,8 +100,13 @@ class Experiment:
             self.recorder.move_to(folder)
 
 
-def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
+def build_experiment(arguments: CommandLine, stop: GracefulStop, planned: Planned | None = None) -> Experiment:
     """Parse the command line and construct everything that the command needs, without running it.
+
+    Args:
+        arguments: The command line, with the chosen settings if it has a budget.
+        stop: Ends the run early.
+        planned: The plan of a command with a budget.
 
     Raises:
         UserError: A setting is wrong.
@@ -108,6 +115,9 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop) -> Experiment:
     parser, settings, checkpoint = load_settings(arguments)
     seed_everything(settings.seed_everything, workers=True)
     parts = instantiate(parser, settings)
+    if planned is not None:
+        parts.trainer.max_steps = settings.trainer.max_steps = planned.steps_now(settings.trainer.max_steps)
+        stop.deadline = planned.deadline()
     experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
     options = trainer_options(experiment, parts.trainer.as_dict())
     if command == "fit":
@@ -182,7 +192,7 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
         self.experiment = experiment
         config = config.clone()
-        for key in ("ckpt_path", "allow_data_change", "allow_imports", "preflight"):
+        for key in ("ckpt_path", "allow_data_change", "allow_imports", "preflight", "budget", "plan"):
             config.pop(key, None)
         self.text: str = parser.dump(config, skip_unset=False)
 
@@ -269,7 +279,7 @@ def configure_training(
     else:
         options["logger"] = training_loggers(options["logger"], logger)  # the Trainer replaces them in a fast_dev_run
     if not leaves_nothing and not settings.preflight:
-        options["callbacks"] = training_callbacks(experiment, parts, options)
+        options["callbacks"] = training_callbacks(experiment, parts, options, stop.deadline)
         stop.checkpointing = experiment.checkpointing
 
 
@@ -287,7 +297,9 @@ def training_loggers(given: Any, logger: StepLogger) -> list[Logger]:
     return [logger if isinstance(other, StepLogger) else other for other in loggers]
 
 
-def training_callbacks(experiment: Experiment, parts: Namespace, options: dict[str, Any]) -> list[Callback]:
+def training_callbacks(
+    experiment: Experiment, parts: Namespace, options: dict[str, Any], deadline: Deadline | None
+) -> list[Callback]:
     """Return the callbacks of a run that trains, in the order in which Lightning calls them.
 
     Lightning moves checkpoint callbacks to the end. `trainer.checkpoint_callback` is the first of them, which is ours.
@@ -295,6 +307,8 @@ def training_callbacks(experiment: Experiment, parts: Namespace, options: dict[s
     checkpointing: StepCheckpoint = parts.checkpoint
     given: list[Callback] = options["callbacks"]
     callbacks: list[Callback] = [StartEndValidation(experiment.settings.validate_at_start)]
+    if deadline is not None:
+        callbacks.append(deadline)
     if experiment.checkpointing is not None:
         callbacks.append(experiment.checkpointing)
     callbacks += [*given, StepThroughput(lambda: checkpointing.save_seconds)]

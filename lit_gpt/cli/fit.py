@@ -13,9 +13,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.budget import find_budget
 from lit_gpt.cli.config_values import flatten
 from lit_gpt.cli.experiment import Experiment, build_experiment
 from lit_gpt.cli.messages import print_command, print_lines, program_name
+from lit_gpt.cli.planned import choose_settings, print_explicit_command, print_plan
 from lit_gpt.cli.preflight import describe_run, estimate_run_memory
 from lit_gpt.cli.resume import (
     check_same_callbacks,
@@ -37,14 +39,26 @@ from lit_gpt.training.logger import StepLogger, step_logger
 from lit_gpt.training.stop import GracefulStop
 
 
-def run(arguments: CommandLine, stop: GracefulStop) -> None:
+def run(arguments: CommandLine, stop: GracefulStop, start: float) -> None:
     """Run the command that the command line names.
+
+    Args:
+        arguments: The command line.
+        stop: Ends the run early.
+        start: When the command began, as time.perf_counter().
 
     Raises:
         UserError: A setting, a file or a checkpoint is wrong.
         Stopped: A signal or the time limit ended the run.
     """
-    experiment = build_experiment(arguments, stop)
+    budget, planned = find_budget(arguments, start), None
+    if budget is not None:
+        planned = choose_settings(arguments, budget)
+        print_plan(planned.plan)
+        if planned.is_all:
+            print_explicit_command(arguments)
+            return
+    experiment = build_experiment(arguments, stop, planned)
     RUN_COMMAND[experiment.command](experiment, stop)
 
 

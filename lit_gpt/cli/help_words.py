@@ -20,7 +20,7 @@ class CommandHelp(NamedTuple):
 
 
 FIT_SETTINGS = (
-    *("data.files", "data.columns", "data.mode", "data.tokenizer", "data.batch_size"),
+    *("data.files", "budget", "data.columns", "data.mode", "data.tokenizer", "data.batch_size"),
     *("model.config.context_length", "model.config.d_model", "model.config.num_blocks", "model.config.num_heads"),
     *("model.config.dropout", "model.learning_rate"),
     *("trainer.max_steps", "trainer.val_check_interval", "trainer.devices"),
@@ -33,11 +33,12 @@ COMMAND_HELP = {
     "fit": CommandHelp(
         "python scripts/fit.py [--config FILE] [--SETTING VALUE] ...",
         "Trains a GPT on a table of text. Curves, checkpoints and sample texts are written to logs/NAME/version_N/. "
-        "Ctrl-C saves the run and ends it. validate and test evaluate a checkpoint: fit.py validate --help.",
+        "--budget 10m chooses the settings that you do not give, for ten minutes. Ctrl-C saves the run and ends it. "
+        "validate and test evaluate a checkpoint: fit.py validate --help.",
         (
             "examples:",
             "  python scripts/fit.py                                # the built-in table",
-            "  python scripts/fit.py --data.files poems.csv --data.columns text --name poems",
+            "  python scripts/fit.py --data.files poems.csv --budget 10m --name poems",
             "  python scripts/fit.py --name poems --ckpt_path last  # continues the run",
         ),
         FIT_SETTINGS,
@@ -76,6 +77,7 @@ COMMAND_HELP = {
 
 # At most 29 columns each, which is what the first page has left.
 SHORT_WORDS = {
+    "budget": "time, as 90s, 10m, 2h or 1d",
     "ckpt_path": "a file, last, best or auto",
     "data.batch_size": "windows in a batch",
     "data.columns": "columns that are read",

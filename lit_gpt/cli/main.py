@@ -24,12 +24,14 @@ from lit_gpt.training.stop import GracefulStop, global_rank
 KILL_SECONDS = 10  # rank 0 saves before it ends the processes that Lightning has started
 
 
-def main(default_config: Path) -> int:
+def main(default_config: Path, start: float | None = None) -> int:
     """Run the command line in `sys.argv`; return the exit status (see `classify`).
 
     Args:
         default_config: The config that is read if neither `--config` nor `--ckpt_path` is given.
+        start: When the command began, as time.perf_counter(), from which `--budget` counts; None: now.
     """
+    start = time.perf_counter() if start is None else start
     quiet_lightning()
     configure_malloc()
     stop = GracefulStop()
@@ -41,7 +43,7 @@ def main(default_config: Path) -> int:
                 return 0
             arguments = CommandLine(args, default_config)
             sys.argv[1:] = arguments.args  # Lightning starts the processes for other devices with it
-            run(arguments, stop)
+            run(arguments, stop, start)
         return 0
     except (Exception, Stopped, KeyboardInterrupt) as error:
         return handle_failure(error, stop)

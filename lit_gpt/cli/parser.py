@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import CommandLine, find_values, remove_flags
+from lit_gpt.cli.config_values import has_setting
 from lit_gpt.cli.exclusive_settings import remove_replaced
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.messages import print_lines
@@ -65,12 +66,15 @@ class StrictParser(LightningArgumentParser):
     Attributes:
         texts: The text settings, which do not pass through the parser, by name (see `text_settings`).
         flat_defaults: The default of each setting by name, once the settings are parsed.
+        given: The names of the settings that flags and configs give, once they are parsed. Neither the saved config of
+            a checkpoint nor default.yaml, where the user did not name it, counts.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
         self.texts: dict[str, Any] = {}
         self.flat_defaults: dict[str, Any] = {}
+        self.given: set[str] = set()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(message) from ex
@@ -172,6 +176,7 @@ def build_parser(command: str, name: str) -> StrictParser:
         default=False,
         help="Measure a few steps, print what the run will need, and leave nothing behind.",
     )
+    add_budget_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=int,
@@ -190,6 +195,23 @@ def build_parser(command: str, name: str) -> StrictParser:
     parser.link_arguments("data.model_vocab_size", "model.config.vocab_size", apply_on="instantiate")
     parser.add_argument("--ckpt_path", type=str | None, default=None, help=CKPT_PATH_HELP[command])
     return parser
+
+
+def add_budget_arguments(parser: StrictParser) -> None:
+    """Add the arguments that leave the choice of settings to the program."""
+    parser.add_argument(
+        "--budget",
+        type=str | None,
+        default=None,
+        help="Time for the whole command, as 90s, 10m, 2h or 1d. Settings that are not given are chosen for it.",
+    )
+    parser.add_argument(
+        "--plan",
+        action=ActionYesNo,
+        nargs="?",
+        default=False,
+        help="With --budget, print what would be chosen and the equal command, and leave nothing behind.",
+    )
 
 
 def add_visualize_arguments(parser: StrictParser) -> None:
@@ -237,6 +259,8 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
     given = {**find_values(flags), **{text.key: text.value for text in arguments.text_flags}}
     parser.flat_defaults = dict(parser.get_defaults().items())
     remove_replaced(configs, given, parser.flat_defaults)
+    named = [] if arguments.reads_default_config else configs[int(arguments.uses_saved_config) :]
+    parser.given = {key for key in parser.flat_defaults if key in given or any(has_setting(c, key) for c in named)}
     parser.texts = {}
     for config in configs:
         parser.texts.update(pop_texts(config))

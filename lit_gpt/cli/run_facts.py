@@ -14,7 +14,10 @@ from lit_gpt.cli.messages import program_name
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.runs.summary import RunSummary
 
-NOT_SETTINGS = {"config", "ckpt_path", "allow_data_change", "allow_imports", "preflight", "name", *LINKED_SETTINGS}
+NOT_SETTINGS = {
+    *("config", "ckpt_path", "allow_data_change", "allow_imports", "preflight", "budget", "plan", "name"),
+    *LINKED_SETTINGS,
+}
 MAX_FILES = 20  # that a summary lists
 
 # What a summary takes from the report of a corpus.

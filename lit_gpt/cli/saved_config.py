@@ -24,7 +24,7 @@ from lit_gpt.errors import UserError, shorten
 # Settings that never come from a checkpoint: they run code of any class, or say where to write.
 NEVER_TAKEN = {
     *("trainer.callbacks", "trainer.plugins", "trainer.profiler", "trainer.model_registry"),
-    *("config", "ckpt_path", "allow_data_change", "allow_imports", "preflight"),
+    *("config", "ckpt_path", "allow_data_change", "allow_imports", "preflight", "budget", "plan"),
 }
 
 STRATEGY_NAMES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")

@@ -70,7 +70,7 @@ def _hints(constructor: Any) -> dict[str, Any]:
 @functools.cache
 def text_settings() -> dict[str, TextType]:
     """Return the settings that are texts or lists of texts, by their names."""
-    types = {**setting_types(), "ckpt_path": str | None}
+    types = {**setting_types(), "ckpt_path": str | None, "budget": str | None}
     return {key: text for key, hint in types.items() if (text := _text_type(hint)) is not None}
 
 

@@ -89,8 +89,10 @@ def check_not_null(settings: Namespace) -> None:
     Raises:
         UserError: A setting is null.
     """
-    flags = ("seed_everything", "name", "timeout", "validate_at_start", "visualize", "allow_data_change", "preflight")
-    for name in flags:
+    for name in (
+        *("seed_everything", "name", "timeout", "validate_at_start", "visualize"),
+        *("allow_data_change", "preflight", "plan"),
+    ):
         if settings[name] is None:
             raise UserError(f"--{name} null: give a value, or leave it out")
     for section, constructor in CONSTRUCTORS.items():
@@ -162,6 +164,8 @@ def _command_errors(settings: Namespace, command: str) -> Iterator[str]:
         yield f"--trainer.{limit} 0: {command} would evaluate nothing, leave it out"
     if settings.preflight and command != "fit":
         yield f"--preflight measures a training run: leave out --preflight or {command}"
+    if settings.plan and settings.budget is None:
+        yield "--plan shows what is chosen for a time: give --budget too, as --budget 10m --plan"
     if settings.preflight and trainer.fast_dev_run:
         yield "--preflight and --trainer.fast_dev_run do not go together: leave one out"
 

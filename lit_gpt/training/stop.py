@@ -13,9 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_gpt import compat
 from lit_gpt.errors import Stopped, UserError
 from lit_gpt.training.checkpointing import StepCheckpoint
+from lit_gpt.training.deadline import Deadline
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.run_folder import RunFolder
 from lit_gpt.training.signals import SignalListener
+from lit_gpt.training.validation import validate_between_steps
 
 NO_STOP = -1  # the status of a rank that was not asked to stop; less than every exit status
 
@@ -62,6 +64,7 @@ class GracefulStop(Callback):
         trainer: The Trainer of the run, as soon as there is one.
         checkpointing: The callback that saves the last step; None if the run saves nothing.
         timer: How long this command may train; None without a limit.
+        deadline: When a command with a budget must have ended; None without one.
         resume_command: What a person types to resume the run.
         run_folder: The folder of the run and its lock.
         signals: Receives SIGINT and SIGTERM.
@@ -72,6 +75,7 @@ class GracefulStop(Callback):
         self.trainer: Trainer | None = None
         self.checkpointing: StepCheckpoint | None = None
         self.timer: Timer | None = None
+        self.deadline: Deadline | None = None
         self.resume_command = ""
         self.run_folder = RunFolder()
         self.signals = SignalListener(is_nonzero_rank=global_rank() != 0, before_exit=self._before_exit)
@@ -123,7 +127,7 @@ class GracefulStop(Callback):
         # the Trainer calls checkpoint callbacks last, but signals must stay deferred until the last step is saved
         if self.checkpointing is not None:
             self.checkpointing.save_last_step(trainer)
-        self.timer = None  # the run is complete, whether or not the time is up
+        self.timer = self.deadline = None  # the run is complete, whether or not the time is up
         self._all_reduce_stop(trainer)
         self._stop_if_requested(trainer)
         self.signals.stop_deferring()
@@ -140,6 +144,8 @@ class GracefulStop(Callback):
         """Return the exit status with which this rank was asked to stop, or `NO_STOP`."""
         if self.signals.request is not None:
             return 128 + self.signals.request
+        if self.deadline is not None and self.deadline.is_reached():
+            return 0
         remaining = self.timer.time_remaining() if self.timer is not None else None
         return 0 if remaining is not None and remaining <= 0 else NO_STOP
 
@@ -163,6 +169,8 @@ class GracefulStop(Callback):
             status = int(reduced)
         if status == NO_STOP:
             return
+        if status == 0 and self.deadline is not None:
+            self._end_before_deadline(trainer, self.deadline)
         reason = f"by {signal.Signals(status - 128).name}" if status else "by --trainer.max_time"
         message = f"stopped at step {trainer.global_step:,} {reason}"
         if self.checkpointing is None:
@@ -170,3 +178,27 @@ class GracefulStop(Callback):
         self.checkpointing.save_last_step(trainer)
         saved = self.checkpointing.last_model_path
         raise Stopped(status, f"{message}; the run is saved in {saved}; resume it with: {self.resume_command}")
+
+    def _end_before_deadline(self, trainer: Trainer, deadline: Deadline) -> None:
+        """Save the last step, validate it, save it as the best one where it is, and stop.
+
+        A run that resumes continues from the state before the validation, so it equals one that was never stopped.
+
+        Raises:
+            Stopped: Always.
+        """
+        step, (_, data) = trainer.global_step, module_and_data(trainer)
+        message = (
+            f"stopped at step {step:,} of {data.plan.last_step or 0:,}, because --budget {deadline.text} ends and the "
+            "steps took longer than expected"
+        )
+        if self.checkpointing is None:
+            raise Stopped(0, f"{message}; nothing is saved, because the flags say so")
+        if step == 0 or self.checkpointing.is_validated(step) or not trainer.enable_validation:
+            self.checkpointing.save_last_step(trainer)
+        else:
+            self.checkpointing.save_before_ending(trainer)
+            validate_between_steps(trainer)
+            self.checkpointing.save_best_of_ending(trainer)
+        saved = self.checkpointing.dirpath
+        raise Stopped(0, f"{message}; the run is saved in {saved}/last.ckpt; complete it with: {self.resume_command}")

@@ -41,21 +41,34 @@ class StartEndValidation(Callback):
 
 
 def validate_untrained(trainer: Trainer) -> None:
-    """Run the validation loop inside `trainer.fit`, as Lightning does after a step, and log its values at step 0.
+    """Validate before the first step, and log the values at step 0.
 
     EarlyStopping does not see it: patience counts from the first validation of a trained model, and `loss/train` does
     not exist yet.
     """
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     loggers = [logger for logger in trainer.loggers if isinstance(logger, StepLogger)]
-    trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
     for logger in loggers:
         logger.step_offset = 0
+    try:
+        _validate(trainer)
+    finally:
+        for logger in loggers:
+            logger.step_offset = 1
+
+
+def validate_between_steps(trainer: Trainer) -> None:
+    """Validate when a step has begun, and log the values at the step before it; EarlyStopping does not see it."""
+    set_logged_step(trainer, trainer.global_step - 1)
+    _validate(trainer)
+
+
+def _validate(trainer: Trainer) -> None:
+    """Run the validation loop inside `trainer.fit`, as Lightning does after a step."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [callback for callback in callbacks if not isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
     try:
         trainer.validating = True
         trainer.fit_loop.epoch_loop.val_loop.run()
         trainer.training = True
     finally:
         trainer.callbacks = callbacks  # type: ignore[attr-defined]
-        for logger in loggers:
-            logger.step_offset = 1

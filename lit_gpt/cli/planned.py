@@ -1,0 +1,168 @@
+"""From a command with `--budget` to the settings that the planner chooses for it, and back to a command."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.budget import Budget, check_budget, usual_budget
+from lit_gpt.cli.help import format_value
+from lit_gpt.cli.messages import print_command, print_lines, print_page, program_name
+from lit_gpt.cli.parser import load_settings
+from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.errors import UserError
+from lit_gpt.lines import display_width, pad_line
+from lit_gpt.planning.overheads import Overheads
+from lit_gpt.planning.plan import Plan, make_plan
+from lit_gpt.training.deadline import Deadline
+
+# Seconds from the start of a command to the planner, on the machine on which the defaults of `Overheads` were measured.
+REFERENCE_START = 4.0
+TRAINING_SHARE = 0.5  # of a budget, at least
+NOT_REPEATED = ("--budget", "--plan", "--no_plan")  # in the command that equals a plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, and the budget that it is made for.
+
+    Attributes:
+        plan: The plan.
+        budget: The budget.
+        overheads: The time of the run outside of its steps.
+        made_at: When the plan was made, as time.perf_counter().
+        is_all: Whether the command ends with the plan (`--plan`).
+    """
+
+    plan: Plan
+    budget: Budget
+    overheads: Overheads
+    made_at: float
+    is_all: bool
+
+    def steps_now(self, steps: int) -> int:
+        """Return the steps for the time that is left when the text is tokenized, which the plan had to guess.
+
+        Args:
+            steps: The steps of the plan.
+
+        Raises:
+            UserError: No step is left.
+        """
+        if self.plan.step_seconds is None:
+            return steps
+        slack = self.made_at + self.plan.prepare_seconds - time.perf_counter()
+        steps += int(slack / self.plan.step_seconds)
+        if steps < 1:
+            raise UserError(
+                f"--budget {self.budget.text} is too short: {self.budget.used:.0f} s of it are used when the text is "
+                "tokenized; give the same command again, which finds the tokens, or a longer budget"
+            )
+        return steps
+
+    def deadline(self) -> Deadline:
+        """Return what ends the run in time if its steps take longer than expected."""
+        end = self.budget.start + self.budget.seconds
+        return Deadline(end, self.plan.ending_seconds, self.overheads.end, self.budget.text)
+
+
+def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
+    """Let the planner choose the settings that the command leaves open, and add them to it as flags.
+
+    Args:
+        arguments: The command line; changed in place.
+        budget: Its budget.
+
+    Raises:
+        UserError: A setting is wrong or does not go together with a budget, or the budget or the text is too short.
+    """
+    parser, settings, _ = load_settings(arguments)
+    check_budget(settings, parser.given, budget)
+    given = {key: settings[key] for key in sorted(parser.given - {"budget", "plan"})}
+    data = TextDataModule(**settings.data)
+    sources = data.sources()
+    overheads = scale_overheads(budget)
+    check_length(budget, overheads)
+    plan = make_plan(sources, data.corpus_config, given, budget.remaining, overheads, find_device(settings))
+    chosen = {**plan.settings, **other_settings(settings, parser.given)}
+    arguments.add_flags([f"--{key}={format_value(value)}" for key, value in chosen.items()])
+    return Planned(plan, budget, overheads, time.perf_counter(), settings.plan)
+
+
+def scale_overheads(budget: Budget) -> Overheads:
+    """Return the time outside of the steps on this machine, whose speed the start of the command shows."""
+    factor = min(max(budget.used / REFERENCE_START, 0.25), 10.0)
+    usual = Overheads()
+    return Overheads(*(factor * seconds for seconds in vars(usual).values()))
+
+
+def check_length(budget: Budget, overheads: Overheads) -> None:
+    """Check that the budget leaves time to train.
+
+    Raises:
+        UserError: It does not.
+    """
+    start, rest = budget.used, sum(vars(overheads).values())
+    if (start + rest) > (1 - TRAINING_SHARE) * budget.seconds:
+        raise UserError(
+            f"--budget {budget.text} is too short: start-up alone takes {start:.1f} s, and the beginning and the end "
+            f"of a run {rest:.1f} s; give {usual_budget((start + rest) / (1 - TRAINING_SHARE))} or more"
+        )
+
+
+def find_device(settings: Namespace) -> torch.device:
+    """Return the device on which the Trainer will train."""
+    accelerator = settings.trainer.accelerator
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def other_settings(settings: Namespace, given: set[str]) -> dict[str, Any]:
+    """Return what a budget decides and the planner does not: one device, and no limit but the steps."""
+    chosen: dict[str, Any] = {}
+    if "trainer.devices" not in given and torch.cuda.device_count() > 1 and settings.trainer.accelerator != "cpu":
+        chosen["trainer.devices"] = 1
+    return chosen
+
+
+# ----------------------------------------------------------------------------------------------------------- printing
+
+
+def print_plan(plan: Plan) -> None:
+    """Print what is chosen, and why, as a table."""
+    width = max((display_width(what) for what, _ in plan.reasons), default=0)
+    print_page(f"{pad_line(what, width)}   {why}".rstrip() for what, why in plan.reasons)
+
+
+def print_explicit_command(arguments: CommandLine) -> None:
+    """Print the command that gives all chosen settings and trains the same run without a planner."""
+    program = [program_name("python")], [sys.argv[0]]
+    print_lines("", "the same run, without a planner:")
+    print_command("command", *program, *split_flags(arguments.explicit_args))
+
+
+def split_flags(args: list[str]) -> list[list[str]]:
+    """Return each flag with its value, once: of a flag that is given again, the last value counts.
+
+    Flags that add to a list, as `--data.files+`, stay as often as they are given. A word that does not begin with two
+    dashes is the value of the flag before it.
+    """
+    parts: dict[str, list[str]] = {}
+    key = ""
+    for number, arg in enumerate(args):
+        if arg.startswith("--"):
+            flag = arg.partition("=")[0]
+            is_repeated = flag.endswith("+") or flag in ("--config", "--allow_imports")
+            key = f"{flag} {number}" if is_repeated else flag
+            parts.pop(key, None)
+        flag, equals, value = arg.partition("=")
+        is_pair = equals and arg.startswith("--") and value and not value.startswith("-")
+        parts.setdefault(key, []).extend([flag, value] if is_pair else [arg])
+    return [part for key, part in parts.items() if key not in NOT_REPEATED]
