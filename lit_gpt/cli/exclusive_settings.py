@@ -25,13 +25,13 @@ GROUPS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("data.global_batch_size",), ("trainer.accumulate_grad_batches",)),
     (("trainer.check_val_every_n_epoch",), ("trainer.val_check_interval",)),
     (("trainer.max_steps",), ("trainer.max_epochs",)),
-    (("budget",), ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")),
 )
 
 # Settings beside which others may have no effect, see `_without_effect`.
 DECIDING = ("data.mode", "data.format", "data.tokenizer", "data.val_files", "data.test_files")
 ROW_SETTINGS = ("split_seed", "split_column", "group_column", "dedupe")  # of the section data, for documents in rows
 
+LIMITS = ("trainer.max_steps", "trainer.max_epochs", "trainer.max_time")  # the flag --budget stands for them
 NO_LIMIT = -1  # of the steps or epochs of a run
 NOT_GIVEN = (None, NO_LIMIT, "null", str(NO_LIMIT))
 
@@ -56,6 +56,8 @@ def remove_replaced(configs: list[dict[str, Any]], flags: dict[str, Any], defaul
         giving = [number for number, config in enumerate(configs) if has_setting(config, key)]
         winner = len(configs) if key in flags else max(giving, default=0)
         _remove(configs[:winner], _without_effect(key, lambda key: _winning_value(configs, flags, key, defaults)))
+    if flags.get("budget") not in NOT_GIVEN:
+        _remove(configs, LIMITS)
     numbers = range(len(configs) + 1)
     has_steps = "trainer.max_steps" in flags or any(has_setting(config, "trainer.max_steps") for config in configs)
     if not has_steps and any(_gives(configs, flags, number, "trainer.max_epochs", defaults) for number in numbers):
