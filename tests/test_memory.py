@@ -9,7 +9,13 @@ import torch
 from conftest import Fit, console_line, parse_bytes
 
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.planning.memory import activation_bytes, estimate_memory, fits_in_memory, model_without_memory, state_bytes
+from lit_gpt.planning.memory import (
+    activation_bytes,
+    estimate_memory,
+    estimate_memory_of_shape,
+    model_without_memory,
+    state_bytes,
+)
 
 RUN = Path("logs/small/version_0")
 
@@ -53,12 +59,14 @@ def test_a_model_without_memory_needs_what_the_real_one_needs(optimizer: Any) ->
     assert estimate_memory(counted, optimizer, 4, "32-true", shards=2)[0] == state_bytes(counted, optimizer) // 2
 
 
-def test_fits_in_memory_compares_with_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = model_without_memory(GPTConfig(**SMALL))
-    needed = sum(estimate_memory(model, "muon", 4))
-    for free, fits in ((needed, True), (needed - 1, False), (None, True)):
-        monkeypatch.setattr("lit_gpt.planning.memory.free_memory", lambda device, free=free: free)
-        assert fits_in_memory(model, "muon", 4, "32-true", torch.device("cpu")) == fits
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_of_a_shape_is_that_of_its_model(device: str, checkpointing: bool) -> None:
+    for change in ({"num_blocks": 1}, {"num_blocks": 7, "dropout": 0.1}, {"num_blocks": 4, "tie_embeddings": False}):
+        config = GPTConfig(**{**SMALL, **change})
+        for arguments in (("muon", 3, "bf16-mixed", device), ("adamw", 8, "32-true", device)):
+            expected = estimate_memory(model_without_memory(config, checkpointing), *arguments)
+            assert estimate_memory_of_shape(config, *arguments, checkpointing) == expected
 
 
 SMALL: dict = {"vocab_size": 100, "context_length": 64, "d_model": 64, "num_blocks": 3, "num_heads": 4}

@@ -1,9 +1,11 @@
 """Estimate the memory and the disk space that a run needs from its settings."""
 
+import functools
+from dataclasses import astuple, replace
+
 import torch
 from torch import Tensor
 
-from lit_gpt.device import free_memory
 from lit_gpt.model import GPT, Block, GPTConfig
 from lit_gpt.ops.attention import attention_saved_bytes, use_math_attention
 from lit_gpt.ops.cross_entropy import chunk_bytes
@@ -35,6 +37,37 @@ def activation_dtype(precision: str) -> torch.dtype:
 # --------------------------------------------------------------------------------------------------------- memory
 
 
+def estimate_memory_of_shape(
+    config: GPTConfig,
+    optimizer: OptimizerName,
+    windows: int,
+    precision: str = "32-true",
+    device: str = "cpu",
+    activation_checkpointing: bool = False,
+) -> tuple[int, int]:
+    """Return what `estimate_memory` returns for a model of this shape, in a few milliseconds however deep it is.
+
+    All blocks need the same memory, so the estimates for one and two blocks give those for any number.
+    """
+    (state, activations), (state_of_two, activations_of_two) = (
+        estimate_memory(shallow_model(config, blocks, activation_checkpointing), optimizer, windows, precision, device)
+        for blocks in (1, 2)
+    )
+    more = config.num_blocks - 1
+    return state + more * (state_of_two - state), activations + more * (activations_of_two - activations)
+
+
+def shallow_model(config: GPTConfig, num_blocks: int = 1, activation_checkpointing: bool = False) -> GPT:
+    """Return a model without memory that has fewer blocks. Equal calls return the same object: do not change it."""
+    shape = astuple(replace(config, num_blocks=num_blocks))
+    return _shallow_model(shape, activation_checkpointing)
+
+
+@functools.lru_cache(maxsize=512)
+def _shallow_model(shape: tuple, activation_checkpointing: bool) -> GPT:
+    return model_without_memory(GPTConfig(*shape), activation_checkpointing)
+
+
 def estimate_memory(
     gpt: GPT, optimizer: OptimizerName, windows: int, precision: str = "32-true", device: str = "cpu", shards: int = 1
 ) -> tuple[int, int]:
@@ -56,14 +89,6 @@ def estimate_memory(
     if device == "cuda":  # on a CPU the chunks of logits are small
         activations += chunk_bytes(device, windows * gpt.config.context_length, gpt.config.vocab_size)
     return state_bytes(gpt, optimizer, precision) // shards, activations
-
-
-def fits_in_memory(
-    gpt: GPT, optimizer: OptimizerName, windows: int, precision: str, device: torch.device, share: float = 1.0
-) -> bool:
-    """Return whether the estimate is at most `share` of the free memory of the device; yes if that is not known."""
-    free = free_memory(device)
-    return free is None or sum(estimate_memory(gpt, optimizer, windows, precision, device.type)) <= share * free
 
 
 def processes_sharing_memory(device: str, processes: int) -> int:

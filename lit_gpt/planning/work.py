@@ -1,13 +1,10 @@
 """Count the work of an optimizer step and of an evaluation: operations, numbers, calls. `speed.py` gives it a time."""
 
-import functools
-from dataclasses import astuple, replace
-
 from torch import Tensor
 
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import NEWTON_SCHULZ_GROUPS, OptimizerName, matrix_kind
-from lit_gpt.planning.memory import activation_dtype, block_saved_bytes, model_without_memory
+from lit_gpt.planning.memory import activation_dtype, block_saved_bytes, shallow_model
 
 Work = dict[str, float]  # name of a kind of work -> its amount
 
@@ -48,7 +45,7 @@ def pass_work(config: GPTConfig, windows: int, precision: str, device: str = "cp
         embeddings: Numbers that are looked up in tables.
         weights: Numbers in the matrices of blocks, head and embeddings. They are cast, and their gradients are written.
     """
-    gpt = _with_one_block(config)
+    gpt = shallow_model(config)
     B, T, D, V = windows, config.context_length, config.d_model, config.vocab_size
     L, H, N = config.num_blocks, config.num_heads, windows * config.context_length
     saved, masks = block_saved_bytes(gpt, activation_dtype(precision), device)
@@ -80,7 +77,7 @@ def update_work(config: GPTConfig, optimizer: OptimizerName) -> Work:
         momenta: Numbers in these matrices.
         newton_schulz: Floating-point operations that make them orthogonal.
     """
-    gpt, L = _with_one_block(config), config.num_blocks
+    gpt, L = shallow_model(config), config.num_blocks
     tensors = list(gpt.parameters()) + (L - 1) * list(gpt.blocks.parameters())
     matrices = _matrices(gpt) if optimizer == "muon" else []
     momenta = L * sum(p.numel() for p in matrices)
@@ -104,16 +101,6 @@ def newton_schulz_flops(matrix: Tensor) -> int:
         gram_products = 1 + 4 * (iterations - 1)  # of matrices (short, short)
         flops += 2 * (2 * short * short * long) + gram_products * 2 * short**3
     return flops
-
-
-def _with_one_block(config: GPTConfig) -> GPT:
-    """Return a model of this shape without memory, with the first of its equal blocks only."""
-    return _without_memory(astuple(replace(config, num_blocks=1)))
-
-
-@functools.lru_cache(maxsize=256)
-def _without_memory(shape: tuple) -> GPT:
-    return model_without_memory(GPTConfig(*shape))
 
 
 def _matrices(gpt: GPT) -> list[Tensor]:

@@ -1,0 +1,170 @@
+"""Time steps of many shapes, and fit the table `SECONDS` of lit_gpt/planning/speed.py to them.
+
+    python docs/planning_speed.py measure 60    # adds 60 shapes to planning_speed.json, in about ten minutes
+    python docs/planning_speed.py fit           # prints the table, fitted on every second shape, and its errors
+
+Shapes are drawn at random. Times are those of one thread on a CPU, in CPU seconds, so that other programs disturb them
+little. Before and after each shape a reference shape is timed. Times are divided by its times, and multiplied by the
+median of its times over all shapes, so that the speed of the machine may change in between.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_gpt import GPTConfig
+from lit_gpt.device import configure_malloc
+from lit_gpt.planning.memory import model_without_memory
+from lit_gpt.planning.speed import TrainingLoop, Workload
+from lit_gpt.planning.work import Work, flops_per_token, pass_work, update_work
+
+DATA = Path(__file__).with_name("planning_speed.json")
+PLANNED: dict[str, Any] = {"norm": "layernorm", "mlp": "relu2", "tie_embeddings": False, "previous_tokens": 2}
+VARIANTS: tuple[dict[str, Any], ...] = (
+    *[PLANNED] * 6,
+    {},
+    PLANNED | {"dropout": 0.1},
+    PLANNED | {"tie_embeddings": True, "previous_tokens": 0},
+)
+REFERENCE = GPTConfig(1024, context_length=64, d_model=128, num_blocks=4, num_heads=2, **PLANNED)
+PHASES = ("gradients", "update", "evaluation")
+MIN_FLOPS, MAX_FLOPS = 2e8, 6e10  # of a step; a few milliseconds to a second
+
+
+def draw(generator: random.Random) -> Workload:
+    """Draw a step."""
+    while True:
+        width = generator.choice([64, 96, 128, 192, 256, 384, 512, 768])
+        config = GPTConfig(
+            vocab_size=generator.choice([65, 256, 512, 1024, 2048, 4096, 5500, 8192, 16000]),
+            context_length=generator.choice([32, 64, 128, 256, 512]),
+            d_model=width,
+            num_blocks=generator.choice([2, 3, 4, 6, 8, 12]),
+            num_heads=max(1, width // generator.choice([32, 64, 64])),
+            **generator.choice(VARIANTS),
+        )
+        windows = generator.choice([2, 4, 8, 16, 32, 64])
+        optimizer = generator.choice(["muon", "muon", "muon", "adamw"])
+        precision = generator.choice(["32-true", "bf16-mixed"])
+        flops = flops_per_token(model_without_memory(config)) * windows * config.context_length
+        if MIN_FLOPS < flops < MAX_FLOPS:
+            return Workload(config, windows, optimizer, precision)
+
+
+def time_phases(loop: TrainingLoop, seconds: float) -> list[float]:
+    """Return the median CPU seconds of each of the `PHASES`; the first two steps are not counted."""
+    times: list[list[float]] = [[] for _ in PHASES]
+    end = np.inf
+    while len(times[0]) < 3 or time.process_time() < end:
+        if len(times[0]) == 2:
+            end = time.process_time() + seconds
+        for phase, function in zip(times, (loop.compute_gradients, loop.update, loop.evaluate)):
+            start = time.process_time()
+            function()
+            phase.append(time.process_time() - start)
+    return [statistics.median(phase[2:]) for phase in times]
+
+
+def measure(count: int) -> None:
+    """Add the times of `count` random shapes to `DATA`."""
+    configure_malloc()
+    torch.set_num_threads(1)
+    rows = json.loads(DATA.read_text()) if DATA.exists() else []
+    generator, cpu = random.Random(len(rows)), torch.device("cpu")
+    for _ in range(count):
+        workload = draw(generator)
+        reference = TrainingLoop(replace(workload, config=REFERENCE, windows=16, optimizer="muon"), cpu)
+        before = time_phases(reference, 0.3)
+        measured = time_phases(TrainingLoop(workload, cpu), 1.0)
+        after = time_phases(reference, 0.3)
+        defaults = asdict(GPTConfig(1))
+        config = {name: value for name, value in asdict(workload.config).items() if value != defaults[name]}
+        row = {"config": config, "windows": workload.windows, "optimizer": workload.optimizer}
+        row |= {"precision": workload.precision, "seconds": [float(f"{second:.4g}") for second in measured]}
+        row["reference"] = [float(f"{(x + y) / 2:.4g}") for x, y in zip(before, after)]
+        rows.append(row)
+        DATA.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+        print(row)
+
+
+# -------------------------------------------------------------------------------------------------------------- fit
+
+
+def normalize(rows: list[dict[str, Any]]) -> None:
+    """Divide the seconds of each shape by those of its reference, and multiply them by the median of the references."""
+    for precision in ("32-true", "bf16-mixed"):
+        alike = [row for row in rows if row["precision"] == precision]
+        for phase in range(len(PHASES)):
+            median = statistics.median(row["reference"][phase] for row in alike)
+            for row in alike:
+                row["seconds"][phase] *= median / row["reference"][phase]
+
+
+def work_of(row: dict[str, Any], phase: str) -> Work:
+    """Return the work of a phase of a measured step."""
+    config = GPTConfig(**row["config"])
+    if phase == "update":
+        return update_work(config, row["optimizer"])
+    return pass_work(
+        replace(config, dropout=0.0) if phase == "evaluation" else config, row["windows"], row["precision"]
+    )
+
+
+def non_negative_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return x >= 0 with the least |matrix @ x - target|: the active-set method of Lawson and Hanson 1974."""
+    scale = np.linalg.norm(matrix, axis=0) + 1e-300
+    matrix = matrix / scale
+    x, active = np.zeros(matrix.shape[1]), np.zeros(matrix.shape[1], dtype=bool)
+    while True:
+        gradient = np.where(active, -np.inf, matrix.T @ (target - matrix @ x))
+        if gradient.max() <= 1e-9:
+            return x / scale
+        active[gradient.argmax()] = True
+        while True:
+            solution = np.zeros_like(x)
+            solution[active] = np.linalg.lstsq(matrix[:, active], target, rcond=None)[0]
+            if (solution[active] > 0).all():
+                break
+            negative = active & (solution <= 0)
+            x += (x[negative] / (x[negative] - solution[negative])).min() * (solution - x)
+            active &= x > 1e-14
+            x[~active] = 0
+        x = solution
+
+
+def fit() -> None:
+    """Print the table, fitted on every second shape to relative errors, and its errors on the other shapes."""
+    rows = json.loads(DATA.read_text())
+    normalize(rows)
+    for number, phase in enumerate(PHASES):
+        for precision in ("32-true", "bf16-mixed") if phase != "update" else (None,):
+            alike = [row for row in rows if precision in (None, row["precision"])]
+            works = [work_of(row, phase) for row in alike]
+            matrix = np.array([list(work.values()) for work in works], dtype=float)
+            matrix /= np.array([[row["seconds"][number]] for row in alike])
+            seconds = non_negative_least_squares(matrix[::2], np.ones(len(matrix[::2])))
+            errors = np.abs(matrix[1::2] @ seconds - 1)
+            name = phase if precision is None else f"{phase} {'float32' if precision == '32-true' else 'bfloat16'}"
+            print(f"# {len(errors)} other shapes: median error {np.median(errors):.1%}, largest {errors.max():.1%}")
+            table = {kind: float(f"{value:.2e}") for kind, value in zip(works[0], seconds)}
+            print(f'"{name.replace("gradients", "training")}": {json.dumps(table)},')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("measure", "fit"))
+    parser.add_argument("shapes", nargs="?", type=int, default=60)
+    options = parser.parse_args()
+    measure(options.shapes) if options.what == "measure" else fit()
+
+
+if __name__ == "__main__":
+    main()
