@@ -10,6 +10,7 @@ median of its times over all shapes, so that the speed of the machine may change
 
 import argparse
 import json
+import math
 import random
 import statistics
 import time
@@ -36,11 +37,12 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 )
 REFERENCE = GPTConfig(1024, context_length=64, d_model=128, num_blocks=4, num_heads=2, **PLANNED)
 PHASES = ("gradients", "update", "evaluation")
-MIN_FLOPS, MAX_FLOPS = 2e8, 6e10  # of a step; a few milliseconds to a second
+MIN_FLOPS, MAX_FLOPS = 2e7, 4e10  # of a step; three milliseconds to a second
 
 
 def draw(generator: random.Random) -> Workload:
-    """Draw a step."""
+    """Draw a step. The logarithm of its floating-point operations is uniformly distributed, about."""
+    wanted = math.exp(generator.uniform(math.log(MIN_FLOPS), math.log(MAX_FLOPS)))
     while True:
         width = generator.choice([64, 96, 128, 192, 256, 384, 512, 768])
         config = GPTConfig(
@@ -55,14 +57,14 @@ def draw(generator: random.Random) -> Workload:
         optimizer = generator.choice(["muon", "muon", "muon", "adamw"])
         precision = generator.choice(["32-true", "bf16-mixed"])
         flops = flops_per_token(model_without_memory(config)) * windows * config.context_length
-        if MIN_FLOPS < flops < MAX_FLOPS:
+        if wanted / 2 < flops < wanted * 2:
             return Workload(config, windows, optimizer, precision)
 
 
 def time_phases(loop: TrainingLoop, seconds: float) -> list[float]:
     """Return the median CPU seconds of each of the `PHASES`; the first two steps are not counted."""
     times: list[list[float]] = [[] for _ in PHASES]
-    end = np.inf
+    end = math.inf
     while len(times[0]) < 3 or time.process_time() < end:
         if len(times[0]) == 2:
             end = time.process_time() + seconds
@@ -82,9 +84,9 @@ def measure(count: int) -> None:
     for _ in range(count):
         workload = draw(generator)
         reference = TrainingLoop(replace(workload, config=REFERENCE, windows=16, optimizer="muon"), cpu)
-        before = time_phases(reference, 0.3)
-        measured = time_phases(TrainingLoop(workload, cpu), 1.0)
-        after = time_phases(reference, 0.3)
+        before = time_phases(reference, 0.2)
+        measured = time_phases(TrainingLoop(workload, cpu), 0.8)
+        after = time_phases(reference, 0.2)
         defaults = asdict(GPTConfig(1))
         config = {name: value for name, value in asdict(workload.config).items() if value != defaults[name]}
         row = {"config": config, "windows": workload.windows, "optimizer": workload.optimizer}
