@@ -320,7 +320,7 @@ def profile(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        profiler.handle_out_of_memory()
+        profiler.handle_out_of_memory(trainer)
 
 
 # ----------------------------------------------------------------------------------------------------- after training

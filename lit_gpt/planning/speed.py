@@ -91,7 +91,7 @@ PARTS = {
 }
 PART_OF = {kind: part for part, kinds in PARTS.items() for kind in kinds}
 FACTORS = ("calls", "numbers", "products float32", "products bfloat16")
-TRAINER_SECONDS = 0.001  # of the Trainer, its callbacks and logging, for each step and each batch of an evaluation
+TRAINER_SECONDS = 0.0015  # of the Trainer, its callbacks and logging, for each step and each batch of an evaluation
 
 # How far factors are expected to lie apart, and measurements to be wrong, as standard deviations of logarithms.
 FACTOR_SPREAD, MEASUREMENT_ERROR = 0.5, 0.03
@@ -285,7 +285,6 @@ def measure_machine(device: torch.device, seconds: float) -> SpeedModel:
         device: The device of the run.
         seconds: How long to measure, about.
     """
-    base = SpeedModel(device.type, gpu_seconds(device)) if device.type == "cuda" else SpeedModel(device.type)
     precisions = ["32-true", "bf16-mixed"] if supports_bfloat16(device) else ["32-true"]
     scale = 16 if device.type == "cuda" else 1  # a GPU takes the same time for all small shapes
     small = GPTConfig(256, context_length=32, d_model=64, num_blocks=2, num_heads=1)
@@ -294,7 +293,12 @@ def measure_machine(device: torch.device, seconds: float) -> SpeedModel:
         Workload(large, 8 * scale, "muon", precision) for precision in precisions
     ]
     each = seconds / len(workloads)
-    return base.calibrated([(workload, measure_step(workload, device, each)) for workload in workloads])
+    return base_model(device).calibrated([(workload, measure_step(workload, device, each)) for workload in workloads])
+
+
+def base_model(device: torch.device) -> SpeedModel:
+    """Return a speed model of a device of which nothing has been measured."""
+    return SpeedModel(device.type, gpu_seconds(device) if device.type == "cuda" else SECONDS)
 
 
 def gpu_seconds(device: torch.device) -> dict[str, Work]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.device import free_memory, peak_memory, reset_peak_memory, synchronize, used_memory
 from lit_gpt.figures import format_bytes, format_duration
 from lit_gpt.planning.memory import activation_bytes_per_token, processes_sharing_memory
+from lit_gpt.planning.speed import Workload, base_model
 from lit_gpt.training.module import LitGPT, module_and_data
 from lit_gpt.training.pace import format_eta, remaining_validations
 from lit_gpt.training.samples import GenerateText
@@ -60,7 +61,8 @@ class Measurements:
         peaks: windows in a forward pass -> peak memory of steps with this batch size.
         full_batch_peak: peak memory of steps with the full batch, validation and text generation; 0: not measured.
         too_large_batch: windows in a batch that was not tried, or failed, because it does not fit into memory.
-        step_seconds: time of an optimizer step with the full batch.
+        measured_seconds: windows in a forward pass -> time of an optimizer step with this batch size.
+        step_seconds: time of an optimizer step with the full batch; an estimate if the batch does not fit.
         compile_seconds: time of torch.compile at the start of the run.
         validation_seconds: time of a validation.
         text_seconds: time of the texts that are generated after each validation.
@@ -76,6 +78,7 @@ class Measurements:
     peaks: dict[int, int] = field(default_factory=dict)
     full_batch_peak: int = 0
     too_large_batch: int | None = None
+    measured_seconds: dict[int, float] = field(default_factory=dict)
     step_seconds: float = 0.0
     compile_seconds: float = 0.0
     validation_seconds: float = 0.0
@@ -133,7 +136,7 @@ class Measurements:
         )
 
     def _time_report(self, completed_steps: int) -> str:
-        if self.too_large_batch is not None:
+        if self.too_large_batch is not None and not self.step_seconds:
             return "not measured, because the batch does not fit"
         speed = f"{self.tokens_per_step / self.step_seconds:,.0f} tokens/s"
         if self.max_steps is None:
@@ -147,6 +150,10 @@ class Measurements:
             validations += self.validation_interval is not None and self.validates_at_start
         other_seconds = self.compile_seconds + self.text_seconds * texts
         eta = format_eta(steps, self.step_seconds, validations, self.validation_seconds, other_seconds)
+        if self.too_large_batch is not None:
+            largest = max(self.measured_seconds)
+            steps_of = f"steps of {largest:,} window{'s'[: largest != 1]}"
+            return f"{eta}, if the batch fitted; estimated from {steps_of}, without generated texts"
         return f"{eta}; {speed}"
 
 
@@ -179,11 +186,33 @@ class RunProfiler(Callback):
         """Return what was found, as lines to print."""
         return self.measurements.report(self.completed_steps)
 
-    def handle_out_of_memory(self) -> None:
+    def handle_out_of_memory(self, trainer: Trainer) -> None:
         """Note that the current batch does not fit. The memory limit is then the peak so far."""
         found = self.measurements
         if found.peaks and not found.full_batch_peak:  # otherwise no step fits, or all steps of the run's batch size do
             found.too_large_batch, found.memory_limit = self._windows, peak_memory(self._device)
+            self._estimate_seconds(trainer)
+
+    def _estimate_seconds(self, trainer: Trainer) -> None:
+        """Estimate the time of steps and validations whose batch does not fit, from steps with smaller batches."""
+        found, precision = self.measurements, str(trainer.precision)
+        module, data = module_and_data(trainer)
+        workload = Workload(
+            module.gpt.config,
+            data.batch_size,
+            module.hparams["optimizer"],
+            precision,
+            self._accumulate_grad_batches,
+            activation_checkpointing=module.hparams["activation_checkpointing"],
+        )
+        speed = base_model(self._device).calibrated(
+            (replace(workload, windows=windows), seconds) for windows, seconds in found.measured_seconds.items()
+        )
+        found.step_seconds = speed.step_seconds(workload)
+        if found.validation_interval is not None:
+            splits: list[EvaluationBatches] = [loader.dataset for loader in data.val_dataloader()]  # type: ignore[misc]
+            tokens = data.context_length * sum(len(split.starts) for split in splits)
+            found.validation_seconds = speed.evaluation_seconds(workload.config, tokens, precision, data.batch_size)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module, data = module_and_data(trainer)
@@ -253,6 +282,7 @@ class RunProfiler(Callback):
         with without_compilation():
             yield from self._try_smaller_batches(trainer)
         if found.too_large_batch is not None:
+            self._estimate_seconds(trainer)
             return
         yield from self._time_full_batch(trainer, compiled)
         if found.validation_interval is not None:
@@ -319,6 +349,8 @@ class RunProfiler(Callback):
         reset_peak_memory(self._device)
         for _ in range(MIN_STEPS):
             yield windows
+        first, last = self._batch_seconds[0], self._batch_seconds[-1]
+        self.measurements.measured_seconds[windows] = (self._accumulate_grad_batches - 1) * first + last
         self.measurements.peaks[windows] = peak_memory(self._device)
 
     def _time_validation(self, trainer: Trainer, module: LitGPT, data: TextDataModule) -> float:
