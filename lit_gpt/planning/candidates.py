@@ -1,14 +1,14 @@
 """Candidates for a run: every combination of tokenizer, context length and shape, with what the rules expect of it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from lit_gpt.model import GPTConfig
+from lit_gpt.optim import OptimizerName
 from lit_gpt.planning import rules
-from lit_gpt.planning.memory import estimate_memory, model_without_memory
+from lit_gpt.planning.memory import estimate_memory_of_shape
 from lit_gpt.planning.pilots import Recipe
 from lit_gpt.planning.speed import SpeedModel, Workload
 from lit_gpt.planning.text import TokenizerStatistics
@@ -59,7 +59,13 @@ class Candidate:
     @property
     def workload(self) -> Workload:
         return Workload(
-            self.config, self.batch_size, self.recipe.optimizer, self.precision, self.accumulate, self.compile
+            self.config,
+            self.batch_size,
+            self.recipe.optimizer,
+            self.precision,
+            self.accumulate,
+            self.compile,
+            self.activation_checkpointing,
         )
 
 
@@ -83,22 +89,31 @@ class Machine:
 def list_candidates(
     tokenizers: list[TokenizerStatistics], given: dict[str, Any], machine: Machine, seconds: float
 ) -> list[Candidate]:
-    """Return every candidate that fits into the memory and the time, the one with the lowest expected loss first.
+    """Return every candidate that can be trained in the time, the one with the lowest expected loss first.
 
     Args:
         tokenizers: The tokenizers to choose from.
         given: The settings that the person gave, such as "model.config.d_model" -> 128; they stay as they are.
-        machine: Where the run takes place.
+        machine: Where the run takes place. Its memory is not considered, see `fit_into_memory`.
         seconds: The time to train in.
     """
     found = []
     for tokenizer in tokenizers:
-        for context_length in _context_lengths(tokenizer, given):
-            for config in _configs(tokenizer, context_length, given):
-                candidate = _fit_into_time(tokenizer, config, given, machine, seconds)
+        for width, blocks in _shapes(given):
+            for context_length in _context_lengths(tokenizer, given):
+                config = _make_config(tokenizer, width, blocks, context_length, given)
+                candidate = None if config is None else _fit_into_time(tokenizer, config, given, machine, seconds)
                 if candidate is not None:
                     found.append(candidate)
+            if found and found[-1].steps < 2 * rules.MIN_STEPS:  # larger models are too slow
+                break
     return sorted(found, key=lambda candidate: candidate.bits_per_byte)
+
+
+def _shapes(given: dict[str, Any]) -> list[tuple[int, int]]:
+    """Return width and blocks of each step of the ladder, with those that are given in place of the others."""
+    width, blocks = given.get("model.config.d_model"), given.get("model.config.num_blocks")
+    return list(dict.fromkeys((width or step[0], blocks or step[1]) for step in SHAPES))
 
 
 def _context_lengths(tokenizer: TokenizerStatistics, given: dict[str, Any]) -> list[int]:
@@ -109,82 +124,73 @@ def _context_lengths(tokenizer: TokenizerStatistics, given: dict[str, Any]) -> l
     return [length for length in CONTEXT_LENGTHS if length <= longest] or [longest]
 
 
-def _configs(tokenizer: TokenizerStatistics, context_length: int, given: dict[str, Any]) -> Iterator[GPTConfig]:
-    """Yield a shape for every step of the ladder that the given settings leave open."""
+def _make_config(
+    tokenizer: TokenizerStatistics, width: int, blocks: int, context_length: int, given: dict[str, Any]
+) -> GPTConfig | None:
+    """Return the shape of a model; None if the given settings do not go with its width."""
     prefix = "model.config."
     fixed = {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
-    fixed.pop("vocab_size", None)
-    shapes = {(fixed.get("d_model", width), fixed.get("num_blocks", blocks)) for width, blocks in SHAPES}
-    for width, blocks in sorted(shapes):
-        chosen = rules.architecture(width, tokenizer)
-        settings = {**chosen, "d_model": width, "num_blocks": blocks, "context_length": context_length, **fixed}
-        try:
-            yield GPTConfig(**settings, vocab_size=tokenizer.vocab_size)
-        except ValueError:  # the given settings do not go with this width
-            continue
+    chosen = {**rules.architecture(width, tokenizer), "d_model": width, "num_blocks": blocks}
+    try:
+        return GPTConfig(**{**chosen, "context_length": context_length, **fixed, "vocab_size": tokenizer.vocab_size})
+    except ValueError:
+        return None
 
 
 def _fit_into_time(
     tokenizer: TokenizerStatistics, config: GPTConfig, given: dict[str, Any], machine: Machine, seconds: float
 ) -> Candidate | None:
-    """Return a shape with its batch, steps and rates; None if it is too slow or too large.
+    """Return a shape with its batch, steps and rates; None if fewer steps than `rules.MIN_STEPS` fit into the time.
 
-    The number of tokens in a step, and with it the number of steps, follows from the tokens that can be trained on in
-    the time, which changes little with the tokens in a step.
+    The tokens in a step follow from the tokens that can be trained on in the time. That number grows a little with the
+    tokens in a step, because the optimizer then takes less of the time.
     """
-    optimizer = given.get("model.optimizer", "muon")
+    optimizer: OptimizerName = given.get("model.optimizer", "muon")
     precision = given.get("trainer.precision") or rules.precision(config, machine.device, machine.has_bfloat16)
     compiled = given.get("model.compile", rules.compile_pays(machine.device, seconds))
+    windows_given = given.get("data.global_batch_size") or given.get("data.batch_size")
     tokens_per_step = rules.MIN_TOKENS_PER_STEP
     while True:
-        batch_size, accumulate = _divide_batch(config, tokens_per_step, given, machine, optimizer, precision)
-        if batch_size == 0:
-            return None
-        workload = Workload(config, batch_size, optimizer, precision, accumulate, compiled)
+        windows = windows_given or max(1, tokens_per_step // config.context_length)
+        workload = Workload(config, windows, optimizer, precision, compile=compiled)
         step_seconds = machine.speed.step_seconds(workload)
         steps = int(seconds / step_seconds)
-        wanted = rules.tokens_per_step(steps * tokens_per_step, machine.device)
-        if wanted <= tokens_per_step or "data.batch_size" in given or "data.global_batch_size" in given:
+        if windows_given or rules.tokens_per_step(steps * tokens_per_step, machine.device) <= tokens_per_step:
             break
         tokens_per_step *= 2
     if steps < rules.MIN_STEPS:
         return None
-    tokens = steps * batch_size * accumulate * config.context_length
+    tokens = steps * windows * config.context_length
     config = replace(config, dropout=given.get("model.config.dropout", rules.dropout(tokenizer, config, tokens)))
-    recipe = rules.recipe(optimizer, config, steps, batch_size * accumulate * config.context_length, given)
+    recipe = rules.recipe(optimizer, config, steps, windows * config.context_length, given)
     expected = rules.expected_bits_per_byte(tokenizer, config, tokens)
-    return Candidate(
-        tokenizer,
-        config,
-        recipe,
-        batch_size,
-        accumulate,
-        precision,
-        steps,
-        step_seconds,
-        compile=compiled,
-        bits_per_byte=expected,
-    )
+    return Candidate(tokenizer, config, recipe, windows, 1, precision, steps, step_seconds, False, compiled, expected)
 
 
-def _divide_batch(
-    config: GPTConfig, tokens_per_step: int, given: dict[str, Any], machine: Machine, optimizer: Any, precision: str
-) -> tuple[int, int]:
-    """Return B, windows in a forward pass that fit into the memory, and the forward passes of a step; (0, 0): none."""
-    windows = max(1, tokens_per_step // config.context_length)
-    if "data.global_batch_size" in given:
-        windows = given["data.global_batch_size"]
-    batch_size = given.get("data.batch_size", windows)
-    gpt = model_without_memory(config)
-    while True:
-        state, activations = estimate_memory(gpt, optimizer, batch_size, precision, machine.device.type)
-        fits = machine.free_memory is None or state + activations <= MEMORY_SHARE * machine.free_memory
-        if fits:
-            break
-        if "data.batch_size" in given or batch_size == 1:
-            return 0, 0
-        batch_size //= 2
-    accumulate = (
-        max(1, windows // batch_size) if "data.batch_size" not in given or "data.global_batch_size" in given else 1
-    )
-    return batch_size, accumulate
+def fit_into_memory(candidate: Candidate, given: dict[str, Any], machine: Machine) -> Candidate | None:
+    """Return a candidate whose batch is divided into forward passes that fit into the memory; None if none fits.
+
+    Activation checkpointing comes last, because it costs a third more time.
+    """
+    windows = candidate.batch_size * candidate.accumulate
+    first = min(windows, given.get("data.batch_size", windows))
+    sizes = [first] if "data.batch_size" in given else [first >> n for n in range(first.bit_length())]
+    recomputes = given.get("model.activation_checkpointing", False)
+    for recompute in [recomputes] if recomputes or "model.activation_checkpointing" in given else [False, True]:
+        for batch_size in sizes:
+            needed = estimate_memory_of_shape(
+                candidate.config,
+                candidate.recipe.optimizer,
+                batch_size,
+                candidate.precision,
+                machine.device.type,
+                recompute,
+            )
+            if machine.free_memory is None or sum(needed) <= MEMORY_SHARE * machine.free_memory:
+                return replace(
+                    candidate,
+                    batch_size=batch_size,
+                    accumulate=max(1, windows // batch_size),
+                    activation_checkpointing=recompute,
+                )
+    return None

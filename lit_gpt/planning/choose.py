@@ -26,8 +26,8 @@ def encode_sample(sample: TextSample, tokenizer: Tokenizer) -> EncodedText:
     return EncodedText(ids[:boundary], ids[boundary:], tokenizer.bytes_per_token())
 
 
-def pick_for_pilots(candidates: list[Candidate], count: int = PILOT_CANDIDATES) -> list[Candidate]:
-    """Return the candidates to compare in short runs: the best of each tokenizer, then the best others.
+def pick(candidates: list[Candidate], count: int = PILOT_CANDIDATES) -> list[Candidate]:
+    """Return the candidates to compare: the best one, the best of each other tokenizer, then the best others.
 
     Args:
         candidates: The candidates, the best one first.

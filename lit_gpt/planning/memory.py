@@ -57,6 +57,12 @@ def estimate_memory_of_shape(
     return state + more * (state_of_two - state), activations + more * (activations_of_two - activations)
 
 
+def parameter_count(config: GPTConfig) -> int:
+    """Return the number of parameters of a model of this shape."""
+    one, two = (sum(p.numel() for p in shallow_model(config, blocks).parameters()) for blocks in (1, 2))
+    return one + (config.num_blocks - 1) * (two - one)
+
+
 def shallow_model(config: GPTConfig, num_blocks: int = 1, activation_checkpointing: bool = False) -> GPT:
     """Return a model without memory that has fewer blocks. Equal calls return the same object: do not change it."""
     shape = astuple(replace(config, num_blocks=num_blocks))

@@ -1,22 +1,31 @@
 """A plan: the settings of the run that makes the most of a budget of time, and the reasons for them."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.sources import Source
-from lit_gpt.data.tokenize import read_texts
+from lit_gpt.device import free_memory, supports_bfloat16
 from lit_gpt.errors import UserError
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.figures import format_bytes
+from lit_gpt.planning import rules
+from lit_gpt.planning.candidates import Candidate, Machine, fit_into_memory, list_candidates
+from lit_gpt.planning.choose import MIN_PILOT_SECONDS, encode_sample, pick, successive_halving
 from lit_gpt.planning.overheads import Overheads
+from lit_gpt.planning.settings import candidate_settings, describe_choice
+from lit_gpt.planning.speed import TRAINER_SECONDS, measure_machine, measure_step
+from lit_gpt.planning.text import TextSample, TokenizerStatistics, sample_text, tokenizer_options
+from lit_gpt.tokenizer import Tokenizer
 
-SAMPLE_CHARACTERS = 2**20
-LEAST_CHARACTERS = 2_000
-SHARE = 0.95  # of the time that is planned; the rest is for a machine that becomes slower
-VALIDATIONS = 5
+USED_SHARE = 0.95  # of the time; the rest is for a machine that becomes slower
+CHOOSING_SHARE = 0.1  # of the time, at most
+PILOT_SHARE = 0.07  # of the time
+MACHINE_SECONDS, STEP_SECONDS = (0.5, 5.0), (0.5, 10.0)  # shortest and longest measurement of the machine and of a step
+VALIDATION_SHARE = 0.03  # of the time, for all validations together
+VALIDATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -63,58 +72,93 @@ def make_plan(
         device: Where the model will train.
 
     Raises:
-        UserError: The text is too short for any model, or the time for reading it.
+        UserError: The text is too short for any model, the time is, or no model fits into the memory.
     """
     start = time.perf_counter()
-    characters = 0
-    used: set[str] = set()
-    for text in read_texts(sources, config.read_options):
-        characters += len(text)
-        used.update(text)
-        if characters >= SAMPLE_CHARACTERS:
-            break
-    if characters < LEAST_CHARACTERS:
+    sample = sample_text(sources, config, rules.sample_characters(seconds))
+    options = tokenizer_options(sample, config, given, rules.VOCAB_SIZES)
+    tokenize_seconds = (time.perf_counter() - start) / sample.share
+    speed = measure_machine(device, _between(0.015 * seconds, MACHINE_SECONDS))
+    machine = Machine(device, speed, free_memory(device), supports_bfloat16(device))
+    training_seconds = 0.85 * seconds - tokenize_seconds
+    found = list_candidates([statistics for statistics, _ in options], given, machine, training_seconds)
+    if not found:
         raise UserError(
-            f"the text has {characters:,} characters: give {LEAST_CHARACTERS:,} or more, of which a model can learn"
+            f"{seconds:.0f} s are too few for {rules.MIN_STEPS} steps of any model on this text: give a longer --budget"
         )
-    chosen = {
-        "data.tokenizer": "char",
-        "data.batch_size": 16,
-        "model.config.context_length": 64,
-        "model.config.d_model": 128,
-        "model.config.num_blocks": 4,
-        "model.config.num_heads": 2,
+    picked = [fitting for candidate in pick(found) if (fitting := fit_into_memory(candidate, given, machine))]
+    if not picked:
+        raise UserError(
+            f"no model fits into {format_bytes(machine.free_memory or 0)} of free memory: free some, or give a smaller "
+            "--data.batch_size or --model.config"
+        )
+    chosen, pilots = _compare(picked, sample, options, seconds, start, device)
+    measured = measure_step(chosen.workload, device, _between(0.02 * seconds, STEP_SECONDS)) + TRAINER_SECONDS
+    chosen = replace(chosen, step_seconds=measured)
+    left = seconds - (time.perf_counter() - start)
+    rows = describe_choice(chosen, found, sample, pilots)
+    return _complete_plan(chosen, given, machine, left, tokenize_seconds, overheads, rows)
+
+
+def _between(value: float, limits: tuple[float, float]) -> float:
+    return min(max(value, limits[0]), limits[1])
+
+
+def _compare(
+    picked: list[Candidate],
+    sample: TextSample,
+    options: list[tuple[TokenizerStatistics, Tokenizer]],
+    seconds: float,
+    start: float,
+    device: torch.device,
+) -> tuple[Candidate, int]:
+    """Return the best candidate, and how many were compared in short runs: none where there is no time for them."""
+    used = time.perf_counter() - start
+    pilot_seconds = min(PILOT_SHARE * seconds, CHOOSING_SHARE * seconds - used)
+    if len(picked) == 1 or pilot_seconds < len(picked) * 2 * MIN_PILOT_SECONDS:
+        return picked[0], 0
+    names = {candidate.tokenizer.name for candidate in picked}
+    texts = {stats.name: encode_sample(sample, tokenizer) for stats, tokenizer in options if stats.name in names}
+    return successive_halving(picked, texts, pilot_seconds, device)[0], len(picked)
+
+
+def _complete_plan(
+    chosen: Candidate,
+    given: dict[str, Any],
+    machine: Machine,
+    seconds: float,
+    prepare_seconds: float,
+    overheads: Overheads,
+    rows: list[tuple[str, str]],
+) -> Plan:
+    """Return the plan of a candidate: how often the run validates, on how much text, and how many steps it takes."""
+    length = chosen.config.context_length
+    per_token = machine.speed.evaluation_seconds(chosen.config, 2**14, chosen.precision) / 2**14
+    validations = VALIDATIONS if seconds >= 30 else VALIDATIONS // 2
+    val_tokens = chosen.tokenizer.train_tokens / 9
+    affordable = VALIDATION_SHARE * seconds / validations / per_token
+    eval_windows = None if val_tokens + 256 * length <= affordable else max(16, int(affordable / 2 / length))
+    evaluated = val_tokens + 256 * length if eval_windows is None else 2 * eval_windows * length
+    validation = evaluated * per_token + 2 * overheads.checkpoint + overheads.sample
+    left = USED_SHARE * seconds - prepare_seconds - overheads.begin - validations * validation - overheads.end
+    steps = max(1, int(left / chosen.step_seconds))
+    settings = candidate_settings(chosen, given)
+    settings |= {
+        "trainer.max_steps": steps,
+        "trainer.val_check_interval": max(1, steps // validations),
+        "data.eval_windows": eval_windows,
+        "validate_at_start": False,
     }
-    step_seconds = _time_step({**chosen, **given}, len(used) + 1, device)
-    prepare = 2 * (time.perf_counter() - start)
-    validation = 32 * step_seconds / 3 + overheads.sample + 2 * overheads.checkpoint
-    left = SHARE * seconds - prepare - overheads.begin - (VALIDATIONS + 1) * validation - overheads.end
-    steps = int(left / step_seconds)
-    if steps < 1:
-        raise UserError(f"{seconds:.0f} s are too few for a step: give a longer --budget")
-    chosen |= {"trainer.max_steps": steps, "trainer.val_check_interval": max(1, steps // VALIDATIONS)}
-    settings = {key: value for key, value in chosen.items() if key not in given}
+    rows = [
+        *rows,
+        (f"steps       {steps:,}", f"{1e3 * chosen.step_seconds:.1f} ms each, measured; {validations} validations"),
+    ]
     return Plan(
-        settings,
-        [(f"steps       {steps:,}", f"{1e3 * step_seconds:.1f} ms each")],
-        SHARE * seconds,
-        None,
-        prepare,
-        step_seconds,
+        {key: value for key, value in settings.items() if key not in given},
+        rows,
+        USED_SHARE * seconds,
+        chosen.bits_per_byte,
+        prepare_seconds,
+        chosen.step_seconds,
         validation + overheads.end,
     )
-
-
-def _time_step(settings: dict[str, Any], vocab_size: int, device: torch.device) -> float:
-    """Return the seconds of a training step, without the optimizer."""
-    names = ("context_length", "d_model", "num_blocks", "num_heads")
-    config = GPTConfig(vocab_size=vocab_size, **{name: settings[f"model.config.{name}"] for name in names})
-    model = GPT(config).to(device)
-    shape = settings["data.batch_size"], config.context_length
-    tokens = torch.randint(vocab_size, shape, device=device)
-    times = []
-    for _ in range(8):
-        start = time.perf_counter()
-        model.loss(tokens, tokens).backward()
-        times.append(time.perf_counter() - start)
-    return 1.2 * sorted(times)[len(times) // 2]

@@ -92,4 +92,13 @@ def recipe(optimizer: Any, config: GPTConfig, steps: int, tokens_per_step: int, 
 
 def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> float:
     """Return the expected loss on the validation split at the end of a run, in bits per byte."""
-    raise NotImplementedError
+    unique = max(1, tokenizer.train_tokens)
+    repetitions = max(0.0, tokens / unique - 1)
+    useful = min(tokens, unique) + unique * 5 * (1 - math.exp(-repetitions / 5))
+    blocks = 12 * config.num_blocks * config.d_model**2
+    return 20 * (useful * tokenizer.bytes_per_token) ** -0.2 * blocks**-0.07
+
+
+def sample_characters(seconds: float) -> int:
+    """Return how many characters to look at if the whole run has some seconds."""
+    return int(min(2**22, max(2**19, 2**13 * seconds)))

@@ -4,7 +4,7 @@ from typing import Any
 
 from lit_gpt.figures import format_count
 from lit_gpt.planning.candidates import Candidate
-from lit_gpt.planning.memory import model_without_memory
+from lit_gpt.planning.memory import parameter_count
 from lit_gpt.planning.text import TextSample
 
 # Parts of GPTConfig that a plan states although they are the defaults, so that the settings say what was chosen.
@@ -49,7 +49,7 @@ def describe_choice(
         pilots: How many candidates were compared in short runs.
     """
     config, tokenizer, recipe = candidate.config, candidate.tokenizer, candidate.recipe
-    parameters = sum(p.numel() for p in model_without_memory(config).parameters())
+    parameters = parameter_count(config)
     tokens = candidate.steps * candidate.tokens_per_step
     epochs = tokens / tokenizer.train_tokens
     size = f"{'about ' if sample.share < 1 else ''}{format_count(sample.num_bytes)} bytes"
