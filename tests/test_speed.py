@@ -81,7 +81,22 @@ def test_accumulation_repeats_the_passes_and_not_the_update() -> None:
     seconds = [model.step_seconds(replace(one, accumulate=count)) for count in (1, 2, 3)]
     assert seconds[2] - seconds[1] == pytest.approx(seconds[1] - seconds[0])
     assert seconds[1] < 2 * seconds[0]
-    assert model.step_seconds(replace(one, activation_checkpointing=True)) > seconds[0]
+
+
+def test_activation_checkpointing_takes_longer_and_compiled_blocks_take_less_time() -> None:
+    for model in (SpeedModel(), SpeedModel("cuda", gpu_seconds(CPU))):
+        workload = Workload(replace(SMALL, d_model=256), 64, "adamw", "bf16-mixed")
+        seconds = model.step_seconds(workload)
+        assert seconds < model.step_seconds(replace(workload, activation_checkpointing=True)) < 1.4 * seconds
+        assert 0.7 * seconds < model.step_seconds(replace(workload, compile=True)) < 0.95 * seconds
+
+
+def test_predicted_speed_of_an_h200_is_the_measured_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_gpt.planning.speed.peak_flops", lambda device: 989e12)
+    gpt2 = GPTConfig(50257, 1024, 768, 12, 12, norm="layernorm", mlp="gelu", position="learned", qk_norm=False)
+    workload = Workload(gpt2, 64, "adamw", "bf16-mixed", accumulate=8, compile=True)
+    seconds = SpeedModel("cuda", gpu_seconds(CPU)).step_seconds(workload)
+    assert 512 * 1024 / seconds == pytest.approx(553_400, rel=0.1)  # docs/performance.md, "On a GPU"
 
 
 def test_evaluation_takes_time_in_proportion_to_its_tokens() -> None:

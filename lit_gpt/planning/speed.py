@@ -93,6 +93,9 @@ PART_OF = {kind: part for part, kinds in PARTS.items() for kind in kinds}
 FACTORS = ("calls", "numbers", "products float32", "products bfloat16")
 TRAINER_SECONDS = 0.0015  # of the Trainer, its callbacks and logging, for each step and each batch of an evaluation
 
+# The share of each part's time that compiled blocks take. It explains the speeds in docs/performance.md.
+COMPILED = {"calls": 0.7, "numbers": 0.7}
+
 # How far factors are expected to lie apart, and measurements to be wrong, as standard deviations of logarithms.
 FACTOR_SPREAD, MEASUREMENT_ERROR = 0.5, 0.03
 
@@ -185,6 +188,8 @@ class SpeedModel:
         passes = self._parts("training", work, precision)
         if workload.activation_checkpointing:  # as if head and embeddings were computed again, too
             passes = _added(passes, self._parts("evaluation", work, precision))
+        if workload.compile:
+            passes = {name: seconds * COMPILED.get(name, 1.0) for name, seconds in passes.items()}
         update = self._parts("update", update_work(config, workload.optimizer), precision)
         return _added({name: workload.accumulate * seconds for name, seconds in passes.items()}, update)
 
