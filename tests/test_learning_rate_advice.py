@@ -55,7 +55,7 @@ def test_token_losses_are_those_of_counted_tokens_and_pairs() -> None:
     counts, pairs = Counter(first), Counter(pairwise(first))
     frequency = {token: (counts[token] + 0.5) / (200 + 3.5) for token in range(7)}
     unigram = [-math.log(frequency[b]) for b in second[1:]]
-    bigram = [-math.log((pairs[a, b] + 5 * frequency[b]) / (counts[a] + 5)) for a, b in pairwise(second)]
+    bigram = [-math.log((pairs[a, b] + 20 * frequency[b]) / (counts[a] + 20)) for a, b in pairwise(second)]
     assert token_losses(ids, 7) == pytest.approx((np.mean(unigram), np.mean(bigram)))
     assert np.mean(bigram) < 0.9 * np.mean(unigram)
 
@@ -93,6 +93,19 @@ def test_loss_that_falls_slowly_from_a_uniform_guess_calls_for_ten_times_the_rat
         assert "try --model.learning_rate 0.02, ten times" in text
 
 
+def test_loss_that_falls_as_fast_at_the_end_calls_for_more_steps_or_three_times_the_rate() -> None:
+    losses = noisy(np.linspace(7, 3, 40), 0.05)
+    assert text_of(losses[:-1]) == ""
+    text = text_of(losses)
+    assert "loss/train fell by 1.74 in the first half of the steps, and by 2.03 in the second" in text
+    assert text.endswith("try --trainer.max_steps 800, or --model.learning_rate 0.006, three times as much")
+    assert text_of(noisy(3 + 4 * np.exp(-np.arange(40) / 15), 0.05)) == ""
+    recovers = np.r_[
+        6.5, 5.5, np.linspace(4.6, 4.5, 18), np.linspace(4.5, 2.0, 20)
+    ]  # when the schedule lowers the rate
+    assert text_of(noisy(recovers, 0.05)) == ""
+
+
 def test_stall_is_no_news_before_its_time_nor_where_tokens_do_not_depend_on_each_other() -> None:
     losses = noisy(np.full(20, 5.9), 0.1)
     assert text_of(losses)
@@ -124,7 +137,7 @@ def test_run_that_diverges_says_so_once_and_at_its_end_and_keeps_it(fit: Fit) ->
     text = said[0].removeprefix("advice").strip()
     assert "above the 5.55 of a uniform guess: the learning rate is too high" in text
     assert "try --model.learning_rate 0.9, a tenth, or --model.warmup_steps 100" in text
-    assert said[1].endswith(text)  # at the end
+    assert said[1].endswith(text)  # at the end of the run
     assert read_summary(RUN).advice == text
     assert text in (RUN / "report.html").read_text(encoding="utf-8")
 
@@ -141,3 +154,4 @@ def test_resumed_run_says_what_a_run_says_that_was_never_stopped(fit: Fit) -> No
     assert read_summary(RUN).advice == read_summary(whole).advice != ""
     states = [Checkpoint.open(run / "last.ckpt").callbacks["LearningRateAdvice"] for run in (RUN, whole)]
     assert states[0] == states[1]
+    assert states[0]["holds"] is True

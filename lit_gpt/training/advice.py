@@ -29,9 +29,11 @@ MIN_TOKENS = 20  # likewise, for each token of the vocabulary that occurs
 RISE = 0.15  # of the lowest loss: a loss that stays so far above it has diverged
 RISE_NATS = 0.3  # likewise, in nats per token
 LEARNED = 0.25  # of the way from single tokens to pairs of tokens: a model that has not come so far stalls
+DEPENDENT = 0.97  # of the loss of single tokens: if that of pairs is higher, tokens hardly depend on each other
 LITTLE = 0.1  # of the way from a uniform guess to another loss: nearly there, or nearly not begun
+EVEN = 0.75  # a loss falls evenly if it falls by so much of what it fell before in as many steps
 EARLY = 0.5  # of the steps: a loss that reached its level before has stopped falling
-SAMPLED_IDS = 2**17  # from which the frequencies of tokens are estimated
+SAMPLED_IDS = 2**19  # from which the frequencies of tokens are estimated
 SAMPLED_PARTS = 64  # of the text, evenly spaced
 
 
@@ -111,7 +113,7 @@ def advise(curve: LossCurve, recipe: Recipe) -> Advice | None:
     """Return the advice that the curve of a run calls for, if there is any."""
     if len(curve.losses) < MIN_POINTS:
         return None
-    return find_divergence(curve, recipe) or find_stall(curve, recipe)
+    return find_divergence(curve, recipe) or find_stall(curve, recipe) or find_early_end(curve, recipe)
 
 
 def find_divergence(curve: LossCurve, recipe: Recipe) -> Advice | None:
@@ -145,21 +147,43 @@ def find_stall(curve: LossCurve, recipe: Recipe) -> Advice | None:
     recent = sum(curve.losses[-num_recent:]) / num_recent
     if step < recipe.least_steps or not learned_loss(recipe) < recent < recipe.uniform:
         return None
-    unigram = f"the {recipe.unigram:.2f} of a model that knows only how frequent each token is"
+    rate, little = recipe.learning_rate, LITTLE * (recipe.uniform - recipe.unigram)
     level = recent + LITTLE * (recipe.uniform - recent)
     reached = next(step for step, loss in zip(curve.steps, curve.losses) if loss <= level)
-    has_moved = recent < recipe.uniform - LITTLE * (recipe.uniform - recipe.unigram)
-    if has_moved and reached < EARLY * step:
-        if recipe.bigram > (1 - LITTLE) * recipe.unigram:  # there is little more to learn
+    unigram = f"the {recipe.unigram:.2f} of a model that knows only how frequent each token is"
+    if reached < EARLY * step and recent < recipe.uniform - little:
+        is_at_unigram = recent < recipe.unigram + little
+        if not is_at_unigram or recipe.bigram > DEPENDENT * recipe.unigram:  # or there is little more to learn
             return None
         seen = f"loss/train has been near {recent:.2f} since step {reached:,}, about {unigram}"
-        return Advice(
-            "too high", f"{seen}: the learning rate is too high; try {changed_rate(recipe.learning_rate, 1 / 10)}"
-        )
-    if recipe.unigram < recent and max(curve.losses) < (1 + LITTLE) * recipe.uniform:
+        return Advice("too high", f"{seen}: the learning rate is too high; try {changed_rate(rate, 1 / 10)}")
+    if recipe.unigram < recent and max(curve.losses) < recipe.uniform + little:
         seen = f"loss/train falls slowly and is {recent:.2f} at step {step:,}, above {unigram}"
-        return Advice("too low", f"{seen}: the learning rate is too low; try {changed_rate(recipe.learning_rate, 10)}")
+        return Advice("too low", f"{seen}: the learning rate is too low; try {changed_rate(rate, 10)}")
     return None
+
+
+def find_early_end(curve: LossCurve, recipe: Recipe) -> Advice | None:
+    """Return advice at the end of a run whose loss has fallen about evenly from the first step to the last.
+
+    A loss that falls fast, stays, and falls again is another case: the rate was too high until the schedule lowered it.
+    """
+    if recipe.max_steps is None or not is_complete(curve, recipe) or curve.steps[-1] < recipe.least_steps:
+        return None
+    num, width = len(curve.losses), max(1, len(curve.losses) // 8)
+    quarter, half, end = (sum(curve.losses[i - width : i]) / width for i in (num // 4, num // 2, num))
+    first, second = recipe.uniform - half, half - end
+    falls_evenly = 0 < recipe.uniform - quarter < (quarter - half) / EVEN and second > EVEN * first
+    if not falls_evenly or second < RISE_NATS:
+        return None
+    seen = f"loss/train fell by {first:.2f} in the first half of the steps, and by {second:.2f} in the second"
+    remedy = f"--trainer.max_steps {2 * recipe.max_steps}, or {changed_rate(recipe.learning_rate, 3)}"
+    return Advice("too low", f"{seen}: the run ends early, or its learning rate is low; try {remedy}")
+
+
+def is_complete(curve: LossCurve, recipe: Recipe) -> bool:
+    """Return whether the curve gets no more points, because the run is at its end."""
+    return recipe.max_steps is not None and curve.steps[-1] + curve.steps[0] > recipe.max_steps
 
 
 def learned_loss(recipe: Recipe) -> float:
@@ -171,7 +195,7 @@ def token_losses(ids: np.ndarray, vocab_size: int) -> tuple[float, float]:
     """Return what a model reaches that knows how frequent each token is, and one that knows which follows which.
 
     Both count tokens in the first half of `ids`, and the second half is scored. The count of a pair is mixed with the
-    frequency of its second token, as if each token had been followed by five more (MacKay and Peto 1995).
+    frequency of its second token, as if each token had been followed by twenty more (MacKay and Peto 1995).
 
     Args:
         ids: Token ids, (n,), at least 4 of them.
@@ -180,7 +204,7 @@ def token_losses(ids: np.ndarray, vocab_size: int) -> tuple[float, float]:
     Returns:
         The two losses in nats per token.
     """
-    half, more = len(ids) // 2, 5.0
+    half, more = len(ids) // 2, 20.0
     counts = np.bincount(ids[:half], minlength=vocab_size)
     frequency = (counts + 0.5) / (half + 0.5 * vocab_size)  # (V,): Krichevsky and Trofimov 1981
     pairs, pair_counts = np.unique(ids[: half - 1] * vocab_size + ids[1:half], return_counts=True)
@@ -242,7 +266,8 @@ class LearningRateAdvice(Callback):
         self.holds = advice is not None and self._kind in ("", advice.kind)
         if advice is not None and not self._kind:
             self._kind, self.given = advice.kind, advice.text
-            if trainer.progress_bar_callback is not None:
+            # the lines at the end of the run repeat it
+            if trainer.progress_bar_callback is not None and not is_complete(self._curve, self._recipe):
                 trainer.progress_bar_callback.print("\n".join(wrap_line(f"advice      {advice.text}")))
 
 

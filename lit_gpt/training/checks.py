@@ -140,8 +140,8 @@ def check_batch(config: GPTConfig, batch: Batch) -> None:
 
 
 def changed_rate(learning_rate: float, factor: float) -> str:
-    """Return the flag for a learning rate times a factor, and the factor in words: 1/3, 1/10 or 10."""
-    words = {1 / 3: "a third", 1 / 10: "a tenth", 10: "ten times as much"}[factor]
+    """Return the flag for a learning rate times a factor, and the factor in words: 1/3, 1/10, 3 or 10."""
+    words = {1 / 3: "a third", 1 / 10: "a tenth", 3: "three times as much", 10: "ten times as much"}[factor]
     return f"--model.learning_rate {learning_rate * factor:.2g}, {words}"
 
 
