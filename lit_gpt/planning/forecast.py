@@ -2,14 +2,16 @@
 
 The loss of a run falls about like a power of the number of steps (Hestness et al. 2017), and it falls once more where
 the learning rate does. The slope of the training loss over the logarithm of the steps says how fast. A linear
-regression on a few such features gives the logarithm of the last loss divided by the loss now. A second one, on the
-same features, gives the usual size of its error. Both are fitted on measured runs by docs/planning_forecast.py, which
+regression on a few such features gives the logarithm of the last loss divided by the loss now, and a second one the
+usual size of its error. Both are fitted on measured runs by docs/planning_forecast.py, which
 prints the coefficients below. docs/planning.md says how good the forecasts are.
 """
 
 import math
 from dataclasses import dataclass
 from operator import mul
+
+from lit_gpt.optim import OptimizerName
 
 Curve = list[tuple[int, float]]  # (step, loss in nats per token), in ascending order
 
@@ -30,6 +32,7 @@ class KnownCurves:
         rate: The learning rate of the next step, as a fraction of the highest one.
         last_rate: That of the last step.
         epochs: Passes over the training text in the whole run.
+        optimizer: Of the model.
     """
 
     step: int
@@ -40,6 +43,7 @@ class KnownCurves:
     rate: float
     last_rate: float
     epochs: float
+    optimizer: OptimizerName
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Regression:
     """Coefficients that docs/planning_forecast.py has fitted.
 
     Attributes:
-        change: Of ln(last validation loss / loss now), one for each feature.
-        error: Of the mean absolute error of that, one for each feature, none below zero.
-        low: The tenth percentile of the errors, in mean absolute errors.
+        change: Of ln(last validation loss / loss now), one for each of `features`.
+        error: Of the size of its error, one for each of `error_features`, none below zero.
+        low: The tenth percentile of the errors, divided by that size.
         high: The ninetieth percentile.
     """
 
@@ -92,17 +96,23 @@ def mean_loss(curve: Curve, after: int, step: int) -> float | None:
 
 
 def features(known: KnownCurves) -> tuple[float, ...]:
-    """Return what the change of the loss until the end of the run depends on; all are zero at the last step."""
+    """Return what the change of the loss until the end of the run depends on; all are zero at the last step.
+
+    The loss falls with the slope of the training loss, but less where the text is read again, and it may rise again
+    where the text is read many times.
+    """
     remaining = 2 * (1 - math.sqrt(known.step / known.last_step))  # the fall of a power law with the exponent 0.5
-    slope = math.log(known.recent_loss / known.earlier_loss)
-    gap = 0.0 if known.val_loss is None else math.log(known.val_loss / known.recent_loss)
-    return (
-        remaining * slope,
-        remaining,
-        known.rate - known.last_rate,
-        remaining * gap,
-        remaining * max(0.0, math.log(known.epochs)),
-    )
+    fall = remaining * math.log(known.recent_loss / known.earlier_loss)
+    second_pass = min(1.0, max(0.0, math.log(known.epochs)))  # up to 2.7 passes
+    more_passes = max(0.0, math.log(known.epochs / 3))
+    return fall, remaining * fall, second_pass * fall, remaining * more_passes, known.rate - known.last_rate
+
+
+def error_features(known: KnownCurves) -> tuple[float, ...]:
+    """Return what the size of the error depends on; all are zero at the last step, none is negative."""
+    remaining = 2 * (1 - math.sqrt(known.step / known.last_step))
+    fall = remaining * abs(math.log(known.recent_loss / known.earlier_loss))
+    return fall, fall * math.sqrt(100 / known.step), remaining, remaining * max(0.0, math.log(known.epochs))
 
 
 def forecast(known: KnownCurves, regression: Regression | None = None) -> Forecast:
@@ -110,16 +120,28 @@ def forecast(known: KnownCurves, regression: Regression | None = None) -> Foreca
 
     Args:
         known: The curves so far.
-        regression: The coefficients. None: those that are fitted for a step with or without a validation.
+        regression: The coefficients. None: those that are fitted for the optimizer, with or without a validation.
     """
     loss = known.recent_loss if known.val_loss is None else known.val_loss
-    regression = regression or (WITHOUT_VALIDATION if known.val_loss is None else WITH_VALIDATION)
-    values = features(known)
-    change, error = sum(map(mul, regression.change, values)), sum(map(mul, regression.error, map(abs, values)))
+    regression = regression or REGRESSIONS[known.optimizer, known.val_loss is not None]
+    change = sum(map(mul, regression.change, features(known)))
+    error = sum(map(mul, regression.error, error_features(known)))
     quantiles = (change, change + regression.low * error, change + regression.high * error)
     return Forecast(*(loss * math.exp(quantile) for quantile in quantiles))
 
 
-# Printed by `python docs/planning_forecast.py`.
-WITH_VALIDATION = Regression((1.38, -0.0564, 0.0499, 0.474, 0.0827), (0.2177, 0.0105, 0.0, 1.7117, 0.0), -1.552, 1.197)
-WITHOUT_VALIDATION = Regression((3.3254, 0.029, 0.2041, 0.0, -0.1481), (1.7464, 0.0, 0.0, 0.0, 0.0), -1.505, 0.745)
+# (optimizer, whether there is a validation loss) -> coefficients, as `python docs/planning_forecast.py` prints them.
+REGRESSIONS: dict[tuple[OptimizerName, bool], Regression] = {
+    ("muon", True): Regression(
+        (0.7135, 0.9046, -1.4067, -0.062, -0.0434), (0.0339, 0.3935, 0.0876, 0.0194), low=-0.478, high=0.238
+    ),
+    ("adamw", True): Regression(
+        (0.7888, 0.7529, -1.1971, -0.0695, -0.0072), (0.0124, 0.3951, 0.0919, 0.0176), low=-2.617, high=0.700
+    ),
+    ("muon", False): Regression(
+        (0.1852, 0.5695, -0.9173, -0.1017, -0.1089), (0.0, 0.0, 0.207, 0.0), low=-0.230, high=0.243
+    ),
+    ("adamw", False): Regression(
+        (0.8936, 1.0334, -1.5128, -0.1017, -0.0664), (0.0, 0.0, 0.2146, 0.0), low=-4.696, high=0.779
+    ),
+}

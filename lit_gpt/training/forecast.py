@@ -34,7 +34,7 @@ class LossForecast(Callback):
     a last step or with fewer than `MIN_STEPS`.
 
     The training losses so far, at most a thousand, are in the checkpoint: a resumed run forecasts what a run that was
-    never stopped would. Ordinary steps cost nothing; logging steps read a loss for which the logger waits, too.
+    never stopped would. On a GPU they are those of the logging steps, where the logger waits for the device, too.
 
     Attributes:
         MIN_STEPS: The shortest run with forecasts.
@@ -75,16 +75,16 @@ class LossForecast(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Forecast from the training loss alone if the first tenth of the run has ended without a validation."""
-        step = trainer.global_step
-        if self._forecast_step == 0 and self._is_due(step) and is_logging_step(trainer, step):
+        if self._forecast_step == 0 and self._is_due(trainer.global_step):
             self._forecast(trainer, None)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if self._last_step is None or not is_logging_step(trainer, step):
-            return
-        if not self._train_curve or step > self._train_curve[-1][0]:  # else other batches of this step follow
-            add_point(self._train_curve, step, float(trainer.callback_metrics["loss/train"]))
+        module, _ = module_and_data(trainer)
+        is_new_step = step > (self._train_curve[-1][0] if self._train_curve else 0)
+        is_synchronous = module.device.type == "cpu"
+        if self._last_step is not None and is_new_step and (is_synchronous or is_logging_step(trainer, step)):
+            add_point(self._train_curve, step, float(module.step_loss))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -107,7 +107,7 @@ class LossForecast(Callback):
         step, last_step = trainer.global_step, self._last_step
         recent = mean_loss(self._train_curve, step // 2, step)
         earlier = mean_loss(self._train_curve, step // 4, step // 2)
-        if recent is None or earlier is None:
+        if not recent or not earlier or val_loss == 0:  # the logarithm of a ratio is taken
             return
         known = KnownCurves(
             step=step,
@@ -118,6 +118,7 @@ class LossForecast(Callback):
             rate=module.learning_rate_factor(step),
             last_rate=module.learning_rate_factor(last_step - 1),
             epochs=last_step * data.plan.accumulate_grad_batches / data.plan.num_batches,
+            optimizer=module.hparams["optimizer"],
         )
         self._forecast_step = step
         self._show(trainer, forecast(known), "forecast    " if val_loss is not None else step_line(step, "forecast "))

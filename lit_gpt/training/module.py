@@ -123,6 +123,7 @@ class LitGPT(LightningModule):
         self._compiled = self._batch_checked = False
         self._max_steps: int | None = None  # the last optimizer step of the run; None: it has no end
         self._loss_sum: Tensor | float = 0.0  # over the batches of the current optimizer step
+        self._loss_count = 1  # of these batches
         self._is_last_of_step = False  # whether the optimizer step follows the current batch
         self._is_logging_step = False  # whether metrics of the current optimizer step are logged
         self._is_monitored = False  # whether a callback monitors a metric of the training steps
@@ -272,13 +273,19 @@ class LitGPT(LightningModule):
             self._seed_dropout(self.text_data.seed, self.trainer.global_step * accumulation + micro_batch)
         loss = self.gpt.loss(*batch)
         self._loss_sum = loss.detach() + (self._loss_sum if micro_batch else 0.0)
+        self._loss_count = micro_batch + 1
         self._is_last_of_step = micro_batch + 1 == accumulation or self.trainer.is_last_batch
         is_due = self._is_monitored or is_logging_step(self.trainer, self.trainer.global_step + 1)
         self._is_logging_step = self._is_last_of_step and is_due
         if self._is_logging_step:  # not at every step, because a call of `self.log` takes a third of a millisecond
-            self.log("loss/train", self._loss_sum / (micro_batch + 1), sync_dist=True)
+            self.log("loss/train", self.step_loss, sync_dist=True)
             self.log("optim/lr", self.trainer.optimizers[0].param_groups[0]["lr"])  # of the blocks
         return loss
+
+    @property
+    def step_loss(self) -> Tensor | float:
+        """The mean loss of the batches of the current optimizer step, or of the latest one, on this rank."""
+        return self._loss_sum / self._loss_count
 
     def _seed_dropout(self, seed: int, batch_number: int) -> None:
         """Seed the generators from the seed of the run and the number of the batch, over all ranks.
