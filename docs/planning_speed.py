@@ -24,7 +24,7 @@ import torch
 from lit_gpt import GPTConfig
 from lit_gpt.device import configure_malloc
 from lit_gpt.planning.memory import model_without_memory
-from lit_gpt.planning.speed import TrainingLoop, Workload
+from lit_gpt.planning.speed import SECONDS, TRAINER_SECONDS, SpeedModel, TrainingLoop, Workload
 from lit_gpt.planning.work import Work, flops_per_token, pass_work, update_work
 
 DATA = Path(__file__).with_name("planning_speed.json")
@@ -36,7 +36,8 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     PLANNED | {"tie_embeddings": True, "previous_tokens": 0},
 )
 REFERENCE = GPTConfig(1024, context_length=64, d_model=128, num_blocks=4, num_heads=2, **PLANNED)
-PHASES = ("gradients", "update", "evaluation")
+PHASES = ("training", "update", "evaluation")
+PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 MIN_FLOPS, MAX_FLOPS = 2e7, 4e10  # of a step; three milliseconds to a second
 
 
@@ -55,7 +56,7 @@ def draw(generator: random.Random) -> Workload:
         )
         windows = generator.choice([2, 4, 8, 16, 32, 64])
         optimizer = generator.choice(["muon", "muon", "muon", "adamw"])
-        precision = generator.choice(["32-true", "bf16-mixed"])
+        precision = generator.choice(list(PRECISIONS))
         flops = flops_per_token(model_without_memory(config)) * windows * config.context_length
         if wanted / 2 < flops < wanted * 2:
             return Workload(config, windows, optimizer, precision)
@@ -100,14 +101,17 @@ def measure(count: int) -> None:
 # -------------------------------------------------------------------------------------------------------------- fit
 
 
-def normalize(rows: list[dict[str, Any]]) -> None:
-    """Divide the seconds of each shape by those of its reference, and multiply them by the median of the references."""
-    for precision in ("32-true", "bf16-mixed"):
-        alike = [row for row in rows if row["precision"] == precision]
-        for phase in range(len(PHASES)):
-            median = statistics.median(row["reference"][phase] for row in alike)
-            for row in alike:
-                row["seconds"][phase] *= median / row["reference"][phase]
+def normalize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows of one precision with seconds as if the reference always took the median of its times.
+
+    A shape whose reference differs from the median by more than a quarter was disturbed, and is left out.
+    """
+    median, kept = np.median([row["reference"] for row in rows], axis=0), []  # of each phase
+    for row in rows:
+        ratios = np.array(row["reference"]) / median
+        if np.abs(ratios - 1).max() < 0.25:
+            kept.append(row | {"seconds": (row["seconds"] / ratios).tolist()})
+    return kept
 
 
 def work_of(row: dict[str, Any], phase: str) -> Work:
@@ -145,19 +149,38 @@ def non_negative_least_squares(matrix: np.ndarray, target: np.ndarray) -> np.nda
 def fit() -> None:
     """Print the table, fitted on every second shape to relative errors, and its errors on the other shapes."""
     rows = json.loads(DATA.read_text())
-    normalize(rows)
-    for number, phase in enumerate(PHASES):
-        for precision in ("32-true", "bf16-mixed") if phase != "update" else (None,):
-            alike = [row for row in rows if precision in (None, row["precision"])]
-            works = [work_of(row, phase) for row in alike]
-            matrix = np.array([list(work.values()) for work in works], dtype=float)
-            matrix /= np.array([[row["seconds"][number]] for row in alike])
-            seconds = non_negative_least_squares(matrix[::2], np.ones(len(matrix[::2])))
-            errors = np.abs(matrix[1::2] @ seconds - 1)
-            name = phase if precision is None else f"{phase} {'float32' if precision == '32-true' else 'bfloat16'}"
-            print(f"# {len(errors)} other shapes: median error {np.median(errors):.1%}, largest {errors.max():.1%}")
-            table = {kind: float(f"{value:.2e}") for kind, value in zip(works[0], seconds)}
-            print(f'"{name.replace("gradients", "training")}": {json.dumps(table)},')
+    halves: tuple[list[dict[str, Any]], ...] = ([], [])  # to fit on, and to test on
+    for precision in PRECISIONS:
+        kept = normalize([row for row in rows if row["precision"] == precision])
+        halves[0].extend(kept[::2])
+        halves[1].extend(kept[1::2])
+    table: dict[str, Work] = {}
+    for name in SECONDS:
+        phase, _, dtype = name.partition(" ")
+        (amounts, names), (other_amounts, _) = (relative_amounts(half, phase, dtype) for half in halves)
+        seconds = non_negative_least_squares(amounts, np.ones(len(amounts)))
+        table[name] = {kind: float(f"{value:.2e}") for kind, value in zip(names, seconds)}
+        print_errors(name, other_amounts @ seconds - 1)
+    model, errors = SpeedModel("cpu", table), []
+    for row in halves[1]:
+        workload = Workload(GPTConfig(**row["config"]), row["windows"], row["optimizer"], row["precision"])
+        training, update, _ = row["seconds"]
+        errors.append((model.step_seconds(workload) - TRAINER_SECONDS) / (training + update) - 1)
+    print_errors("whole step", np.array(errors))
+    print("\n".join(f'"{name}": {json.dumps(seconds)},' for name, seconds in table.items()))
+
+
+def relative_amounts(rows: list[dict[str, Any]], phase: str, dtype: str) -> tuple[np.ndarray, list[str]]:
+    """Return the amounts of work of a phase, divided by its seconds, (rows, kinds), and the kinds of work."""
+    rows = [row for row in rows if dtype in ("", PRECISIONS[row["precision"]])]
+    works = [work_of(row, phase) for row in rows]
+    seconds = [[row["seconds"][PHASES.index(phase)]] for row in rows]
+    return np.array([list(work.values()) for work in works], dtype=float) / seconds, list(works[0])
+
+
+def print_errors(name: str, errors: np.ndarray) -> None:
+    print(f"{name}: {len(errors)} other shapes, median error {np.median(np.abs(errors)):.1%}, ", end="")
+    print(f"largest {np.abs(errors).max():.1%}")
 
 
 def main() -> None:
