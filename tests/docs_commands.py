@@ -134,7 +134,10 @@ def few_steps(command: str) -> str:
         return command
     if name == "fit.py" and "--ckpt_path" in command:
         name = "fit.py resumed"
+    if "--plan" in command.split():  # trains nothing
+        return command
     start, *rest = re.split(r" (?=[|>&;])", command, maxsplit=1)
+    start = re.sub(r" --budget \S+", "", start)  # which does not go together with a number of steps
     return " ".join(filter(None, [start, FEW_STEPS.get(name, ""), *rest]))
 
 

@@ -61,7 +61,14 @@ def test_few_steps_are_added_where_the_command_ends() -> None:
     assert few_steps(f"{fit} | tail -1") == f"{few_steps(fit)} | tail -1"
     assert "--trainer.max_steps 4" in few_steps(fit)
     assert "--trainer.max_steps 8" in few_steps(f"{fit} --ckpt_path last")
-    for unchanged in ("python scripts/fit.py validate", "python scripts/fit.py --help", "tensorboard --logdir logs"):
+    assert few_steps(f"{fit} --budget 3m") == few_steps(fit)
+    plan = "python scripts/fit.py --budget 3m --plan"
+    for unchanged in (
+        plan,
+        "python scripts/fit.py validate",
+        "python scripts/fit.py --help",
+        "tensorboard --logdir logs",
+    ):
         assert few_steps(unchanged) == unchanged
 
 

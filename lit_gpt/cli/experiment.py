@@ -7,20 +7,17 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar, Timer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 
-from lit_gpt import compat
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.intervals import apply_step_plan, resolve_validation_interval
@@ -28,9 +25,9 @@ from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
 from lit_gpt.cli.planned import Planned
 from lit_gpt.cli.run_facts import describe_start
+from lit_gpt.cli.trainer import build_timer, build_trainer
 from lit_gpt.cli.validation import as_list, is_externally_launched
 from lit_gpt.data.datamodule import TextDataModule
-from lit_gpt.device import available_cores
 from lit_gpt.errors import UserError, is_out_of_memory
 from lit_gpt.files import atomic_write, expand_path, write_error
 from lit_gpt.planning.speed import fastest_precision
@@ -326,22 +323,6 @@ def training_callbacks(
     return callbacks
 
 
-def build_timer(limit: Any) -> Timer:
-    """Return a timer of this command; the Trainer's own would validate, and count the time of earlier commands too.
-
-    Raises:
-        UserError: `limit` is not a duration, or it is zero.
-    """
-    try:
-        timer = Timer(limit)
-        is_valid = timer.time_remaining() not in (None, 0)
-    except (MisconfigurationException, TypeError, OverflowError):
-        is_valid = False
-    if not is_valid:
-        raise UserError(f"--trainer.max_time {limit}: give DD:HH:MM:SS, as 00:01:30:00")
-    return timer
-
-
 def locate_run(settings: Namespace, arguments: CommandLine) -> tuple[Path, str | None]:
     """Return the folder of all runs, and the run's version if it continues in the folder of its checkpoint."""
     logs = expand_path(settings.trainer.default_root_dir or str(LOGS))
@@ -364,38 +345,3 @@ def resume_command(arguments: CommandLine, name: str, logs: Path) -> str:
         "start on every machine, as before: " if is_externally_launched() else f"{shlex.quote(program_name('python'))} "
     )
     return start + shlex.join([sys.argv[0], *words])
-
-
-def build_trainer(options: dict[str, Any], timeout: int) -> Trainer:
-    """Construct the Trainer.
-
-    Args:
-        options: Its arguments.
-        timeout: Seconds that a process waits for the others of its run, unless a strategy in a config has its own.
-
-    Raises:
-        UserError: The Trainer refuses one of its arguments, which it does with exceptions of many types.
-    """
-    try:
-        trainer = Trainer(**options)
-    except Exception as error:
-        raise error if isinstance(error, UserError) else UserError(f"--trainer: {error}") from error
-    check_backend(getattr(trainer.strategy, "process_group_backend", None))
-    if trainer.strategy.launcher is not None and "OMP_NUM_THREADS" not in os.environ:
-        # the Trainer sets it too, but only after it has started the other processes
-        threads = max(1, available_cores() // trainer.num_devices)
-        torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    compat.set_default_timeout(trainer.strategy, timedelta(seconds=timeout))
-    return trainer
-
-
-def check_backend(backend: str | None) -> None:
-    """Check the `process_group_backend` of a strategy, for example "gloo" or "cpu:gloo,cuda:nccl".
-
-    Raises:
-        UserError: torch.distributed does not know it.
-    """
-    known = torch.distributed.Backend.backend_list if torch.distributed.is_available() else []
-    if backend and any(part.rpartition(":")[2].lower() not in known for part in backend.split(",")):
-        raise UserError(f"process_group_backend {backend} is unknown: give gloo or nccl")

@@ -20,9 +20,10 @@ from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.plan import Plan, make_plan
 from lit_gpt.training.deadline import Deadline
 
-# Seconds from the start of a command to the planner, on the machine on which the defaults of `Overheads` were measured.
-REFERENCE_START = 4.0
-TRAINING_SHARE = 0.5  # of a budget, at least
+# Seconds from the start of a command to the planner on the machine on which `Overheads` was measured.
+REFERENCE_START = 2.8
+MAX_SLOWNESS = 4.0  # the first start after an installation reads everything from the disk, and says less
+MAX_START_SHARE = 0.25  # of a budget, for what is neither choosing nor training
 NOT_REPEATED = ("--budget", "--plan", "--no_plan")  # in the command that equals a plan
 
 
@@ -95,9 +96,7 @@ def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
 
 def scale_overheads(budget: Budget) -> Overheads:
     """Return the time outside of the steps on this machine, whose speed the start of the command shows."""
-    factor = min(max(budget.used / REFERENCE_START, 0.25), 10.0)
-    usual = Overheads()
-    return Overheads(*(factor * seconds for seconds in vars(usual).values()))
+    return Overheads(min(max(budget.used / REFERENCE_START, 0.25), MAX_SLOWNESS))
 
 
 def check_length(budget: Budget, overheads: Overheads) -> None:
@@ -106,11 +105,11 @@ def check_length(budget: Budget, overheads: Overheads) -> None:
     Raises:
         UserError: It does not.
     """
-    start, rest = budget.used, sum(vars(overheads).values())
-    if (start + rest) > (1 - TRAINING_SHARE) * budget.seconds:
+    start, rest = budget.used, overheads.begin + overheads.end
+    if start + rest > MAX_START_SHARE * budget.seconds:
         raise UserError(
             f"--budget {budget.text} is too short: start-up alone takes {start:.1f} s, and the beginning and the end "
-            f"of a run {rest:.1f} s; give {usual_budget((start + rest) / (1 - TRAINING_SHARE))} or more"
+            f"of a run {rest:.1f} s; give {usual_budget((start + rest) / MAX_START_SHARE)} or more"
         )
 
 

@@ -14,6 +14,7 @@ from lit_gpt.figures import format_bytes
 from lit_gpt.planning import rules
 from lit_gpt.planning.candidates import Candidate, Machine, fit_into_memory, list_candidates
 from lit_gpt.planning.choose import MIN_PILOT_SECONDS, encode_sample, pick, successive_halving
+from lit_gpt.planning.memory import model_without_memory
 from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.settings import candidate_settings, describe_choice
 from lit_gpt.planning.speed import TRAINER_SECONDS, measure_machine, measure_step
@@ -139,8 +140,11 @@ def _complete_plan(
     affordable = VALIDATION_SHARE * seconds / validations / per_token
     eval_windows = None if val_tokens + 256 * length <= affordable else max(16, int(affordable / 2 / length))
     evaluated = val_tokens + 256 * length if eval_windows is None else 2 * eval_windows * length
-    validation = evaluated * per_token + 2 * overheads.checkpoint + overheads.sample
-    left = USED_SHARE * seconds - prepare_seconds - overheads.begin - validations * validation - overheads.end
+    parameters = sum(parameter.numel() for parameter in model_without_memory(chosen.config).parameters())
+    texts = overheads.samples(chosen.config)
+    validation = evaluated * per_token + texts + overheads.checkpoints(parameters)
+    outside = prepare_seconds + overheads.begin + texts + validations * validation + overheads.end
+    left = USED_SHARE * seconds - outside
     steps = max(1, int(left / chosen.step_seconds))
     settings = candidate_settings(chosen, given)
     settings |= {
