@@ -153,6 +153,7 @@ def test_flags_are_listed_once_with_the_last_value() -> None:
 def test_run_with_a_budget_saves_explicit_settings_and_resumes_without_it(fit: Fit, given: dict[str, Any]) -> None:
     result = fit(*TABLE, "--name", "small", config=None)
     assert result.status == 0, result.err
+    assert re.search(r"^time        \d.* of --budget 100s$", result.out, re.MULTILINE)
     saved = yaml.safe_load((RUN / "config.yaml").read_text(encoding="utf-8"))
     assert not {"budget", "plan"} & saved.keys()
     assert (saved["data"]["tokenizer"], saved["model"]["config"]["d_model"]) == ("char", 16)
@@ -200,6 +201,14 @@ def test_plan_needs_a_budget(fit: Fit) -> None:
     result = fit("--plan")
     assert result.status == 2
     assert "give --budget too, as --budget 10m --plan" in result.err
+
+
+def test_choice_that_does_not_go_with_a_given_setting_is_refused_before_it_is_printed(
+    fit: Fit, given: dict[str, Any]
+) -> None:
+    result = fit(*TABLE, "--data.vocab", "full", "--plan", config=None)  # the tokenizer "char" is chosen
+    assert (result.status, result.out) == (2, "")
+    assert "--budget 100s chooses settings that do not go with the given ones: --data.vocab full is for" in result.err
 
 
 @pytest.mark.parametrize("key", ["budget: 10m", "plan: true"])

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import Logger
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import CommandLine
+from lit_gpt.cli.budget import Budget
 from lit_gpt.cli.intervals import apply_step_plan, resolve_validation_interval
 from lit_gpt.cli.messages import program_name
 from lit_gpt.cli.parser import StrictParser, load_settings
@@ -68,6 +69,7 @@ class Experiment:
         recorder: The callback that writes summary.json; None if the run has no folder.
         profiler: The callback that measures a few steps, with `--preflight`; None otherwise.
         config_text: The settings as in config.yaml; None if no config.yaml is written.
+        budget: The time for the command; None without `--budget`.
     """
 
     command: str
@@ -85,6 +87,7 @@ class Experiment:
     profiler: RunProfiler | None = None
     logger: StepLogger | None = None
     config_text: str | None = None
+    budget: Budget | None = None
 
     def move_to(self, folder: Path) -> None:
         """Change the run's folder, before anything is written to it. Other ranks ask rank 0 where to write."""
@@ -116,6 +119,7 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop, planned: Planne
         parts.trainer.max_steps = settings.trainer.max_steps = planned.steps_now(settings.trainer.max_steps)
         stop.deadline = planned.deadline()
     experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
+    experiment.budget = None if planned is None else planned.budget
     options = trainer_options(experiment, parts.trainer.as_dict())
     if command == "fit":
         configure_training(experiment, options, parts, arguments, stop)

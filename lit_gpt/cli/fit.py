@@ -30,6 +30,7 @@ from lit_gpt.compat import is_restoring
 from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory
 from lit_gpt.errors import UserError, is_out_of_memory
+from lit_gpt.figures import format_duration
 from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.runs.report import REPORT_FILE
 from lit_gpt.training.advice import LearningRateAdvice
@@ -337,6 +338,8 @@ def print_end(experiment: Experiment) -> None:
             print_lines(f"stopped     at step {trainer.global_step:,}, {callback.reason(callback.wait_count)}")
         if isinstance(callback, LearningRateAdvice) and callback.holds:
             print_lines(f"advice      {callback.given}")
+    if experiment.budget is not None:
+        print_lines(f"time        {format_duration(experiment.budget.used)} of --budget {experiment.budget.text}")
     if experiment.folder is not None:
         last, best = experiment.folder / "last.ckpt", experiment.folder / "best.ckpt"
         with contextlib.suppress(UserError, KeyError):  # there may be none

@@ -91,7 +91,23 @@ def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
     plan = make_plan(sources, data.corpus_config, given, budget.remaining, overheads, find_device(settings))
     chosen = {**plan.settings, **other_settings(settings, parser.given)}
     arguments.add_flags([f"--{key}={format_value(value)}" for key, value in chosen.items()])
+    check_choice(arguments, budget)
     return Planned(plan, budget, overheads, time.perf_counter(), settings.plan)
+
+
+def check_choice(arguments: CommandLine, budget: Budget) -> None:
+    """Check that the chosen settings go together with the given ones, before anything is printed or written.
+
+    Raises:
+        UserError: They do not.
+    """
+    try:
+        _, settings, _ = load_settings(arguments)
+        TextDataModule(**settings.data)
+    except UserError as error:
+        raise UserError(
+            f"--budget {budget.text} chooses settings that do not go with the given ones: {error}"
+        ) from None
 
 
 def scale_overheads(budget: Budget) -> Overheads:
