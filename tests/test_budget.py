@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -238,9 +239,9 @@ def test_deadline_leaves_time_for_the_longest_ending(monkeypatch: pytest.MonkeyP
     now = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     deadline = Deadline(100.0, ending_seconds=10.0, report_seconds=1.0, text="100s")
-    trainer: Any = type("Trainer", (), {"checkpoint_callback": None})()
-    for start in (80.0, 82.0):  # a step takes 2 s
-        now[0] = start
+    trainer: Any = SimpleNamespace(checkpoint_callback=None, global_step=0)
+    for start, step in ((80.0, 0), (81.0, 0), (82.0, 1)):  # a step of two batches takes 2 s
+        now[0], trainer.global_step = start, step
         deadline.on_train_batch_start(trainer)
     now[0] = 87.9
     assert not deadline.is_reached()
@@ -248,7 +249,7 @@ def test_deadline_leaves_time_for_the_longest_ending(monkeypatch: pytest.MonkeyP
     assert deadline.is_reached()
     now[0] = 82.0
     deadline.on_validation_start(trainer, None)  # type: ignore[arg-type]
-    now[0] = 85.0
+    now[0], trainer.global_step = 85.0, 2
     deadline.on_train_batch_start(trainer)  # a validation takes 3 s, of which 1.2 times 4 s follow
     now[0] = 93.1
     assert not deadline.is_reached()

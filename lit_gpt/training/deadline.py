@@ -28,7 +28,7 @@ class Deadline(Callback):
         self._estimate = ending_seconds
         self._validation_seconds: float | None = None  # the longest one, with its texts and its checkpoint
         self._validation_start: float | None = None
-        self._step_start: float | None = None
+        self._step, self._step_start = -1, 0.0  # the step that has begun, and when
         self._step_seconds = 0.0  # of the last step
         self._save_seconds = self._longest_save = 0.0
 
@@ -49,12 +49,14 @@ class Deadline(Callback):
         self._validation_start = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self._step:  # another batch of the same step
+            return
         now = time.perf_counter()
         if self._validation_start is not None:
             self._validation_seconds = max(self._validation_seconds or 0.0, now - self._validation_start)
-        elif self._step_start is not None:
+        elif self._step >= 0:
             self._step_seconds = now - self._step_start
-        self._validation_start, self._step_start = None, now
+        self._validation_start, self._step, self._step_start = None, trainer.global_step, now
         if isinstance(checkpointing := trainer.checkpoint_callback, StepCheckpoint):
             self._longest_save = max(self._longest_save, checkpointing.save_seconds - self._save_seconds)
             self._save_seconds = checkpointing.save_seconds
