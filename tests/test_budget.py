@@ -11,13 +11,15 @@ import pytest
 import torch
 import yaml
 from conftest import DEFAULT, Fit, points, texts, weights
+from jsonargparse import Namespace
 
 import lit_gpt.cli.planned
 from lit_gpt.cli.arguments import CommandLine
-from lit_gpt.cli.budget import format_budget, parse_duration, usual_budget
+from lit_gpt.cli.budget import Budget, format_budget, parse_duration, usual_budget
 from lit_gpt.cli.experiment import build_experiment
-from lit_gpt.cli.planned import split_flags
+from lit_gpt.cli.planned import Planned, split_flags
 from lit_gpt.errors import UserError
+from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.plan import Plan
 from lit_gpt.runs.summary import read_summary
 from lit_gpt.training.deadline import Deadline
@@ -255,6 +257,35 @@ def test_deadline_leaves_time_for_the_longest_ending(monkeypatch: pytest.MonkeyP
     assert not deadline.is_reached()
     now[0] = 93.3
     assert deadline.is_reached()
+
+
+def planned(prepare_seconds: float, step_seconds: float | None = 0.1) -> Planned:
+    """Return a plan of a command with 100 s, made at 0 s."""
+    plan = Plan({"trainer.val_check_interval": 30}, prepare_seconds=prepare_seconds, step_seconds=step_seconds)
+    return Planned(plan, Budget("100s", 100.0, 0.0), Overheads(), 0.0, False)
+
+
+@pytest.mark.parametrize(
+    ("prepare_seconds", "steps", "interval", "notice"),
+    [
+        (11.0, 300, 30, ""),  # 1 s is little
+        (15.0, 350, 35, "steps       350, not 300: the text was tokenized sooner than expected"),
+        (5.0, 250, 25, "steps       250, not 300: the text was tokenized later than expected"),
+    ],
+)
+def test_steps_follow_the_time_of_tokenizing(
+    monkeypatch: pytest.MonkeyPatch, prepare_seconds: float, steps: int, interval: int, notice: str
+) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 10.0)
+    trainer = Namespace(max_steps=300, val_check_interval=30)
+    assert planned(prepare_seconds).correct_steps(trainer) == notice
+    assert (trainer.max_steps, trainer.val_check_interval) == (steps, interval)
+
+
+def test_tokenizing_that_leaves_no_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.perf_counter", lambda: 90.0)
+    with pytest.raises(UserError, match=r"--budget 100s is too short: 90 s of it are used when the text is tokenized"):
+        planned(10.0).correct_steps(Namespace(max_steps=300, val_check_interval=30))
 
 
 def lasting_points(run: Path) -> dict[str, list[tuple[int, float]]]:

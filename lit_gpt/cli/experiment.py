@@ -115,10 +115,13 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop, planned: Planne
     parser, settings, checkpoint = load_settings(arguments)
     seed_everything(settings.seed_everything, workers=True)
     parts = instantiate(parser, settings)
+    notice = arguments.notice
     if planned is not None:
-        parts.trainer.max_steps = settings.trainer.max_steps = planned.steps_now(settings.trainer.max_steps)
+        notice = planned.correct_steps(settings.trainer) or notice
+        for name in ("max_steps", "val_check_interval"):
+            parts.trainer[name] = settings.trainer[name]
         stop.deadline = planned.deadline()
-    experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
+    experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, notice)
     experiment.budget = None if planned is None else planned.budget
     options = trainer_options(experiment, parts.trainer.as_dict())
     if command == "fit":

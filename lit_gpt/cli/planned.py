@@ -1,5 +1,6 @@
 """From a command with `--budget` to the settings that the planner chooses for it, and back to a command."""
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lit_gpt.training.deadline import Deadline
 # Seconds from the start of a command to the planner on the machine on which `Overheads` was measured.
 REFERENCE_START = 2.8
 MAX_SLOWNESS = 4.0  # the first start after an installation reads everything from the disk, and says less
+SMALL_SHARE = 0.02  # of a budget: so far tokenizing may differ from the plan before the steps change
 MAX_START_SHARE = 0.25  # of a budget, for what is neither choosing nor training
 NOT_REPEATED = ("--budget", "--plan", "--no_plan")  # in the command that equals a plan
 
@@ -45,25 +47,33 @@ class Planned:
     made_at: float
     is_all: bool
 
-    def steps_now(self, steps: int) -> int:
-        """Return the steps for the time that is left when the text is tokenized, which the plan had to guess.
+    def correct_steps(self, trainer: Namespace) -> str:
+        """Change the number of steps if tokenizing took more or less time than the plan has guessed.
 
         Args:
-            steps: The steps of the plan.
+            trainer: The settings of the Trainer; changed in place.
+
+        Returns:
+            A line that says so; "" if the steps stay as planned.
 
         Raises:
             UserError: No step is left.
         """
-        if self.plan.step_seconds is None:
-            return steps
         slack = self.made_at + self.plan.prepare_seconds - time.perf_counter()
-        steps += int(slack / self.plan.step_seconds)
-        if steps < 1:
+        if self.plan.step_seconds is None or abs(slack) < SMALL_SHARE * self.budget.seconds:
+            return ""
+        planned = trainer.max_steps
+        trainer.max_steps += int(slack / self.plan.step_seconds)
+        if trainer.max_steps < 1:
             raise UserError(
                 f"--budget {self.budget.text} is too short: {self.budget.used:.0f} s of it are used when the text is "
                 "tokenized; give the same command again, which finds the tokens, or a longer budget"
             )
-        return steps
+        if "trainer.val_check_interval" in self.plan.settings:  # as many validations as planned
+            validations = math.ceil(planned / trainer.val_check_interval)
+            trainer.val_check_interval = math.ceil(trainer.max_steps / validations)
+        reason = "sooner" if slack > 0 else "later"
+        return f"steps       {trainer.max_steps:,}, not {planned:,}: the text was tokenized {reason} than expected"
 
     def deadline(self) -> Deadline:
         """Return what ends the run in time if its steps take longer than expected."""

@@ -1,5 +1,6 @@
 """A plan: the settings of the run that makes the most of a budget of time, and the reasons for them."""
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -149,7 +150,7 @@ def _complete_plan(
     settings = candidate_settings(chosen, given)
     settings |= {
         "trainer.max_steps": steps,
-        "trainer.val_check_interval": max(1, steps // validations),
+        "trainer.val_check_interval": math.ceil(steps / validations),
         "data.eval_windows": eval_windows,
         "validate_at_start": False,
     }
