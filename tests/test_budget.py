@@ -14,6 +14,7 @@ from conftest import DEFAULT, Fit, points, texts, weights
 from jsonargparse import Namespace
 
 import lit_gpt.cli.planned
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.budget import Budget, format_budget, parse_duration, usual_budget
 from lit_gpt.cli.experiment import build_experiment
@@ -311,7 +312,7 @@ def test_run_that_is_too_slow_ends_in_time_and_resumes_as_if_never_stopped(
     assert [step for step, _ in points(RUN)["loss/val"]] == [0, 3, 4]
     assert sorted(texts(RUN)) == [0, 3, 4]
     assert (RUN / "report.html").exists()
-    assert (RUN / "best.ckpt").exists()
+    assert [Checkpoint.open(RUN / name).step for name in ("best.ckpt", "last.ckpt")] == [4, 4]
     words = shlex.split(command)
     resumed = fit(*words[words.index("fit.py") + 1 :], config=None)
     assert resumed.status == 0, resumed.err
