@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lit_gpt.data.batches import MIN_EVALUATION_TOKENS
 from lit_gpt.device import peak_flops, supports_bfloat16, synchronize
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.optim import MuonAdamW, OptimizerName, gradient_norm, parameter_groups
@@ -146,7 +147,11 @@ class SpeedModel:
         return self._total(self._step_parts(workload)) + TRAINER_SECONDS * self.factors["calls"]
 
     def evaluation_seconds(self, config: GPTConfig, tokens: int, precision: str, windows: int = 16) -> float:
-        """Return the seconds to evaluate the loss of `tokens` tokens, in batches of B = `windows` windows."""
+        """Return the seconds to evaluate the loss of `tokens` tokens, in batches of `windows` windows or more.
+
+        As in `EvaluationBatches`, a batch has at least MIN_EVALUATION_TOKENS tokens.
+        """
+        windows = max(windows, MIN_EVALUATION_TOKENS // config.context_length)
         work = pass_work(replace(config, dropout=0.0), windows, precision, self.device)
         batch_seconds = self._total(self._parts("evaluation", work, precision))
         batch_seconds += TRAINER_SECONDS * self.factors["calls"]
