@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.optim import learning_rate_factor
-from lit_gpt.planning.forecast import KnownCurves, Regression, error_features, features, forecast, mean_loss
+from lit_gpt.planning.forecast import KnownCurves, Regression, error_features, features, forecast, quarter_losses
 
 CURVES = Path(__file__).with_name("planning_curves.json")
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.8)  # of a run
@@ -57,10 +57,10 @@ def examples(run: dict[str, Any], has_validations: bool) -> list[Example]:
         points = [(step, None) for step, _ in curve if 0.1 * steps <= step <= 0.15 * steps]
     found = []
     for step, val_loss in points:
-        recent, earlier = mean_loss(curve, step // 2, step), mean_loss(curve, step // 4, step // 2)
-        if recent is not None and earlier is not None and step >= 0.09 * steps:
+        losses = quarter_losses(curve, step)
+        if losses is not None and step >= 0.09 * steps:
             rates, epochs, optimizer = (rate(step), rate(steps - 1)), run["epochs"], run["optimizer"]
-            known = KnownCurves(step, steps, val_loss, recent, earlier, *rates, epochs, optimizer)
+            known = KnownCurves(step, steps, val_loss, *losses, *rates, epochs, optimizer)
             found.append(Example(run["text"], known, end))
     return found
 
@@ -80,7 +80,7 @@ def fit(data: Sequence[Example], optimizer: str) -> Regression:
     y = np.array([example.change for example in data])  # (N,)
     texts = np.array([example.text for example in data])
     is_own = np.array([example.known.optimizer == optimizer for example in data])
-    weights = 1 / (0.02 + np.array([math.log(example.known.last_step / example.known.step) for example in data]))
+    weights = 1 / (0.3 + np.array([math.log(example.known.last_step / example.known.step) for example in data]))
     for text in set(texts):
         weights[texts == text] /= math.sqrt((texts == text).sum())
     both = np.concatenate([x, x * is_own[:, None]], axis=1)  # (N, 2F): shared, and the difference of this optimizer

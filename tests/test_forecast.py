@@ -24,7 +24,7 @@ EVERY_40 = ["--trainer.max_steps", 40, "--trainer.val_check_interval", 10]
 def known_at(step: int, last_step: int, power: float, floor: float) -> tuple[KnownCurves, float]:
     """Return what is known of a run whose loss is floor + 6 * step ** -power, and its last loss."""
     losses = floor + 6 * np.arange(1, last_step + 1) ** -power
-    recent, earlier = losses[step // 2 : step].mean(), losses[step // 4 : step // 2].mean()
+    recent, earlier = losses[step * 3 // 4 : step].mean(), losses[step // 2 : step * 3 // 4].mean()
     known = KnownCurves(step, last_step, losses[step - 1], recent, earlier, 1.0, 1.0, epochs=0.5, optimizer="adamw")
     return known, losses[-1]
 
@@ -76,7 +76,7 @@ def test_intervals_hold_most_of_the_measured_runs() -> None:
     for run in runs:
         steps, end = run["steps"], run["val_curve"][-1][1]
         for step, loss in run["val_curve"][:-1]:
-            recent, earlier = (mean_loss(run["train_curve"], *part) for part in _halves(step))
+            recent, earlier = (mean_loss(run["train_curve"], *part) for part in _quarters(step))
             if step < 0.1 * steps or recent is None or earlier is None:
                 continue
             rates = (_rate(run, at) for at in (step, steps - 1))
@@ -88,8 +88,8 @@ def test_intervals_hold_most_of_the_measured_runs() -> None:
     assert np.median(errors) < 0.04
 
 
-def _halves(step: int) -> list[tuple[int, int]]:
-    return [(step // 2, step), (step // 4, step // 2)]
+def _quarters(step: int) -> list[tuple[int, int]]:
+    return [(step * 3 // 4, step), (step // 2, step * 3 // 4)]
 
 
 def _rate(run: dict, step: int) -> float:

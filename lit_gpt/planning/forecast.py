@@ -27,7 +27,7 @@ class KnownCurves:
         step: The step, counted from 1.
         last_step: The last step of the run.
         val_loss: The validation loss at `step`, in nats per token; None if there is none at this step.
-        recent_loss: The mean training loss in the latter half of the steps so far.
+        recent_loss: The mean training loss in the last quarter of the steps so far.
         earlier_loss: The mean training loss in the quarter before.
         rate: The learning rate of the next step, as a fraction of the highest one.
         last_rate: That of the last step.
@@ -95,6 +95,12 @@ def mean_loss(curve: Curve, after: int, step: int) -> float | None:
     return sum(span * loss for span, loss in spans) / sum(span for span, _ in spans) if spans else None
 
 
+def quarter_losses(curve: Curve, step: int) -> tuple[float, float] | None:
+    """Return the mean training loss in the last quarter of the steps so far, and in the one before; None if unknown."""
+    recent, earlier = mean_loss(curve, step * 3 // 4, step), mean_loss(curve, step // 2, step * 3 // 4)
+    return (recent, earlier) if recent and earlier else None  # none is 0: the logarithm of their ratio is taken
+
+
 def features(known: KnownCurves) -> tuple[float, ...]:
     """Return what the change of the loss until the end of the run depends on; all are zero at the last step.
 
@@ -133,15 +139,15 @@ def forecast(known: KnownCurves, regression: Regression | None = None) -> Foreca
 # (optimizer, whether there is a validation loss) -> coefficients, as `python docs/planning_forecast.py` prints them.
 REGRESSIONS: dict[tuple[OptimizerName, bool], Regression] = {
     ("muon", True): Regression(
-        (0.7135, 0.9046, -1.4067, -0.062, -0.0434), (0.0339, 0.3935, 0.0876, 0.0194), low=-0.478, high=0.238
+        (0.987, 1.6495, -2.766, -0.0591, -0.0654), (0.3093, 0.0, 0.1049, 0.0328), low=-0.542, high=0.300
     ),
     ("adamw", True): Regression(
-        (0.7888, 0.7529, -1.1971, -0.0695, -0.0072), (0.0124, 0.3951, 0.0919, 0.0176), low=-2.617, high=0.700
+        (1.715, 1.2546, -2.3276, -0.0647, -0.0175), (0.3209, 0.0, 0.106, 0.0283), low=-2.432, high=0.630
     ),
     ("muon", False): Regression(
-        (0.1852, 0.5695, -0.9173, -0.1017, -0.1089), (0.0, 0.0, 0.207, 0.0), low=-0.230, high=0.243
+        (0.3218, 0.6126, -2.1227, -0.1075, -0.1428), (0.0, 0.0, 0.2256, 0.0), low=-0.284, high=0.138
     ),
     ("adamw", False): Regression(
-        (0.8936, 1.0334, -1.5128, -0.1017, -0.0664), (0.0, 0.0, 0.2146, 0.0), low=-4.696, high=0.779
+        (1.4216, 1.258, -1.9106, -0.1075, -0.0959), (0.0, 0.0, 0.223, 0.0), low=-3.810, high=1.049
     ),
 }

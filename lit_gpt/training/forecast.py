@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 from lit_gpt.lines import wrap_line
-from lit_gpt.planning.forecast import START_SHARE, Curve, Forecast, KnownCurves, add_point, forecast, mean_loss
+from lit_gpt.planning.forecast import START_SHARE, Curve, Forecast, KnownCurves, add_point, forecast, quarter_losses
 from lit_gpt.training.metrics import is_logging_step
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.progress import step_line
@@ -105,16 +105,15 @@ class LossForecast(Callback):
         assert self._last_step is not None
         module, data = module_and_data(trainer)
         step, last_step = trainer.global_step, self._last_step
-        recent = mean_loss(self._train_curve, step // 2, step)
-        earlier = mean_loss(self._train_curve, step // 4, step // 2)
-        if not recent or not earlier or val_loss == 0:  # the logarithm of a ratio is taken
+        losses = quarter_losses(self._train_curve, step)
+        if losses is None or val_loss == 0:
             return
         known = KnownCurves(
             step=step,
             last_step=last_step,
             val_loss=val_loss,
-            recent_loss=recent,
-            earlier_loss=earlier,
+            recent_loss=losses[0],
+            earlier_loss=losses[1],
             rate=module.learning_rate_factor(step),
             last_rate=module.learning_rate_factor(last_step - 1),
             epochs=last_step * data.plan.accumulate_grad_batches / data.plan.num_batches,
