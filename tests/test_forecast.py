@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 import signal
 from pathlib import Path
 
@@ -88,6 +89,15 @@ def test_intervals_hold_most_of_the_measured_runs() -> None:
     assert np.median(errors) < 0.04
 
 
+def test_coefficients_are_those_that_the_measured_runs_give() -> None:
+    script = runpy.run_path(str(ROOT / "docs" / "planning_forecast.py"))
+    runs = json.loads((ROOT / "docs" / "planning_curves.json").read_text())
+    for (optimizer, has_validations), known in rule.REGRESSIONS.items():
+        found = script["fit"]([row for run in runs for row in script["examples"](run, has_validations)], optimizer)
+        for name in ("change", "error", "low", "high"):
+            assert getattr(found, name) == pytest.approx(getattr(known, name), abs=0.02, rel=0.02), name
+
+
 def _quarters(step: int) -> list[tuple[int, int]]:
     return [(step * 3 // 4, step), (step // 2, step * 3 // 4)]
 
@@ -165,4 +175,4 @@ def test_report_says_whether_the_end_was_inside_the_interval() -> None:
 
 def test_line_of_a_forecast_fits_into_80_columns() -> None:
     line = describe_forecast(20_000, Forecast(8.234, 7.123, 9.345), 0.7)
-    assert len(f"forecast    {line}") <= 80
+    assert len(f"forecast    loss/val {line}") <= 80

@@ -20,7 +20,7 @@ def describe_forecast(last_step: int, expected: Forecast, bits_per_nat: float | 
         expected: The forecast, in nats per token.
         bits_per_nat: Bits per byte for each nat per token; None if it is not known.
     """
-    text = f"loss/val {expected.loss:.3f} at step {last_step:,} (80%: {expected.low:.3f} to {expected.high:.3f})"
+    text = f"{expected.loss:.3f} at step {last_step:,} (80%: {expected.low:.3f} to {expected.high:.3f})"
     bits = "" if bits_per_nat is None else f", {expected.loss * bits_per_nat:.3f} bits/byte"
     return text + bits
 
@@ -120,7 +120,9 @@ class LossForecast(Callback):
             optimizer=module.hparams["optimizer"],
         )
         self._forecast_step = step
-        self._show(trainer, forecast(known), "forecast    " if val_loss is not None else step_line(step, "forecast "))
+        follows_losses = val_loss is not None  # on the console
+        label = "forecast    loss/val " if follows_losses else step_line(step, "forecast ")
+        self._show(trainer, forecast(known), label)
 
     def _show(self, trainer: Trainer, expected: Forecast, label: str) -> None:
         """Log a forecast, and print it behind a label."""
