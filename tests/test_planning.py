@@ -148,8 +148,8 @@ def test_longer_time_gives_a_larger_model_and_more_tokens_in_a_step() -> None:
 
 
 def test_context_is_not_longer_than_documents_and_the_split_need() -> None:
-    assert rules.longest_context(statistics(length=90)) == 128
-    assert rules.longest_context(statistics(length=12)) == 64
+    assert rules.longest_context(statistics(length=190)) == 256
+    assert rules.longest_context(statistics(length=12)) == 128
     assert rules.longest_context(statistics(tokens=8000, length=5000)) == 32  # a tenth is 800 tokens
 
 

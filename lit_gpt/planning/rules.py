@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from lit_gpt.model import GPTConfig
+from lit_gpt.optim import OptimizerName
 from lit_gpt.planning.pilots import Recipe
 from lit_gpt.planning.text import TokenizerStatistics
 
@@ -19,6 +20,10 @@ WANTED_STEPS = 1000  # with fewer tokens in a step than these steps leave, the o
 # Tokens of the training text for each id above which tables of earlier tokens lower the loss. With fewer tokens, the
 # tables are learned by heart.
 PREVIOUS_TOKENS_MIN_COUNT = 300
+
+USEFUL_REPETITIONS = 5.0  # of the text, as if it were so many times as long
+CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
+BYTES_EXPONENT = 0.26  # of the bytes to a token
 
 
 def architecture(width: int, tokenizer: TokenizerStatistics) -> dict[str, Any]:
@@ -39,11 +44,12 @@ def architecture(width: int, tokenizer: TokenizerStatistics) -> dict[str, Any]:
 def longest_context(tokenizer: TokenizerStatistics) -> int:
     """Return the longest context that the text makes use of, a power of two.
 
-    Nearly all documents should fit. In the validation split, a tenth of the text, there should be 20 windows at least.
+    Nearly all documents should fit. Documents may be the lines of one text, so that a context of several short ones
+    helps, too. In the validation split, a tenth of the text, there should be 20 windows at least.
     """
-    longest_documents = 2 ** math.ceil(math.log2(float(np.quantile(tokenizer.document_lengths, 0.9)) + 1))
+    fits_documents = 2 ** math.ceil(math.log2(float(np.quantile(tokenizer.document_lengths, 0.9)) + 1))
     fits_split = 2 ** int(math.log2(max(16, tokenizer.tokens / 10 / 20)))
-    return max(16, min(max(64, longest_documents), fits_split))
+    return max(16, min(max(128, fits_documents), fits_split))
 
 
 def precision(config: GPTConfig, device: torch.device, has_bfloat16: bool) -> str:
@@ -70,33 +76,48 @@ def dropout(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> f
     return 0.1 if epochs < 8 else 0.2
 
 
-def recipe(optimizer: Any, config: GPTConfig, steps: int, tokens_per_step: int, given: dict[str, Any]) -> Recipe:
+def recipe(
+    optimizer: OptimizerName, config: GPTConfig, steps: int, tokens_per_step: int, given: dict[str, Any]
+) -> Recipe:
     """Return how a model is trained.
 
-    The rate of Muon holds for all widths, because its updates are scaled to the shape of each matrix (Liu et al. 2025,
-    arXiv:2502.16982). It falls with the number of steps, and rises with the tokens in a step.
+    The best rate of Muon falls with the width of the model and with the number of steps, and rises with the tokens in a
+    step; docs/planning.md has the measurements.
     """
-    batch_factor = math.sqrt(tokens_per_step / 1024)
+    batch_factor = min(2.0, math.sqrt(tokens_per_step / 1024))
+    width_factor = min(2.0, max(0.25, 128 / config.d_model))
+    chosen: dict[str, Any]
     if optimizer == "muon":
-        rate = 0.01 * (600 / max(100, steps)) ** 0.3 * min(2.0, batch_factor)
-        chosen = {"learning_rate": rate, "embedding_rate": 15.0, "head_rate": 1.5, "betas": (0.8, 0.95)}
+        rate = 0.008 * width_factor * (600 / max(100, steps)) ** 0.3 * batch_factor
+        chosen = {"embedding_rate": 15.0, "head_rate": 1.5, "betas": (0.8, 0.95), "warmup_steps": 0}
     else:
         rate = 4e-3 * math.sqrt(128 / config.d_model)
-        chosen = {"learning_rate": rate, "embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95)}
-    chosen |= {"weight_decay": 0.0, "warmup_steps": 0 if optimizer == "muon" else min(100, steps // 10)}
-    chosen["learning_rate"] = float(f"{chosen['learning_rate']:.2g}")
-    names = {*chosen, "decay_share"}
-    fixed = {name: given[f"model.{name}"] for name in names if f"model.{name}" in given}
-    return Recipe(optimizer, **{**chosen, "decay_share": 0.85, **fixed})
+        chosen = {"embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95), "warmup_steps": min(100, steps // 10)}
+    chosen |= {"learning_rate": float(f"{rate:.2g}"), "weight_decay": 0.0, "decay_share": 0.85}
+    fixed = {name: given[f"model.{name}"] for name in chosen if f"model.{name}" in given}
+    return Recipe(optimizer, **{**chosen, **fixed})
 
 
 def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> float:
-    """Return the expected loss on the validation split at the end of a run, in bits per byte."""
+    """Return the expected loss on the validation split at the end of a run, in bits per byte.
+
+    It is a sum of powers of the parameters and of the tokens (Hoffmann et al. 2022, arXiv:2203.15556), with their
+    exponents and a smaller weight for the parameters. Tokens that are read again count less the more often they are
+    (Muennighoff et al. 2023, arXiv:2305.16264). Of two tokenizers, that with more bytes to a token has the lower loss
+    after equally many tokens. The losses of two candidates on the same text can be compared; their level is a guess.
+    """
     unique = max(1, tokenizer.train_tokens)
     repetitions = max(0.0, tokens / unique - 1)
-    useful = min(tokens, unique) + unique * 5 * (1 - math.exp(-repetitions / 5))
-    blocks = 12 * config.num_blocks * config.d_model**2
-    return 20 * (useful * tokenizer.bytes_per_token) ** -0.2 * blocks**-0.07
+    useful = min(tokens, unique) + unique * USEFUL_REPETITIONS * (1 - math.exp(-repetitions / USEFUL_REPETITIONS))
+    parameters = 12 * config.num_blocks * config.d_model**2  # of the blocks
+    loss = 1.69 + 200 * parameters**-0.34 + 410 * useful**-0.28
+    context = 1 + CONTEXT_WEIGHT * math.log2(config.context_length / _best_context(tokenizer, tokens)) ** 2
+    return 0.14 * loss * context * (tokenizer.bytes_per_token / 2.5) ** -BYTES_EXPONENT
+
+
+def _best_context(tokenizer: TokenizerStatistics, tokens: int) -> float:
+    """Return the context length with the lowest loss, a real number."""
+    return min(float(longest_context(tokenizer)), 128 * (tokens / 6e5) ** 0.3)
 
 
 def sample_characters(seconds: float) -> int:

@@ -58,7 +58,7 @@ def describe_choice(
         ("text", f"{size}, {format_count(tokenizer.tokens)} tokens"),
         (
             f"tokenizer   {tokenizer.name}",
-            f"{tokenizer.bytes_per_token:.2f} bytes a token{_others(candidate, candidates)}",
+            f"{tokenizer.bytes_per_token:.2f} bytes a token{_compare_tokenizers(candidate, candidates)}",
         ),
         (f"context     {config.context_length}", _describe_lengths(candidate, sample)),
         (
@@ -78,16 +78,17 @@ def describe_choice(
     return rows
 
 
-def _others(candidate: Candidate, candidates: list[Candidate]) -> str:
-    """Return the expected loss with the chosen tokenizer and with the best others, in bits per byte."""
+def _compare_tokenizers(candidate: Candidate, candidates: list[Candidate]) -> str:
+    """Return how much higher the loss is expected with the best other tokenizers."""
     best: dict[str, float] = {}
     for other in candidates:
         name = other.tokenizer.name
         best[name] = min(best.get(name, other.bits_per_byte), other.bits_per_byte)
-    best.pop(candidate.tokenizer.name, None)
-    others = sorted(best.items(), key=lambda item: item[1])[:2]
-    compared = ", ".join(f"{name} {loss:.2f}" for name, loss in others)
-    return f"; expected bits per byte {candidate.bits_per_byte:.2f}" + (f", with {compared}" if compared else "")
+    chosen = best.pop(candidate.tokenizer.name)
+    others = sorted(best.items(), key=lambda item: item[1])
+    shown = others[:1] + [other for other in others[1:] if other[0] == "char"]
+    compared = ", ".join(f"{name} {100 * (loss / chosen - 1):+.0f}%" for name, loss in shown)
+    return f"; expected loss with {compared}" if compared else ""
 
 
 def _describe_lengths(candidate: Candidate, sample: TextSample) -> str:
