@@ -10,6 +10,7 @@ from lit_gpt.model import GPTConfig
 from lit_gpt.optim import OptimizerName
 from lit_gpt.planning.pilots import Recipe
 from lit_gpt.planning.text import TokenizerStatistics
+from lit_gpt.planning.transfer import width_factors
 
 VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of the tokenizer bpe
 MIN_STEPS = 100
@@ -22,6 +23,8 @@ WANTED_STEPS = 1000  # with fewer tokens in a step than these steps leave, the o
 PREVIOUS_TOKENS_MIN_COUNT = 300
 
 USEFUL_REPETITIONS = 5.0  # of the text, as if it were so many times as long
+MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
+MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
 BYTES_EXPONENT = 0.26  # of the bytes to a token
 
@@ -81,15 +84,16 @@ def recipe(
 ) -> Recipe:
     """Return how a model is trained.
 
-    The best rate of Muon falls with the width of the model and with the number of steps, and rises with the tokens in a
-    step; docs/planning.md has the measurements.
+    The best rate of Muon falls with the number of steps and rises with the tokens in a step; docs/planning.md has the
+    measurements. `width_factors` carries the rates over to other widths.
     """
-    batch_factor = min(2.0, math.sqrt(tokens_per_step / 1024))
-    width_factor = min(2.0, max(0.25, 128 / config.d_model))
     chosen: dict[str, Any]
     if optimizer == "muon":
-        rate = 0.008 * width_factor * (600 / max(100, steps)) ** 0.3 * batch_factor
-        chosen = {"embedding_rate": 15.0, "head_rate": 1.5, "betas": (0.8, 0.95), "warmup_steps": 0}
+        factors = width_factors(config.d_model)
+        rate = MUON_RATE * (600 / max(100, steps)) ** 0.3 * min(2.0, math.sqrt(tokens_per_step / 1024))
+        rate *= factors["learning_rate"]
+        chosen = {"betas": (0.8, 0.95), "warmup_steps": 0}
+        chosen |= {name: float(f"{MUON_FACTORS[name] * factors[name]:.3g}") for name in MUON_FACTORS}
     else:
         rate = 4e-3 * math.sqrt(128 / config.d_model)
         chosen = {"embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95), "warmup_steps": min(100, steps // 10)}
