@@ -97,7 +97,8 @@ def test_proposed_budget_is_a_usual_one_that_is_long_enough() -> None:
 
 def test_planner_is_told_what_flags_and_configs_give(fit: Fit, given: dict[str, Any]) -> None:
     Path("part.yaml").write_text("model: {config: {d_model: 32}}\ntrainer: {max_steps: 900}\n")
-    result = fit("--data.files", "rows.txt", "--data.batch_size", 8, "--budget", "100s", "--plan", config="part.yaml")
+    flags = ["--data.batch_size", 8, "--trainer.max_steps", -1]  # -1 is no limit
+    result = fit("--data.files", "rows.txt", *flags, "--budget", "100s", "--plan", config="part.yaml")
     assert result.status == 0, result.err
     seconds = given.pop("seconds")
     assert given == {"data.files": "rows.txt", "data.batch_size": 8, "model.config.d_model": 32}  # not max_steps
@@ -223,6 +224,11 @@ def test_config_with_a_budget_is_refused(fit: Fit, key: str) -> None:
     assert f"part.yaml: {key.partition(':')[0]} holds for one command only: give it as a flag" in result.err
 
 
+def test_printed_config_without_a_budget_can_be_used(fit: Fit) -> None:
+    Path("part.yaml").write_text("budget: null\nplan: false\n")
+    assert "no such file" in fit("--data.files", "nowhere.txt", config="part.yaml").err
+
+
 def test_budget_beside_a_checkpoint_is_refused(fit: Fit, given: dict[str, Any]) -> None:
     assert fit("--budget", "100s", "--ckpt_path", "auto").status == 0  # there is none: starts
     for choice in ("last", "auto", RUN / "last.ckpt"):
@@ -253,10 +259,10 @@ def test_deadline_leaves_time_for_the_longest_ending(monkeypatch: pytest.MonkeyP
     now[0] = 82.0
     deadline.on_validation_start(trainer, None)  # type: ignore[arg-type]
     now[0], trainer.global_step = 85.0, 2
-    deadline.on_train_batch_start(trainer)  # a validation takes 3 s, of which 1.2 times 4 s follow
-    now[0] = 93.1
+    deadline.on_train_batch_start(trainer)  # a validation takes 3 s, of which 1.5 times 4 s follow
+    now[0] = 91.9
     assert not deadline.is_reached()
-    now[0] = 93.3
+    now[0] = 92.1
     assert deadline.is_reached()
 
 

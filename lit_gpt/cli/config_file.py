@@ -60,7 +60,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if "allow_imports" in config:
         raise UserError(f"{path}: allow_imports says what configs may import: give it as a flag, --allow_imports NAME")
     for key, value in (("budget", "10m"), ("plan", "")):
-        if key in config:
+        if config.get(key):  # --print_config shows null and false
             flag = f"--{key} {value}".strip()
             raise UserError(f"{path}: {key} holds for one command only: give it as a flag, {flag}")
     for key, origin in LINKED_SETTINGS.items():

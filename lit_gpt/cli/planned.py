@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from lit_gpt.cli.arguments import CommandLine
 from lit_gpt.cli.budget import Budget, check_budget, usual_budget
+from lit_gpt.cli.exclusive_settings import LIMITS
 from lit_gpt.cli.help import format_value
 from lit_gpt.cli.messages import print_command, print_lines, print_page, program_name
 from lit_gpt.cli.parser import load_settings
@@ -93,7 +94,7 @@ def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
     """
     parser, settings, _ = load_settings(arguments)
     check_budget(settings, parser.given, budget)
-    given = {key: settings[key] for key in sorted(parser.given - {"budget", "plan"})}
+    given = {key: settings[key] for key in sorted(parser.given - {"budget", "plan", *LIMITS})}
     data = TextDataModule(**settings.data)
     sources = data.sources()
     overheads = scale_overheads(budget)

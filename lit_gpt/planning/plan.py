@@ -11,7 +11,7 @@ from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.sources import Source
 from lit_gpt.device import free_memory, supports_bfloat16
 from lit_gpt.errors import UserError
-from lit_gpt.figures import format_bytes
+from lit_gpt.figures import format_bytes, format_duration
 from lit_gpt.planning import rules
 from lit_gpt.planning.candidates import Candidate, Machine, fit_into_memory, list_candidates
 from lit_gpt.planning.choose import MIN_PILOT_SECONDS, encode_sample, pick, successive_halving
@@ -83,6 +83,11 @@ def make_plan(
     speed = measure_machine(device, _between(0.015 * seconds, MACHINE_SECONDS))
     machine = Machine(device, speed, free_memory(device), supports_bfloat16(device))
     training_seconds = 0.85 * seconds - tokenize_seconds
+    if training_seconds <= 0:
+        raise UserError(
+            f"reading and tokenizing the text takes about {format_duration(tokenize_seconds)}, and {seconds:.0f} s are "
+            "left: give a longer --budget"
+        )
     found = list_candidates([statistics for statistics, _ in options], given, machine, training_seconds)
     if not found:
         raise UserError(
@@ -142,7 +147,9 @@ def _complete_plan(
     eval_windows = None if val_tokens + 256 * length <= affordable else max(16, int(affordable / 2 / length))
     evaluated = val_tokens + 256 * length if eval_windows is None else 2 * eval_windows * length
     parameters = sum(parameter.numel() for parameter in model_without_memory(chosen.config).parameters())
-    texts = overheads.samples(chosen.config)
+    prompts = given.get("generate.prompts", "")
+    texts = overheads.samples(chosen.config, given.get("generate.max_new_tokens", 64))
+    texts *= len(prompts) if isinstance(prompts, list) else 1
     validation = evaluated * per_token + texts + overheads.checkpoints(parameters)
     outside = prepare_seconds + overheads.begin + texts + validations * validation + overheads.end
     left = USED_SHARE * seconds - outside
