@@ -1,7 +1,7 @@
 """Advice on the learning rate: what the training loss shows, and what to try.
 
-`advise` decides from the curve of the training loss alone. The callback `LearningRateAdvice` collects the curve, prints
-each kind of advice once, and keeps it for summary.json and report.html.
+`advise` decides from the curve of the training loss alone. The callback `LearningRateAdvice` collects the curve and
+prints the first advice that it calls for; summary.json and report.html have it too.
 
 There is no advice about overfitting here: `Overfitting` in `lit_gpt.training.progress` reports it.
 """
@@ -198,12 +198,14 @@ def token_losses(ids: np.ndarray, vocab_size: int) -> tuple[float, float]:
     frequency of its second token, as if each token had been followed by twenty more (MacKay and Peto 1995).
 
     Args:
-        ids: Token ids, (n,), at least 4 of them.
+        ids: Token ids, (n,). Fewer than four say nothing.
         vocab_size: Number of different ids.
 
     Returns:
         The two losses in nats per token.
     """
+    if len(ids) < 4:
+        return math.log(vocab_size), math.log(vocab_size)
     half, more = len(ids) // 2, 20.0
     counts = np.bincount(ids[:half], minlength=vocab_size)
     frequency = (counts + 0.5) / (half + 0.5 * vocab_size)  # (V,): Krichevsky and Trofimov 1981
@@ -242,7 +244,9 @@ class LearningRateAdvice(Callback):
         return {"curve": asdict(self._curve), "kind": self._kind, "given": self.given, "holds": self.holds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._curve = LossCurve(**state_dict["curve"])
+        curve = LossCurve(**state_dict["curve"])
+        curve.steps, curve.losses = [int(step) for step in curve.steps], [float(loss) for loss in curve.losses]
+        self._curve = curve
         self._kind, self.given, self.holds = (state_dict[name] for name in ("kind", "given", "holds"))
 
     # -------------------------------------------------------------------------------------------- hooks of the Trainer
@@ -275,7 +279,8 @@ def describe_recipe(module: LitGPT, data: TextDataModule) -> Recipe:
     """Return what advice needs to know about a run."""
     ids, length = data.train_ids, SAMPLED_IDS // SAMPLED_PARTS
     starts = range(0, max(1, len(ids) - length), max(length, len(ids) // SAMPLED_PARTS))
-    sample = np.concatenate([np.asarray(ids[start : start + length], dtype=np.int64) for start in starts])
+    parts = [*starts[::2], *starts[1::2]]  # what counts tokens, and what is scored, come from all parts of the text
+    sample = np.concatenate([np.asarray(ids[start : start + length], dtype=np.int64) for start in parts])
     unigram, bigram = token_losses(sample, data.model_vocab_size)
     steps, warmup_steps = data.plan.last_step, module.warmup_steps
     tokens_per_step = data.plan.windows_per_step * data.context_length
