@@ -46,7 +46,7 @@ def test_forecast_of_a_power_law_approaches_its_last_loss(last_step: int, power:
 
 
 def test_nothing_is_uncertain_at_the_last_step() -> None:
-    known = KnownCurves(200, 200, 2.5, 2.4, 2.6, rate=0.1, last_rate=0.1, epochs=3.0, optimizer="muon")
+    known = KnownCurves(200, 200, 2.5, 2.4, 2.6, rate=0.1, last_rate=0.1, epochs=6.0, optimizer="muon")
     assert not any(features(known))
     assert forecast(known) == Forecast(2.5, 2.5, 2.5)
 

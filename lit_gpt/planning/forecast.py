@@ -68,8 +68,8 @@ class Regression:
     Attributes:
         change: Of ln(last validation loss / loss now), one for each of `features`.
         error: Of the size of its error, one for each of `error_features`, none below zero.
-        low: The tenth percentile of the errors, divided by that size.
-        high: The ninetieth percentile.
+        low: The lower end of the interval of the errors, divided by that size.
+        high: Its upper end.
     """
 
     change: tuple[float, ...]
@@ -139,15 +139,15 @@ def forecast(known: KnownCurves, regression: Regression | None = None) -> Foreca
 # (optimizer, whether there is a validation loss) -> coefficients, as `python docs/planning_forecast.py` prints them.
 REGRESSIONS: dict[tuple[OptimizerName, bool], Regression] = {
     ("muon", True): Regression(
-        (0.987, 1.6495, -2.766, -0.0591, -0.0654), (0.3093, 0.0, 0.1049, 0.0328), low=-0.542, high=0.300
+        (0.9415, 1.6218, -2.5944, -0.0597, -0.0659), (0.3187, 0.0, 0.104, 0.0329), low=-0.615, high=0.474
     ),
     ("adamw", True): Regression(
-        (1.715, 1.2546, -2.3276, -0.0647, -0.0175), (0.3209, 0.0, 0.106, 0.0283), low=-2.432, high=0.630
+        (1.7117, 1.2564, -2.3262, -0.0648, -0.0182), (0.3258, 0.0, 0.1054, 0.0289), low=-2.086, high=0.721
     ),
     ("muon", False): Regression(
-        (0.3218, 0.6126, -2.1227, -0.1075, -0.1428), (0.0, 0.0, 0.2256, 0.0), low=-0.284, high=0.138
+        (0.293, 0.551, -2.5432, -0.1075, -0.1604), (0.0, 0.0, 0.228, 0.0), low=-0.419, high=0.328
     ),
     ("adamw", False): Regression(
-        (1.4216, 1.258, -1.9106, -0.1075, -0.0959), (0.0, 0.0, 0.223, 0.0), low=-3.810, high=1.049
+        (1.4266, 1.2468, -1.903, -0.1075, -0.1012), (0.0, 0.0, 0.2298, 0.0), low=-4.994, high=0.984
     ),
 }
