@@ -105,6 +105,17 @@ def test_planner_is_told_what_flags_and_configs_give(fit: Fit, given: dict[str, 
     assert 0 < seconds < 100
 
 
+def test_defaults_need_not_go_with_what_is_given(fit: Fit, given: dict[str, Any]) -> None:
+    """The default of 4 heads does not divide the width; the planner chooses 2."""
+    result = fit(*TABLE, "--model.config.d_model", 100, "--plan", config=None)
+    assert result.status == 0, result.err
+    result = fit(*TABLE, "--model.config.d_model", 101, "--plan", config=None)
+    assert (result.status, result.out) == (2, "")
+    assert (
+        "chooses settings that do not go with the given ones: --model.config: num_heads 2 does not divide" in result.err
+    )
+
+
 def test_default_config_gives_nothing_to_the_planner(fit: Fit, given: dict[str, Any]) -> None:
     result = fit("--budget", "100s", "--plan", config=None)
     assert result.status == 0, result.err

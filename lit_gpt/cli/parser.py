@@ -92,8 +92,15 @@ class StrictParser(LightningArgumentParser):
         return settings
 
 
-def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace, Checkpoint | None]:
+def load_settings(
+    arguments: CommandLine, is_complete: bool = True
+) -> tuple[StrictParser, Namespace, Checkpoint | None]:
     """Parse and check the settings of the command; open the checkpoint of `--ckpt_path`.
+
+    Args:
+        arguments: The command line.
+        is_complete: Whether no more settings will be chosen. Else the shape of the model is not checked: the defaults
+            need not go together with what is given.
 
     Returns:
         The parser, the settings, and the checkpoint, verified; None if there is none.
@@ -107,6 +114,8 @@ def load_settings(arguments: CommandLine) -> tuple[StrictParser, Namespace, Chec
     parser = build_parser(command, arguments.run_name)
     settings = parse_settings(parser, arguments)
     checkpoint = validate_settings(settings, command, arguments.checkpoint)
+    if is_complete:
+        check_model(settings, checkpoint)
     return parser, settings, checkpoint
 
 
@@ -321,6 +330,15 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
         raise UserError(f"--seed_everything is {settings.seed_everything}: give a number from 0 to {2**32 - 1}")
     for message in validate_args(settings, command):
         raise UserError(message)
+    return checkpoint
+
+
+def check_model(settings: Namespace, checkpoint: Checkpoint | None) -> None:
+    """Check the shape of the model, and what depends on it.
+
+    Raises:
+        UserError: There is no such model, or the checkpoint has another one.
+    """
     shape = {key: value for key, value in settings.model.config.as_dict().items() if key != "vocab_size"}
     try:
         config = GPTConfig(vocab_size=1, **shape)
@@ -331,7 +349,6 @@ def validate_settings(settings: Namespace, command: str, checkpoint: Checkpoint 
     check_heads(settings.attention_heads, config)
     if checkpoint is not None and (found := differences(checkpoint.hyper_parameters["config"], shape)):
         raise other_model_error(checkpoint, found)
-    return checkpoint
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

@@ -92,7 +92,7 @@ def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
     Raises:
         UserError: A setting is wrong or does not go together with a budget, or the budget or the text is too short.
     """
-    parser, settings, _ = load_settings(arguments)
+    parser, settings, _ = load_settings(arguments, is_complete=False)
     check_budget(settings, parser.given, budget)
     given = {key: settings[key] for key in sorted(parser.given - {"budget", "plan", *LIMITS})}
     data = TextDataModule(**settings.data)
