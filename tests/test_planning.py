@@ -43,7 +43,7 @@ def statistics(
     settings: dict[str, str | int] = {"data.tokenizer": name}
     if name == "bpe":
         settings["data.vocab_size"] = vocab_size
-    return TokenizerStatistics(settings, vocab_size, 2.5, tokens, tokens * 9 // 10, 3.0, np.full(50, length))
+    return TokenizerStatistics(settings, vocab_size, 1.0, 2.5, tokens, tokens * 9 // 10, 2.0, 0.06, np.full(50, length))
 
 
 def machine(free: int | None = None) -> Machine:
@@ -263,4 +263,4 @@ def test_plan_leaves_out_what_is_given(make: Callable[..., plan.Plan]) -> None:
 
 def test_time_that_is_too_short_for_any_model_is_refused(make: Callable[..., plan.Plan]) -> None:
     with pytest.raises(UserError, match="are too few for 100 steps"):
-        make(0.5)
+        make(0.05)

@@ -26,7 +26,10 @@ USEFUL_REPETITIONS = 5.0  # of the text, as if it were so many times as long
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
 MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
-BYTES_EXPONENT = 0.26  # of the bytes to a token
+REFERENCE = 8e5, 6e5  # parameters and tokens of a run
+NGRAM_FACTOR = 0.8  # the loss at its end, over that of the best n-gram model
+SPLIT_CHARACTERS_FACTOR = 1.06  # further, where byte pairs divide the characters of Chinese and the like
+REFERENCE_FALL = 0.085  # `ngram_fall` of a text on which the loss of a model falls as the power law says
 
 
 def architecture(width: int, tokenizer: TokenizerStatistics) -> dict[str, Any]:
@@ -105,18 +108,27 @@ def recipe(
 def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> float:
     """Return the expected loss on the validation split at the end of a run, in bits per byte.
 
-    It is a sum of powers of the parameters and of the tokens (Hoffmann et al. 2022, arXiv:2203.15556), with their
-    exponents and a smaller weight for the parameters. Tokens that are read again count less the more often they are
-    (Muennighoff et al. 2023, arXiv:2305.16264). Of two tokenizers, that with more bytes to a token has the lower loss
-    after equally many tokens. The losses of two candidates on the same text can be compared; their level is a guess.
+    On the same text and after equally many tokens, the losses with several tokenizers are proportional to those of the
+    best n-gram models. From there the loss falls like a sum of powers of the parameters and of the tokens (Hoffmann et
+    al. 2022, arXiv:2203.15556), faster on a text on which that of n-grams falls faster, too. Tokens that are read again
+    count less the more often they are (Muennighoff et al. 2023, arXiv:2305.16264).
+
+    The losses of two candidates on the same text can be compared. Their level is a guess.
     """
     unique = max(1, tokenizer.train_tokens)
     repetitions = max(0.0, tokens / unique - 1)
     useful = min(tokens, unique) + unique * USEFUL_REPETITIONS * (1 - math.exp(-repetitions / USEFUL_REPETITIONS))
     parameters = 12 * config.num_blocks * config.d_model**2  # of the blocks
-    loss = 1.69 + 200 * parameters**-0.34 + 410 * useful**-0.28
+    fallen = _power_law(parameters, useful) / _power_law(*REFERENCE)
+    speed = min(1.3, max(0.3, tokenizer.ngram_fall / REFERENCE_FALL))
+    splits_characters = tokenizer.settings["data.tokenizer"] != "char" and tokenizer.bytes_per_character > 2.5
+    tokens_factor = SPLIT_CHARACTERS_FACTOR if splits_characters else 1.0
     context = 1 + CONTEXT_WEIGHT * math.log2(config.context_length / _best_context(tokenizer, tokens)) ** 2
-    return 0.14 * loss * context * (tokenizer.bytes_per_token / 2.5) ** -BYTES_EXPONENT
+    return NGRAM_FACTOR * tokenizer.ngram_bits * tokens_factor * fallen**speed * context
+
+
+def _power_law(parameters: float, tokens: float) -> float:
+    return 1.69 + 200 * parameters**-0.34 + 410 * tokens**-0.28
 
 
 def _best_context(tokenizer: TokenizerStatistics, tokens: int) -> float:

@@ -1,5 +1,6 @@
 """Look at a text before anything is tokenized: its size, its documents, and how tokenizers divide it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -7,18 +8,24 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.compat import encoding_pattern
-from lit_gpt.data.config import CorpusConfig
+from lit_gpt.data.config import FITTED, CorpusConfig
 from lit_gpt.data.readers import with_detected_encoding
 from lit_gpt.data.sources import Source
 from lit_gpt.data.split import file_fractions
 from lit_gpt.data.tokenize import Block, read_blocks
 from lit_gpt.errors import UserError
+from lit_gpt.planning.ngrams import ngram_losses
 from lit_gpt.tokenizer import BytePairTokenizer, CharTokenizer, Tokenizer, open_tokenizer, train_bpe
 
 BLOCK_CHARACTERS = 2**18
 MIN_CHARACTERS = 2000  # a tenth of them, for validation, is a few sentences
 MAX_CHARACTERS = 8192  # different ones, of the tokenizer char
-MIN_CHARACTERS_PER_ID = 64  # of the sample; a larger vocabulary has too few examples of most of its ids
+MIN_CHARACTERS_PER_ID = 96  # of the sample; a larger vocabulary has too few examples of most of its ids
+NGRAM_TOKENS = 200_000  # in which n-grams are counted
+VAL_TOKENS = 30_000  # which are then predicted
+PIECE = 512  # tokens
+USUAL_FALL = 0.05  # of the loss when twice as many tokens are counted, where the text is too short to measure it
+NGRAM_ORDERS = {"char": 6, "byte": 6}  # the highest order, where it is not 3: the shorter the tokens, the more of them
 
 
 @dataclass(frozen=True)
@@ -90,19 +97,23 @@ class TokenizerStatistics:
     Attributes:
         settings: The settings that select it, such as {"data.tokenizer": "bpe", "data.vocab_size": 1024}.
         vocab_size: V, the end of text included.
+        bytes_per_character: UTF-8 bytes of the text for each character.
         bytes_per_token: UTF-8 bytes of the text for each token; the ends of documents are tokens of 0 bytes.
         tokens: Tokens of the whole text.
         train_tokens: Tokens of the training split.
-        unigram_bits: Bits per byte of the entropy of single tokens.
+        ngram_bits: The loss of the best n-gram model in bits per byte, with counts from `NGRAM_TOKENS` tokens.
+        ngram_fall: The part by which this loss falls when twice as many tokens are counted.
         document_lengths: Tokens of each document of the sample, sorted, (documents,) int64.
     """
 
     settings: dict[str, str | int]
     vocab_size: int
+    bytes_per_character: float
     bytes_per_token: float
     tokens: int
     train_tokens: int
-    unigram_bits: float
+    ngram_bits: float
+    ngram_fall: float
     document_lengths: np.ndarray
 
     @property
@@ -115,22 +126,41 @@ class TokenizerStatistics:
 def tokenizer_statistics(
     sample: TextSample, tokenizer: Tokenizer, settings: dict[str, str | int]
 ) -> TokenizerStatistics:
-    """Encode a sample with a tokenizer and count."""
+    """Encode a sample with a tokenizer, count, and predict its end from its beginning by n-gram models."""
     ids, lengths = tokenizer.encode_documents(sample.documents)
-    counts = np.unique(ids, return_counts=True)[1]
-    probabilities = counts / len(ids)
-    bits_per_token = -float((probabilities * np.log2(probabilities)).sum())
     num_bytes = sum(len(text.encode()) for text in sample.documents)
-    is_pruned = isinstance(tokenizer, BytePairTokenizer) and tokenizer.name != "bpe"
+    if tokenizer.name not in FITTED:  # it is pruned to the ids that occur, and to single bytes
+        used, ids = np.unique(ids, return_inverse=True)
+        vocab_size = max(len(used), 257)
+    else:
+        vocab_size = tokenizer.vocab_size
+    boundary, max_order = int(0.9 * len(ids)), NGRAM_ORDERS.get(tokenizer.name, 3)
+    train_ids, val_ids = ids[:boundary].astype(np.int64), ids[boundary:].astype(np.int64)
+    bits_per_nat = len(ids) / num_bytes / math.log(2)  # bits per byte for each nat per token
+    few, many = (
+        bits_per_nat * min(ngram_losses(spread(train_ids, tokens), spread(val_ids, VAL_TOKENS), vocab_size, max_order))
+        for tokens in (NGRAM_TOKENS // 2, NGRAM_TOKENS)
+    )
+    doublings = math.log2(min(len(train_ids), NGRAM_TOKENS) / min(len(train_ids), NGRAM_TOKENS // 2))
     return TokenizerStatistics(
         settings,
-        max(len(counts), 256) + 1 if is_pruned else tokenizer.vocab_size,
+        vocab_size,
+        num_bytes / sum(map(len, sample.documents)),
         num_bytes / len(ids),
         round(len(ids) / sample.share),
         round(len(ids) / sample.share * sample.train_fraction),
-        bits_per_token * len(ids) / num_bytes,
+        many,
+        1 - (many / few) ** (1 / doublings) if doublings else USUAL_FALL,
         np.sort(lengths),
     )
+
+
+def spread(ids: np.ndarray, tokens: int) -> np.ndarray:
+    """Return about so many of the ids, in pieces of equal length from all over the text."""
+    pieces = ids[: len(ids) // PIECE * PIECE].reshape(-1, PIECE)
+    if tokens >= len(ids) or len(pieces) < 2:
+        return ids[:tokens]
+    return pieces[np.linspace(0, len(pieces) - 1, max(1, tokens // PIECE)).astype(int)].reshape(-1)
 
 
 def tokenizer_options(
