@@ -261,6 +261,11 @@ def test_plan_leaves_out_what_is_given(make: Callable[..., plan.Plan]) -> None:
     assert made.settings["model.config.num_heads"] == 1
 
 
-def test_time_that_is_too_short_for_any_model_is_refused(make: Callable[..., plan.Plan]) -> None:
-    with pytest.raises(UserError, match="are too few for 100 steps"):
-        make(0.05)
+def test_time_that_is_too_short_for_any_model_is_refused(
+    make: Callable[..., plan.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = SpeedModel()
+    slow = replace(usual, factors={part: 1e5 * factor for part, factor in usual.factors.items()})
+    monkeypatch.setattr(plan, "measure_machine", lambda *args: slow)
+    with pytest.raises(UserError, match="60 s are too few for 100 steps"):
+        make(60.0)
