@@ -1,6 +1,8 @@
 """A learning rate that is best at one width is best at others, with the factors of `width_factors`."""
 
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from lit_gpt.planning.pilots import BareTraining, Recipe
 from lit_gpt.planning.transfer import width_factors
 
 VOCAB, CONTEXT, BATCH, STEPS = 32, 16, 4, 40
+MEASURED = json.loads((Path(__file__).parent.parent / "docs" / "planning_transfer.json").read_text(encoding="utf-8"))
 RATES = (0.0015, 0.0045, 0.0135)  # at the reference width, 128
 
 
@@ -59,3 +62,16 @@ def test_best_rate_stays_in_place_with_the_factors_of_the_width(width: int) -> N
 
 def test_best_rate_moves_without_the_factors_of_the_width() -> None:
     assert best_rate(32, width_factors(128)) == RATES[2]
+
+
+def test_best_rates_in_planning_transfer_json_agree_under_the_rule_only() -> None:
+    best: dict[str, set[float]] = {}
+    for rule in ("width factors", "one rate"):
+        for width in (64, 256):
+            losses: dict[float, list[float]] = {}
+            for run in MEASURED:
+                if (run["rule"], run["width"], run["depth"]) == (rule, width, 2):
+                    losses.setdefault(run["rate"], []).append(run["loss"])
+            means = {rate: sum(found) / len(found) for rate, found in losses.items()}
+            best.setdefault(rule, set()).add(min(means, key=means.__getitem__))
+    assert {rule: len(rates) for rule, rates in best.items()} == {"width factors": 1, "one rate": 2}
