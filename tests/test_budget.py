@@ -196,6 +196,7 @@ def test_run_with_a_budget_saves_explicit_settings_and_resumes_without_it(fit: F
         (["--trainer.barebones", "true"], "--trainer.barebones does not: leave one out"),
         (["--trainer.overfit_batches", 2], "--trainer.overfit_batches does not: leave one out"),
         (["--trainer.devices", 2], "measures one device: give --trainer.devices 1"),
+        (["--trainer.accumulate_grad_batches", 2], "give --data.global_batch_size, the windows in a step"),
         (["--trainer.strategy", "ddp"], "measures one device: leave out --trainer.strategy"),
         (["--budget", "10"], "--budget 10 has no unit"),
         (["--budget", "100ms"], "is no time"),

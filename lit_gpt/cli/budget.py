@@ -129,6 +129,11 @@ def _budget_errors(settings: Namespace, given: set[str], flag: str) -> Iterator[
     for name in ("fast_dev_run", "barebones", "overfit_batches"):
         if trainer[name]:
             yield f"{flag} trains a model to keep, and --trainer.{name} does not: leave one out"
+    if trainer.accumulate_grad_batches != 1:
+        yield (
+            f"{flag} chooses how a step is divided: give --data.global_batch_size, the windows in a step, instead of "
+            f"--trainer.accumulate_grad_batches {trainer.accumulate_grad_batches}"
+        )
     if "trainer.devices" in given and not _is_one_device(trainer.devices):
         yield f"{flag} measures one device: give --trainer.devices 1, or leave out --budget"
     processes = [os.environ.get(name, "1") for name in ("WORLD_SIZE", "SLURM_NTASKS")]
