@@ -43,7 +43,9 @@ def statistics(
     settings: dict[str, str | int] = {"data.tokenizer": name}
     if name == "bpe":
         settings["data.vocab_size"] = vocab_size
-    return TokenizerStatistics(settings, vocab_size, 1.0, 2.5, tokens, tokens * 9 // 10, 2.0, 0.06, np.full(50, length))
+    return TokenizerStatistics(
+        settings, vocab_size, 1.0, 2.5, tokens, tokens * 9 // 10, 2.0, 0.06, 0.0, np.full(50, length)
+    )
 
 
 def machine(free: int | None = None) -> Machine:

@@ -95,14 +95,15 @@ def list_candidates(
         tokenizers: The tokenizers to choose from.
         given: The settings that the person gave, such as "model.config.d_model" -> 128; they stay as they are.
         machine: Where the run takes place. Its memory is not considered, see `fit_into_memory`.
-        seconds: The time to train in.
+        seconds: The time to tokenize the text and to train in.
     """
     found = []
     for tokenizer in tokenizers:
+        left = seconds - tokenizer.prepare_seconds
         for width, blocks in _shapes(given):
             for context_length in _context_lengths(tokenizer, given):
                 config = _make_config(tokenizer, width, blocks, context_length, given)
-                candidate = None if config is None else _fit_into_time(tokenizer, config, given, machine, seconds)
+                candidate = None if config is None else _fit_into_time(tokenizer, config, given, machine, left)
                 if candidate is not None:
                     found.append(candidate)
             if found and found[-1].steps < 2 * rules.MIN_STEPS:  # larger models are too slow

@@ -79,11 +79,11 @@ def make_plan(
     start = time.perf_counter()
     sample = sample_text(sources, config, rules.sample_characters(seconds))
     options = tokenizer_options(sample, config, given, rules.VOCAB_SIZES)
-    tokenize_seconds = (time.perf_counter() - start) / sample.share
     speed = measure_machine(device, _between(0.015 * seconds, MACHINE_SECONDS))
     machine = Machine(device, speed, free_memory(device), supports_bfloat16(device))
-    training_seconds = 0.85 * seconds - tokenize_seconds
-    if training_seconds <= 0:
+    training_seconds = 0.85 * seconds
+    tokenize_seconds = min(statistics.prepare_seconds for statistics, _ in options)
+    if training_seconds <= tokenize_seconds:
         raise UserError(
             f"reading and tokenizing the text takes about {format_duration(tokenize_seconds)}, and {seconds:.0f} s are "
             "left: give a longer --budget"
@@ -104,7 +104,7 @@ def make_plan(
     chosen = replace(chosen, step_seconds=measured)
     left = seconds - (time.perf_counter() - start)
     rows = describe_choice(chosen, found, sample, pilots)
-    return _complete_plan(chosen, given, machine, left, tokenize_seconds, overheads, rows)
+    return _complete_plan(chosen, given, machine, left, overheads, rows)
 
 
 def _between(value: float, limits: tuple[float, float]) -> float:
@@ -134,12 +134,11 @@ def _complete_plan(
     given: dict[str, Any],
     machine: Machine,
     seconds: float,
-    prepare_seconds: float,
     overheads: Overheads,
     rows: list[tuple[str, str]],
 ) -> Plan:
     """Return the plan of a candidate: how often the run validates, on how much text, and how many steps it takes."""
-    length = chosen.config.context_length
+    length, prepare_seconds = chosen.config.context_length, chosen.tokenizer.prepare_seconds
     per_token = machine.speed.evaluation_seconds(chosen.config, 2**14, chosen.precision) / 2**14
     validations = VALIDATIONS if seconds >= 30 else VALIDATIONS // 2
     val_tokens = chosen.tokenizer.train_tokens / 9

@@ -120,7 +120,7 @@ def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, to
     useful = min(tokens, unique) + unique * USEFUL_REPETITIONS * (1 - math.exp(-repetitions / USEFUL_REPETITIONS))
     parameters = 12 * config.num_blocks * config.d_model**2  # of the blocks
     fallen = _power_law(parameters, useful) / _power_law(*REFERENCE)
-    speed = min(1.3, max(0.3, tokenizer.ngram_fall / REFERENCE_FALL))
+    speed = min(1.3, max(0.4, tokenizer.ngram_fall / REFERENCE_FALL))
     splits_characters = tokenizer.settings["data.tokenizer"] != "char" and tokenizer.bytes_per_character > 2.5
     tokens_factor = SPLIT_CHARACTERS_FACTOR if splits_characters else 1.0
     context = 1 + CONTEXT_WEIGHT * math.log2(config.context_length / _best_context(tokenizer, tokens)) ** 2

@@ -1,6 +1,7 @@
 """Look at a text before anything is tokenized: its size, its documents, and how tokenizers divide it."""
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,12 +38,14 @@ class TextSample:
         share: The part of the text that they are, from 0 to 1, by the bytes of the files.
         is_raw: Whether the text has no documents.
         train_fraction: The part of the text in the training split, from 0 to 1.
+        seconds: The time to read the documents.
     """
 
     documents: list[str]
     share: float
     is_raw: bool
     train_fraction: float = 0.9
+    seconds: float = 0.0
 
     @property
     def characters(self) -> int:
@@ -61,6 +64,7 @@ def sample_text(sources: list[Source], config: CorpusConfig, max_characters: int
     Raises:
         UserError: A file cannot be read, or the text is too short to train on.
     """
+    start = time.perf_counter()
     training = [source for source in sources if not source.split]
     options = [with_detected_encoding(source, config.read_options)[0] for source in training]
     documents: list[str] = []
@@ -78,7 +82,8 @@ def sample_text(sources: list[Source], config: CorpusConfig, max_characters: int
         )
     share = min(1.0, bytes_read / max(1, size))
     train_fraction = 1 - sum(file_fractions(sources, config.split_options))
-    return TextSample(documents, share, config.read_options.mode == "raw", train_fraction)
+    seconds = time.perf_counter() - start
+    return TextSample(documents, share, config.read_options.mode == "raw", train_fraction, seconds)
 
 
 def _take(blocks: Iterator[Block], characters: int) -> Iterator[Block]:
@@ -103,6 +108,7 @@ class TokenizerStatistics:
         train_tokens: Tokens of the training split.
         ngram_bits: The loss of the best n-gram model in bits per byte, with counts from `NGRAM_TOKENS` tokens.
         ngram_fall: The part by which this loss falls when twice as many tokens are counted.
+        prepare_seconds: The expected time to read and tokenize the whole text.
         document_lengths: Tokens of each document of the sample, sorted, (documents,) int64.
     """
 
@@ -114,6 +120,7 @@ class TokenizerStatistics:
     train_tokens: int
     ngram_bits: float
     ngram_fall: float
+    prepare_seconds: float
     document_lengths: np.ndarray
 
     @property
@@ -124,10 +131,19 @@ class TokenizerStatistics:
 
 
 def tokenizer_statistics(
-    sample: TextSample, tokenizer: Tokenizer, settings: dict[str, str | int]
+    sample: TextSample, tokenizer: Tokenizer, settings: dict[str, str | int], train_seconds: float
 ) -> TokenizerStatistics:
-    """Encode a sample with a tokenizer, count, and predict its end from its beginning by n-gram models."""
+    """Encode a sample with a tokenizer, count, and predict its end from its beginning by n-gram models.
+
+    Args:
+        sample: The text.
+        tokenizer: The tokenizer.
+        settings: See `TokenizerStatistics`.
+        train_seconds: The time in which the tokenizer was trained on the sample.
+    """
+    start = time.perf_counter()
     ids, lengths = tokenizer.encode_documents(sample.documents)
+    encode_seconds = time.perf_counter() - start
     num_bytes = sum(len(text.encode()) for text in sample.documents)
     if tokenizer.name not in FITTED:  # it is pruned to the ids that occur, and to single bytes
         used, ids = np.unique(ids, return_inverse=True)
@@ -151,6 +167,7 @@ def tokenizer_statistics(
         round(len(ids) / sample.share * sample.train_fraction),
         many,
         1 - (many / few) ** (1 / doublings) if doublings else USUAL_FALL,
+        (sample.seconds + train_seconds + encode_seconds) / sample.share,
         np.sort(lengths),
     )
 
@@ -178,18 +195,26 @@ def tokenizer_options(
         vocab_sizes: The vocabulary sizes of the tokenizer bpe to compare, ascending.
     """
     name = config.tokenizer if "data.tokenizer" in given else None
-    options: list[tuple[Tokenizer, dict[str, str | int]]] = []
+    options: list[tuple[Tokenizer, dict[str, str | int], float]] = []
     if name in (None, "char"):
+        start = time.perf_counter()
         characters = "".join(sorted(set().union(*sample.documents)))
         if name == "char" or len(characters) <= MAX_CHARACTERS:
-            options.append((CharTokenizer(characters), {"data.tokenizer": "char"}))
+            options.append((CharTokenizer(characters), {"data.tokenizer": "char"}, time.perf_counter() - start))
     if name in (None, "bpe"):
+        start = time.perf_counter()
         sizes = [config.bpe_vocab_size] if config.vocab_size is not None else _sizes_for(sample, vocab_sizes)
-        for size, tokenizer in _train_bpe(sample, [size for size in sizes if size is not None]):
-            options.append((tokenizer, {"data.tokenizer": "bpe", "data.vocab_size": size}))
+        trained = _train_bpe(sample, [size for size in sizes if size is not None])
+        seconds = time.perf_counter() - start
+        options += [
+            (tokenizer, {"data.tokenizer": "bpe", "data.vocab_size": size}, seconds) for size, tokenizer in trained
+        ]
     if name not in (None, "char", "bpe"):
-        options.append((open_tokenizer(name), {"data.tokenizer": name}))
-    return [(tokenizer_statistics(sample, tokenizer, settings), tokenizer) for tokenizer, settings in options]
+        options.append((open_tokenizer(name), {"data.tokenizer": name}, 0.0))
+    return [
+        (tokenizer_statistics(sample, tokenizer, settings, seconds), tokenizer)
+        for tokenizer, settings, seconds in options
+    ]
 
 
 def _sizes_for(sample: TextSample, vocab_sizes: tuple[int, ...]) -> list[int]:
