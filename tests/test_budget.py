@@ -334,6 +334,7 @@ def test_run_that_is_too_slow_ends_in_time_and_resumes_as_if_never_stopped(
     words = shlex.split(command)
     resumed = fit(*words[words.index("fit.py") + 1 :], config=None)
     assert resumed.status == 0, resumed.err
+    assert "resumed     logs/small/version_0/last.ckpt, step 4" in resumed.out
     straight = Path("logs/straight/version_0")
     curves = [
         {k: v for k, v in points(run).items() if not k.startswith(("speed", "memory"))} for run in (RUN, straight)

@@ -78,7 +78,6 @@ class StepCheckpoint(ModelCheckpoint):
         self._start_step: int | None = None  # where this command began, until its first save
         self._event_file_sizes: dict[str, int] = {}  # bytes, when the checkpoint resumed from was written
         self._resumed_metrics: dict[str, float] = {}  # of the Trainer at that time
-        self._last_event_file_sizes: dict[str, int] | None = None  # of the last step, once points follow it
 
     # ------------------------------------------------------------------------------------------ state in a checkpoint
 
@@ -105,8 +104,7 @@ class StepCheckpoint(ModelCheckpoint):
             self._set_aside_later_checkpoints()
             if logger is not None:
                 logger.truncate_event_files(self._event_file_sizes)
-                sizes = self._last_event_file_sizes
-                checkpoint["events"] = logger.event_file_sizes() if sizes is None else sizes
+                checkpoint["events"] = logger.event_file_sizes()
         # EarlyStopping may monitor a metric that was logged before the checkpoint
         checkpoint["callback_metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -189,23 +187,20 @@ class StepCheckpoint(ModelCheckpoint):
         """Return whether the model was validated after a step of this command."""
         return self._validated_step == step
 
-    def save_before_ending(self, trainer: Trainer) -> None:
-        """Save the current step as the last one of this command, whose curves a run that resumes continues from here.
-
-        What is logged afterwards, of the ending, is in no curve of a run that resumes.
-        """
-        self.save_last_step(trainer)
-        if trainer.is_global_zero and (logger := step_logger(trainer)) is not None:
-            self._last_event_file_sizes = logger.event_file_sizes()
-
     def save_best_of_ending(self, trainer: Trainer) -> None:
-        """Write best.ckpt, if the validation of the ending had the lowest loss. last.ckpt stays as it is.
+        """Write best.ckpt, if the validation after the last step of this command had the lowest loss.
+
+        last.ckpt is of the same step, before that validation, and a run that resumes continues from it. best.ckpt
+        therefore gets its time, and its sizes of the event files.
 
         Raises:
             UserError: It cannot be written.
         """
         if self.best_step == trainer.global_step:
-            self._write(trainer, self._folder / "best.ckpt")
+            last = Checkpoint.open(self._folder / "last.ckpt", verify=False)
+            contents = compat.dump_checkpoint(trainer)
+            contents |= {key: last.contents[key] for key in ("saved_at", "events") if key in last.contents}
+            trainer.strategy.save_checkpoint(contents, self._folder / "best.ckpt")
 
     def restore_copies(self, checkpoint: Checkpoint) -> None:
         """Complete the save that wrote `checkpoint`, in case the process was killed between two of its files.

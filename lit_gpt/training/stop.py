@@ -194,10 +194,8 @@ class GracefulStop(Callback):
         )
         if self.checkpointing is None:
             raise Stopped(0, f"{message}; nothing is saved, because the flags say so")
-        if step == 0 or self.checkpointing.is_validated(step) or not trainer.enable_validation:
-            self.checkpointing.save_last_step(trainer)
-        else:
-            self.checkpointing.save_before_ending(trainer)
+        self.checkpointing.save_last_step(trainer)
+        if step > 0 and trainer.enable_validation and not self.checkpointing.is_validated(step):
             validate_between_steps(trainer)
             self.checkpointing.save_best_of_ending(trainer)
         saved = self.checkpointing.dirpath
