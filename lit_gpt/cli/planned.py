@@ -26,6 +26,7 @@ from lit_gpt.training.deadline import Deadline
 REFERENCE_START = 2.8
 MAX_SLOWNESS = 4.0  # the first start after an installation reads everything from the disk, and says less
 SMALL_SHARE = 0.02  # of a budget: so far tokenizing may differ from the plan before the steps change
+RESERVE_SHARE, MAX_RESERVE = 0.02, 5.0  # of a budget, in seconds at most: a busy machine may take so long to end
 MAX_START_SHARE = 0.25  # of a budget, for what is neither choosing nor training
 NOT_REPEATED = ("--budget", "--plan", "--no_plan")  # in the command that equals a plan
 
@@ -78,7 +79,8 @@ class Planned:
 
     def deadline(self) -> Deadline:
         """Return what ends the run in time if its steps take longer than expected."""
-        end = self.budget.start + self.budget.seconds
+        reserve = min(RESERVE_SHARE * self.budget.seconds, MAX_RESERVE)
+        end = self.budget.start + self.budget.seconds - reserve
         return Deadline(end, self.plan.ending_seconds, self.overheads.end, self.budget.text)
 
 
