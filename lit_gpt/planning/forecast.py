@@ -139,15 +139,15 @@ def forecast(known: KnownCurves, regression: Regression | None = None) -> Foreca
 # (optimizer, whether there is a validation loss) -> coefficients, as `python docs/planning_forecast.py` prints them.
 REGRESSIONS: dict[tuple[OptimizerName, bool], Regression] = {
     ("muon", True): Regression(
-        (0.9415, 1.6218, -2.5944, -0.0597, -0.0659), (0.3187, 0.0, 0.104, 0.0329), low=-0.615, high=0.474
+        (0.9452, 1.622, -2.4768, -0.0603, -0.0626), (0.3287, 0.0, 0.1031, 0.0327), low=-0.691, high=0.501
     ),
     ("adamw", True): Regression(
-        (1.7117, 1.2564, -2.3262, -0.0648, -0.0182), (0.3258, 0.0, 0.1054, 0.0289), low=-2.086, high=0.721
+        (1.7073, 1.2558, -2.3212, -0.0647, -0.0186), (0.3342, 0.0, 0.1047, 0.029), low=-2.083, high=0.715
     ),
     ("muon", False): Regression(
-        (0.293, 0.551, -2.5432, -0.1075, -0.1604), (0.0, 0.0, 0.228, 0.0), low=-0.419, high=0.328
+        (0.3392, 0.5481, -2.4745, -0.1075, -0.1564), (0.0, 0.0, 0.2252, 0.0), low=-0.420, high=0.227
     ),
     ("adamw", False): Regression(
-        (1.4266, 1.2468, -1.903, -0.1075, -0.1012), (0.0, 0.0, 0.2298, 0.0), low=-4.994, high=0.984
+        (1.4264, 1.2026, -1.8455, -0.1075, -0.1104), (0.0, 0.0, 0.227, 0.0), low=-5.056, high=0.971
     ),
 }

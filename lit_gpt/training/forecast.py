@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from tqdm import tqdm
 
 from lit_gpt.lines import wrap_line
@@ -10,6 +12,8 @@ from lit_gpt.planning.forecast import START_SHARE, Curve, Forecast, KnownCurves,
 from lit_gpt.training.metrics import is_logging_step
 from lit_gpt.training.module import module_and_data
 from lit_gpt.training.progress import step_line
+
+MAX_UNREAD = 100  # losses that wait on the device to be read
 
 
 def describe_forecast(last_step: int, expected: Forecast, bits_per_nat: float | None) -> str:
@@ -34,7 +38,7 @@ class LossForecast(Callback):
     a last step or with fewer than `MIN_STEPS`.
 
     The training losses so far, at most a thousand, are in the checkpoint: a resumed run forecasts what a run that was
-    never stopped would. On a GPU they are those of the logging steps, where the logger waits for the device, too.
+    never stopped would. They are read at logging steps, where the logger waits for the device, too.
 
     Attributes:
         MIN_STEPS: The shortest run with forecasts.
@@ -45,6 +49,8 @@ class LossForecast(Callback):
     def __init__(self) -> None:
         self._last_step: int | None = None  # of the run; None: there are no forecasts
         self._train_curve: Curve = []
+        self._unread: list[tuple[int, Tensor]] = []  # the steps after it and their losses, on the device
+        self._read_step = 0  # the step of the latest loss
         self._bits_per_nat: float | None = None
         self._forecast_step = 0  # the step of the latest forecast
 
@@ -55,6 +61,7 @@ class LossForecast(Callback):
         return "LossForecast"
 
     def state_dict(self) -> dict[str, Any]:
+        self._read_losses()
         return {
             "train_curve": list(self._train_curve),
             "bits_per_nat": self._bits_per_nat,
@@ -63,6 +70,7 @@ class LossForecast(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._train_curve = [(step, loss) for step, loss in state_dict["train_curve"]]
+        self._read_step = self._train_curve[-1][0] if self._train_curve else 0
         self._bits_per_nat, self._forecast_step = state_dict["bits_per_nat"], state_dict["forecast_step"]
 
     # -------------------------------------------------------------------------------------------- hooks of the Trainer
@@ -80,11 +88,21 @@ class LossForecast(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step
+        if self._last_step is None or step == self._read_step:  # else more batches of a step would count
+            return
         module, _ = module_and_data(trainer)
-        is_new_step = step > (self._train_curve[-1][0] if self._train_curve else 0)
-        is_synchronous = module.device.type == "cpu"
-        if self._last_step is not None and is_new_step and (is_synchronous or is_logging_step(trainer, step)):
-            add_point(self._train_curve, step, float(module.step_loss))
+        self._read_step = step
+        self._unread.append((step, torch.as_tensor(module.step_loss)))
+        if is_logging_step(trainer, step) or len(self._unread) >= MAX_UNREAD:
+            self._read_losses()
+
+    def _read_losses(self) -> None:
+        """Move the losses that are still on the device to the curve; waits for the device."""
+        if self._unread:
+            steps, losses = zip(*self._unread)
+            self._unread = []
+            for step, loss in zip(steps, torch.stack(losses).tolist()):
+                add_point(self._train_curve, step, loss)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
@@ -105,6 +123,7 @@ class LossForecast(Callback):
         assert self._last_step is not None
         module, data = module_and_data(trainer)
         step, last_step = trainer.global_step, self._last_step
+        self._read_losses()
         losses = quarter_losses(self._train_curve, step)
         if losses is None or val_loss == 0:
             return
