@@ -128,7 +128,7 @@ def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, to
 
 
 def _power_law(parameters: float, tokens: float) -> float:
-    return 1.69 + 200 * parameters**-0.34 + 410 * tokens**-0.28
+    return 1.69 + 250 * parameters**-0.34 + 410 * tokens**-0.28
 
 
 def _best_context(tokenizer: TokenizerStatistics, tokens: int) -> float:
