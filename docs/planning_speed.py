@@ -24,7 +24,7 @@ import torch
 from lit_gpt import GPTConfig
 from lit_gpt.device import configure_malloc
 from lit_gpt.planning.memory import model_without_memory
-from lit_gpt.planning.speed import SECONDS, TRAINER_SECONDS, SpeedModel, TrainingLoop, Workload
+from lit_gpt.planning.speed import SECONDS, TRAINER_SECONDS, SpeedModel, Workload, start_training
 from lit_gpt.planning.work import Work, flops_per_token, pass_work, update_work
 
 DATA = Path(__file__).with_name("planning_speed.json")
@@ -62,14 +62,20 @@ def draw(generator: random.Random) -> Workload:
             return Workload(config, windows, optimizer, precision)
 
 
-def time_phases(loop: TrainingLoop, seconds: float) -> list[float]:
+def time_phases(workload: Workload, seconds: float) -> list[float]:
     """Return the median CPU seconds of each of the `PHASES`; the first two steps are not counted."""
+    training, tokens, targets = start_training(workload, torch.device("cpu"))
+    functions = (
+        lambda: training.compute_gradients(tokens, targets),
+        training.update,
+        lambda: training.evaluate(tokens, targets),
+    )
     times: list[list[float]] = [[] for _ in PHASES]
     end = math.inf
     while len(times[0]) < 3 or time.process_time() < end:
         if len(times[0]) == 2:
             end = time.process_time() + seconds
-        for phase, function in zip(times, (loop.compute_gradients, loop.update, loop.evaluate)):
+        for phase, function in zip(times, functions):
             start = time.process_time()
             function()
             phase.append(time.process_time() - start)
@@ -81,12 +87,12 @@ def measure(count: int) -> None:
     configure_malloc()
     torch.set_num_threads(1)
     rows = json.loads(DATA.read_text()) if DATA.exists() else []
-    generator, cpu = random.Random(len(rows)), torch.device("cpu")
+    generator = random.Random(len(rows))
     for _ in range(count):
         workload = draw(generator)
-        reference = TrainingLoop(replace(workload, config=REFERENCE, windows=16, optimizer="muon"), cpu)
+        reference = replace(workload, config=REFERENCE, windows=16, optimizer="muon")
         before = time_phases(reference, 0.2)
-        measured = time_phases(TrainingLoop(workload, cpu), 0.8)
+        measured = time_phases(workload, 0.8)
         after = time_phases(reference, 0.2)
         defaults = asdict(GPTConfig(1))
         config = {name: value for name, value in asdict(workload.config).items() if value != defaults[name]}

@@ -21,7 +21,7 @@ import torch
 from lit_gpt import GPTConfig, TextDataModule
 from lit_gpt.device import configure_malloc
 from lit_gpt.ops import IGNORE_INDEX
-from lit_gpt.planning.pilots import BareTraining, Recipe
+from lit_gpt.planning.bare_training import BareTraining, Recipe
 from lit_gpt.planning.transfer import REFERENCE_WIDTH, width_factors
 
 DATA = Path(__file__).with_name("planning_transfer.json")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.model import GPTConfig
-from lit_gpt.planning.pilots import BareTraining, Recipe
+from lit_gpt.planning.bare_training import BareTraining, Recipe
 from lit_gpt.planning.transfer import width_factors
 
 VOCAB, CONTEXT, BATCH, STEPS = 32, 16, 4, 40

@@ -15,11 +15,12 @@ from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sources import find_sources
 from lit_gpt.errors import UserError
 from lit_gpt.planning import choose, plan, rules
+from lit_gpt.planning.bare_training import BareTraining
 from lit_gpt.planning.candidates import MEMORY_SHARE, Candidate, Machine, fit_into_memory, list_candidates
 from lit_gpt.planning.choose import encode_sample, pick, successive_halving
 from lit_gpt.planning.memory import estimate_memory_of_shape
 from lit_gpt.planning.overheads import Overheads
-from lit_gpt.planning.pilots import BareTraining, run_pilot
+from lit_gpt.planning.pilots import bits_per_byte, run_pilot
 from lit_gpt.planning.speed import SpeedModel
 from lit_gpt.planning.text import TextSample, TokenizerStatistics, sample_text, tokenizer_options
 from lit_gpt.tokenizer import ByteTokenizer, train_bpe
@@ -189,7 +190,7 @@ def test_pilot_learns_and_reports_bits_per_byte(sample: TextSample) -> None:
         logits, _ = training.gpt(ids[:-1].view(-1, 16))
     nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[1:], reduction="sum")
     num_bytes = int((ids[1:] < 256).sum())
-    assert training.bits_per_byte(text, 8) == pytest.approx(float(nats) / math.log(2) / num_bytes, rel=1e-5)
+    assert bits_per_byte(training, text, 8) == pytest.approx(float(nats) / math.log(2) / num_bytes, rel=1e-5)
 
 
 def test_pilot_ends_with_its_time(sample: TextSample, monkeypatch: pytest.MonkeyPatch) -> None:

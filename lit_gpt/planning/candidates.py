@@ -8,8 +8,8 @@ import torch
 from lit_gpt.model import GPTConfig
 from lit_gpt.optim import OptimizerName
 from lit_gpt.planning import rules
+from lit_gpt.planning.bare_training import Recipe
 from lit_gpt.planning.memory import estimate_memory_of_shape
-from lit_gpt.planning.pilots import Recipe
 from lit_gpt.planning.speed import SpeedModel, Workload
 from lit_gpt.planning.text import TokenizerStatistics
 

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,36 +9,12 @@ import torch
 
 from lit_gpt.data.batches import EvaluationBatches, TrainBatches
 from lit_gpt.data.windows import evaluation_starts
-from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.model import GPTConfig
 from lit_gpt.ops import IGNORE_INDEX
-from lit_gpt.optim import MuonAdamW, OptimizerName, learning_rate_factor, parameter_groups
+from lit_gpt.optim import learning_rate_factor
+from lit_gpt.planning.bare_training import BareTraining, Recipe
 
 EVALUATION_TOKENS = 2**14  # of the validation text, in a pilot
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained, in the words of LitGPT's arguments.
-
-    Attributes:
-        optimizer: "adamw" or "muon".
-        learning_rate: The highest learning rate.
-        embedding_rate: A factor on the rate of the embeddings.
-        head_rate: A factor on the rate of an untied head.
-        weight_decay: Weight decay of the matrices.
-        betas: Decay rates of AdamW's moments.
-        warmup_steps: Steps in which the rate rises.
-        decay_share: The part of the run, at its end, in which the rate falls linearly to 0.
-    """
-
-    optimizer: OptimizerName
-    learning_rate: float
-    embedding_rate: float
-    head_rate: float
-    weight_decay: float
-    betas: tuple[float, float]
-    warmup_steps: int
-    decay_share: float
 
 
 @dataclass(frozen=True)
@@ -55,76 +30,6 @@ class EncodedText:
     train_ids: np.ndarray
     val_ids: np.ndarray
     bytes_per_token: np.ndarray
-
-
-class BareTraining:
-    """A model, its optimizer and its training step, without a Trainer.
-
-    Args:
-        config: The shape of the model.
-        recipe: How it is trained.
-        precision: "bf16-mixed" or "32-true".
-        device: Where it is trained.
-        seed: Of the initial weights and of dropout.
-    """
-
-    def __init__(self, config: GPTConfig, recipe: Recipe, precision: str, device: torch.device, seed: int = 0) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.gpt = GPT(config).to(device)
-        self.device, self.recipe, self.mixed = device, recipe, precision == "bf16-mixed"
-        groups = parameter_groups(
-            self.gpt, recipe.weight_decay, recipe.learning_rate, recipe.embedding_rate, recipe.head_rate
-        )
-        self.optimizer: torch.optim.Optimizer
-        if recipe.optimizer == "muon":
-            self.optimizer = MuonAdamW(groups, recipe.betas)
-        else:
-            self.optimizer = torch.optim.AdamW(groups, betas=recipe.betas, fused=True)
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
-
-    def step(self, tokens: torch.Tensor, targets: torch.Tensor, rate_factor: float = 1.0) -> torch.Tensor:
-        """Take an optimizer step on a batch, (B, T) each, and return its loss in nats per token."""
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * rate_factor
-        with self.autocast():
-            loss = self.gpt.loss(tokens.to(self.device), targets.to(self.device))
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    def train(self, batches: TrainBatches, steps: int, is_time_up: Callable[[], bool] = lambda: False) -> int:
-        """Train for some steps, fewer if the time is up; return how many were taken."""
-        recipe = self.recipe
-        for step in range(steps):
-            factor = learning_rate_factor(
-                step, "linear", min(recipe.warmup_steps, steps // 10), steps, 0.0, recipe.decay_share
-            )
-            tokens, targets = batches.get_batch(step)
-            self.step(tokens, targets, factor)
-            if is_time_up():
-                return step + 1
-        return steps
-
-    @torch.no_grad()
-    def bits_per_byte(self, text: EncodedText, batch_size: int) -> float:
-        """Return the loss on the beginning of the validation text in bits per byte."""
-        length = self.gpt.config.context_length
-        ids = text.val_ids[: EVALUATION_TOKENS + 1]
-        batches = EvaluationBatches(ids, evaluation_starts(len(ids), length, None), length, batch_size)
-        nats, num_bytes = 0.0, 0
-        self.gpt.eval()
-        for index in range(len(batches)):
-            tokens, targets = batches[index]
-            with self.autocast():
-                nats += float(self.gpt.evaluate(tokens.to(self.device), targets.to(self.device))[0])
-            num_bytes += int(text.bytes_per_token[targets[targets != IGNORE_INDEX].numpy()].sum())
-        self.gpt.train()
-        return nats / math.log(2) / num_bytes
 
 
 def run_pilot(
@@ -151,6 +56,23 @@ def run_pilot(
     """
     training = BareTraining(config, recipe, precision, device)
     batches = TrainBatches(text.train_ids, config.context_length, "random", 0, batch_size, 1)
-    end = time.perf_counter() + seconds
-    training.train(batches, steps, lambda: time.perf_counter() > end)
-    return training.bits_per_byte(text, batch_size)
+    end, warmup_steps = time.perf_counter() + seconds, min(recipe.warmup_steps, steps // 10)
+    for step in range(steps):
+        factor = learning_rate_factor(step, "linear", warmup_steps, steps, 0.0, recipe.decay_share)
+        tokens, targets = batches.get_batch(step)
+        training.step(tokens, targets, factor)
+        if time.perf_counter() > end:
+            break
+    return bits_per_byte(training, text, batch_size)
+
+
+def bits_per_byte(training: BareTraining, text: EncodedText, batch_size: int) -> float:
+    """Return the loss of a model on the beginning of the validation text in bits per byte."""
+    length, ids = training.gpt.config.context_length, text.val_ids[: EVALUATION_TOKENS + 1]
+    batches = EvaluationBatches(ids, evaluation_starts(len(ids), length, None), length, batch_size)
+    nats, num_bytes = 0.0, 0
+    for index in range(len(batches)):
+        tokens, targets = batches[index]
+        nats += training.evaluate(tokens, targets)
+        num_bytes += int(text.bytes_per_token[targets[targets != IGNORE_INDEX].numpy()].sum())
+    return nats / math.log(2) / num_bytes

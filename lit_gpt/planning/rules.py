@@ -8,7 +8,7 @@ import torch
 
 from lit_gpt.model import GPTConfig
 from lit_gpt.optim import OptimizerName
-from lit_gpt.planning.pilots import Recipe
+from lit_gpt.planning.bare_training import Recipe
 from lit_gpt.planning.text import TokenizerStatistics
 from lit_gpt.planning.transfer import width_factors
 

@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lit_gpt.data.batches import MIN_EVALUATION_TOKENS
 from lit_gpt.device import peak_flops, supports_bfloat16, synchronize
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.optim import MuonAdamW, OptimizerName, gradient_norm, parameter_groups
-from lit_gpt.planning.memory import activation_dtype, parameter_dtype
+from lit_gpt.optim import OptimizerName
+from lit_gpt.planning.bare_training import BareTraining, Recipe
+from lit_gpt.planning.memory import activation_dtype
 from lit_gpt.planning.work import Work, flops_per_token, pass_work, update_work
 
 # Seconds per unit of work. work.py explains the units. "training" is a forward and a backward pass.
@@ -236,56 +238,32 @@ def measure_step(workload: Workload, device: torch.device, seconds: float) -> fl
     """
     end = time.perf_counter() + seconds
     times: list[float] = []  # of each step
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        step = TrainingLoop(workload, device)
+    training, tokens, targets = start_training(workload, device)
+    with torch.enable_grad():
         while len(times) < 3 or time.perf_counter() < end:
             start = time.perf_counter()
-            step.compute_gradients()
-            step.update()
+            for _ in range(workload.accumulate):
+                training.compute_gradients(tokens, targets)
+            training.update()
             synchronize(device)
             times.append(time.perf_counter() - start)
     return statistics.median(times[2:])
 
 
-class TrainingLoop:
-    """A training loop as plain as possible: what the Trainer does in each step, on the same random tokens.
-
-    Args:
-        workload: The step.
-        device: Where it is taken.
-    """
-
-    def __init__(self, workload: Workload, device: torch.device) -> None:
-        self.workload, config = workload, workload.config
-        self.gpt = GPT(config).to(device, parameter_dtype(workload.precision))
-        self.gpt.blocks.activation_checkpointing = workload.activation_checkpointing
-        groups, betas = parameter_groups(self.gpt, weight_decay=0.1, learning_rate=1e-3), (0.9, 0.95)
-        adamw = torch.optim.AdamW(groups, betas=betas, fused=True)
-        self.optimizer = MuonAdamW(groups, betas) if workload.optimizer == "muon" else adamw
-        tokens = torch.randint(config.vocab_size, (workload.windows, config.context_length + 1), device=device)
-        self.tokens, self.targets = tokens[:, :-1], tokens[:, 1:]
-        self.autocast: dict[str, Any] = {"device_type": device.type, "dtype": activation_dtype(workload.precision)}
-        self.autocast["enabled"] = "mixed" in workload.precision
-
-    def compute_gradients(self) -> None:
-        """Take the forward and the backward passes of a step."""
-        for _ in range(self.workload.accumulate):
-            with torch.autocast(**self.autocast):
-                loss = self.gpt.loss(self.tokens, self.targets)
-            loss.backward()
-
-    def update(self) -> None:
-        """Compute the norm of the gradients and update the weights."""
-        gradient_norm([p.grad for p in self.gpt.parameters() if p.grad is not None]).isfinite().item()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def evaluate(self) -> None:
-        """Evaluate the loss of the tokens."""
-        self.gpt.eval()
-        with torch.autocast(**self.autocast):
-            self.gpt.evaluate(self.tokens, self.targets)
-        self.gpt.train()
+def start_training(workload: Workload, device: torch.device) -> tuple[BareTraining, Tensor, Tensor]:
+    """Return a new model with its optimizer, and a batch of random tokens and targets, (B, T) each, on the device."""
+    config = workload.config
+    training = BareTraining(
+        config,
+        Recipe(workload.optimizer, learning_rate=1e-3, weight_decay=0.1),
+        workload.precision,
+        device,
+        activation_checkpointing=workload.activation_checkpointing,
+    )
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (workload.windows, config.context_length + 1), generator=generator)
+    tokens = tokens.to(device)
+    return training, tokens[:, :-1], tokens[:, 1:]
 
 
 def measure_machine(device: torch.device, seconds: float) -> SpeedModel:

@@ -157,7 +157,9 @@ def tokenizer_statistics(
         bits_per_nat * min(ngram_losses(spread(train_ids, tokens), spread(val_ids, VAL_TOKENS), vocab_size, max_order))
         for tokens in (NGRAM_TOKENS // 2, NGRAM_TOKENS)
     )
-    doublings = math.log2(min(len(train_ids), NGRAM_TOKENS) / min(len(train_ids), NGRAM_TOKENS // 2))
+    counted = min(len(train_ids), NGRAM_TOKENS)
+    doublings = math.log2(counted / min(len(train_ids), NGRAM_TOKENS // 2))
+    fall = 1 - (many / few) ** (1 / doublings) if doublings else USUAL_FALL
     return TokenizerStatistics(
         settings,
         vocab_size,
@@ -165,8 +167,8 @@ def tokenizer_statistics(
         num_bytes / len(ids),
         round(len(ids) / sample.share),
         round(len(ids) / sample.share * sample.train_fraction),
-        many,
-        1 - (many / few) ** (1 / doublings) if doublings else USUAL_FALL,
+        many * (1 - fall) ** math.log2(NGRAM_TOKENS / counted),
+        fall,
         (sample.seconds + train_seconds + encode_seconds) / sample.share,
         np.sort(lengths),
     )
