@@ -66,9 +66,11 @@ def run_pilot(
     return bits_per_byte(training, text, batch_size)
 
 
-def bits_per_byte(training: BareTraining, text: EncodedText, batch_size: int) -> float:
-    """Return the loss of a model on the beginning of the validation text in bits per byte."""
-    length, ids = training.gpt.config.context_length, text.val_ids[: EVALUATION_TOKENS + 1]
+def bits_per_byte(
+    training: BareTraining, text: EncodedText, batch_size: int, max_tokens: int = EVALUATION_TOKENS
+) -> float:
+    """Return the loss of a model on the first `max_tokens` tokens of the validation text in bits per byte."""
+    length, ids = training.gpt.config.context_length, text.val_ids[: max_tokens + 1]
     batches = EvaluationBatches(ids, evaluation_starts(len(ids), length, None), length, batch_size)
     nats, num_bytes = 0.0, 0
     for index in range(len(batches)):

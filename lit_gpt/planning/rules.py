@@ -29,7 +29,7 @@ CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs,
 REFERENCE = 8e5, 6e5  # parameters and tokens of a run
 NGRAM_FACTOR = 0.8  # the loss at its end, over that of the best n-gram model
 SPLIT_CHARACTERS_FACTOR = 1.06  # further, where byte pairs divide the characters of Chinese and the like
-REFERENCE_FALL = 0.085  # `ngram_fall` of a text on which the loss of a model falls as the power law says
+REFERENCE_FALL = 0.08  # `ngram_fall` of a text on which the loss of a model falls as the power law says
 
 
 def architecture(width: int, tokenizer: TokenizerStatistics) -> dict[str, Any]:

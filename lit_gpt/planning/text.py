@@ -155,10 +155,10 @@ def tokenizer_statistics(
     bits_per_nat = len(ids) / num_bytes / math.log(2)  # bits per byte for each nat per token
     few, many = (
         bits_per_nat * min(ngram_losses(spread(train_ids, tokens), spread(val_ids, VAL_TOKENS), vocab_size, max_order))
-        for tokens in (NGRAM_TOKENS // 2, NGRAM_TOKENS)
+        for tokens in (NGRAM_TOKENS // 4, NGRAM_TOKENS)
     )
     counted = min(len(train_ids), NGRAM_TOKENS)
-    doublings = math.log2(counted / min(len(train_ids), NGRAM_TOKENS // 2))
+    doublings = math.log2(counted / min(len(train_ids), NGRAM_TOKENS // 4))
     fall = 1 - (many / few) ** (1 / doublings) if doublings else USUAL_FALL
     return TokenizerStatistics(
         settings,
