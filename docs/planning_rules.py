@@ -157,7 +157,7 @@ def compare(texts: dict[str, str]) -> None:
         for run in runs:
             data = open_text(path, run["tokenizer"], run)
             if run["tokenizer"] not in known:
-                sample = sample_text(data.sources(), data.corpus_config, rules.sample_characters(60))
+                sample = sample_text(data.sources(), data.corpus_config)
                 known[run["tokenizer"]] = tokenizer_statistics(
                     sample, data.tokenizer, {"data.tokenizer": data.tokenizer.name}, 0
                 )

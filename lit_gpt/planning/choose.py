@@ -13,7 +13,8 @@ from lit_gpt.planning.text import TextSample
 from lit_gpt.tokenizer import Tokenizer
 
 PILOT_CANDIDATES = 6
-MIN_PILOT_SECONDS = 2.0  # of one pilot; shorter ones say little
+MIN_PILOT_SECONDS = 2.0  # of a short run; shorter ones say little
+ROUNDS = 2
 VALIDATION_SHARE = 0.1  # of the sample
 
 
@@ -44,11 +45,7 @@ def pick(candidates: list[Candidate], count: int = PILOT_CANDIDATES) -> list[Can
 def successive_halving(
     picked: list[Candidate], texts: dict[str, EncodedText], seconds: float, device: torch.device
 ) -> list[Candidate]:
-    """Compare candidates in rounds of short runs; after each round the better half goes on to longer ones.
-
-    A short run favours small models. The measured loss is therefore compared with what the rules expect of the short
-    run, and corrects what they expect of the whole run by the same factor (Jamieson and Talwalkar 2016,
-    arXiv:1502.07943, for the rounds).
+    """Compare candidates in two rounds of short runs; the better half goes on to the longer runs of the second round.
 
     Args:
         picked: The candidates.
@@ -57,13 +54,11 @@ def successive_halving(
         device: Where the models are trained.
 
     Returns:
-        The candidates of the last round with corrected expectations, the best one first.
+        The candidates of the last round with corrected expectations, the best one first (Jamieson and Talwalkar 2016,
+        arXiv:1502.07943).
     """
-    rounds = max(1, math.ceil(math.log2(len(picked))))
-    for _ in range(rounds):
-        share = seconds / rounds / len(picked)
-        if share < MIN_PILOT_SECONDS or len(picked) == 1:
-            break
+    for _ in range(ROUNDS):
+        share = seconds / ROUNDS / len(picked)
         measured = [
             _correct_by_pilot(candidate, texts[candidate.tokenizer.name], share, device) for candidate in picked
         ]
@@ -72,7 +67,12 @@ def successive_halving(
 
 
 def _correct_by_pilot(candidate: Candidate, text: EncodedText, seconds: float, device: torch.device) -> Candidate:
-    """Return a candidate with the expectation that a short run of it suggests."""
+    """Return a candidate with the expectation that a short run of it suggests.
+
+    A short run favours small models. What it reaches is therefore compared with what the rules expect of it, and
+    corrects what they expect of the whole run. The rules and a short run are about equally uncertain, so that half of
+    the correction is made.
+    """
     config = candidate.config
     batch_size = max(1, rules.MIN_TOKENS_PER_STEP // config.context_length)
     per_token = candidate.step_seconds / candidate.tokens_per_step
@@ -81,5 +81,6 @@ def _correct_by_pilot(candidate: Candidate, text: EncodedText, seconds: float, d
     recipe = rules.recipe(candidate.recipe.optimizer, config, steps, tokens_per_step, {})
     measured = run_pilot(text, config, recipe, batch_size, steps, seconds, candidate.precision, device)
     expected = rules.expected_bits_per_byte(candidate.tokenizer, config, steps * tokens_per_step)
-    whole = rules.expected_bits_per_byte(candidate.tokenizer, config, candidate.steps * candidate.tokens_per_step)
-    return replace(candidate, bits_per_byte=whole * measured / expected)
+    tokens = candidate.steps * candidate.tokens_per_step
+    whole = rules.expected_bits_per_byte(candidate.tokenizer, config, tokens)
+    return replace(candidate, bits_per_byte=whole * math.sqrt(measured / expected))

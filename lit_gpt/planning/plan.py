@@ -22,10 +22,10 @@ from lit_gpt.planning.speed import TRAINER_SECONDS, measure_machine, measure_ste
 from lit_gpt.planning.text import TextSample, TokenizerStatistics, sample_text, tokenizer_options
 from lit_gpt.tokenizer import Tokenizer
 
-USED_SHARE = 0.95  # of the time; the rest is for a machine that becomes slower
-CHOOSING_SHARE = 0.1  # of the time, at most
-PILOT_SHARE = 0.07  # of the time
-MACHINE_SECONDS, STEP_SECONDS = (0.5, 5.0), (0.5, 10.0)  # shortest and longest measurement of the machine and of a step
+USED_SHARE = 0.93  # of the time; the rest is for a machine that becomes slower
+CHOOSING_SHARE = 0.09  # of the time, at most
+PILOT_SECONDS = 30.0  # for all short runs together, at most
+MACHINE_SECONDS, STEP_SECONDS = (0.9, 3.0), (0.9, 6.0)  # shortest and longest measurement of the machine and of a step
 VALIDATION_SHARE = 0.03  # of the time, for all validations together
 VALIDATIONS = 10
 
@@ -77,7 +77,7 @@ def make_plan(
         UserError: The text is too short for any model, the time is, or no model fits into the memory.
     """
     start = time.perf_counter()
-    sample = sample_text(sources, config, rules.sample_characters(seconds))
+    sample = sample_text(sources, config)
     options = tokenizer_options(sample, config, given, rules.VOCAB_SIZES)
     speed = measure_machine(device, _between(0.015 * seconds, MACHINE_SECONDS))
     machine = Machine(device, speed, free_memory(device), supports_bfloat16(device))
@@ -121,8 +121,8 @@ def _compare(
 ) -> tuple[Candidate, int]:
     """Return the best candidate, and how many were compared in short runs: none where there is no time for them."""
     used = time.perf_counter() - start
-    pilot_seconds = min(PILOT_SHARE * seconds, CHOOSING_SHARE * seconds - used)
-    if len(picked) == 1 or pilot_seconds < len(picked) * 2 * MIN_PILOT_SECONDS:
+    pilot_seconds = min(PILOT_SECONDS, CHOOSING_SHARE * seconds - used)
+    if len(picked) == 1 or pilot_seconds < 2 * len(picked) * MIN_PILOT_SECONDS:
         return picked[0], 0
     names = {candidate.tokenizer.name for candidate in picked}
     texts = {stats.name: encode_sample(sample, tokenizer) for stats, tokenizer in options if stats.name in names}

@@ -134,8 +134,3 @@ def _power_law(parameters: float, tokens: float) -> float:
 def _best_context(tokenizer: TokenizerStatistics, tokens: int) -> float:
     """Return the context length with the lowest loss, a real number."""
     return min(float(longest_context(tokenizer)), 128 * (tokens / 6e5) ** 0.3)
-
-
-def sample_characters(seconds: float) -> int:
-    """Return how many characters to look at if the whole run has some seconds."""
-    return int(min(2**22, max(2**19, 2**13 * seconds)))

@@ -18,6 +18,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.planning.ngrams import ngram_losses
 from lit_gpt.tokenizer import BytePairTokenizer, CharTokenizer, Tokenizer, open_tokenizer, train_bpe
 
+SAMPLE_CHARACTERS = 2**21
 BLOCK_CHARACTERS = 2**18
 MIN_CHARACTERS = 2000  # a tenth of them, for validation, is a few sentences
 MAX_CHARACTERS = 8192  # different ones, of the tokenizer char
@@ -58,7 +59,7 @@ class TextSample:
         return round(sum(len(text.encode()) for text in self.documents) / self.share)
 
 
-def sample_text(sources: list[Source], config: CorpusConfig, max_characters: int) -> TextSample:
+def sample_text(sources: list[Source], config: CorpusConfig, max_characters: int = SAMPLE_CHARACTERS) -> TextSample:
     """Read documents until they have `max_characters`, from all training files in equal parts.
 
     Raises:
