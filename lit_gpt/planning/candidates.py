@@ -162,8 +162,9 @@ def _fit_into_time(
     if steps < rules.MIN_STEPS:
         return None
     tokens = steps * windows * config.context_length
-    config = replace(config, dropout=given.get("model.config.dropout", rules.dropout(tokenizer, config, tokens)))
-    recipe = rules.recipe(optimizer, config, steps, windows * config.context_length, given)
+    epochs = tokens / tokenizer.train_tokens
+    config = replace(config, dropout=given.get("model.config.dropout", rules.dropout(epochs)))
+    recipe = rules.recipe(optimizer, config, steps, windows * config.context_length, epochs, given)
     expected = rules.expected_bits_per_byte(tokenizer, config, tokens)
     return Candidate(tokenizer, config, recipe, windows, 1, precision, steps, step_seconds, False, compiled, expected)
 

@@ -78,7 +78,7 @@ def _correct_by_pilot(candidate: Candidate, text: EncodedText, seconds: float, d
     per_token = candidate.step_seconds / candidate.tokens_per_step
     tokens_per_step = batch_size * config.context_length
     steps = max(10, int(0.8 * seconds / (per_token * tokens_per_step)))
-    recipe = rules.recipe(candidate.recipe.optimizer, config, steps, tokens_per_step, {})
+    recipe = rules.recipe(candidate.recipe.optimizer, config, steps, tokens_per_step, 1.0, {})
     measured = run_pilot(text, config, recipe, batch_size, steps, seconds, candidate.precision, device)
     expected = rules.expected_bits_per_byte(candidate.tokenizer, config, steps * tokens_per_step)
     tokens = candidate.steps * candidate.tokens_per_step

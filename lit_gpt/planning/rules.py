@@ -20,7 +20,7 @@ WANTED_STEPS = 1000  # with fewer tokens in a step than these steps leave, the o
 
 # Tokens of the training text for each id above which tables of earlier tokens lower the loss. With fewer tokens, the
 # tables are learned by heart.
-PREVIOUS_TOKENS_MIN_COUNT = 300
+PREVIOUS_TOKENS_MIN_COUNT = 70
 
 USEFUL_REPETITIONS = 5.0  # of the text, as if it were so many times as long
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
@@ -74,16 +74,23 @@ def tokens_per_step(tokens: int, device: torch.device) -> int:
     return max(MIN_TOKENS_PER_STEP, min(wanted, MAX_TOKENS_PER_STEP.get(device.type, 2**15)))
 
 
-def dropout(tokenizer: TokenizerStatistics, config: GPTConfig, tokens: int) -> float:
-    """Return the dropout for a run that reads its text several times."""
-    epochs = tokens / tokenizer.train_tokens
-    if epochs < 3:
-        return 0.0
-    return 0.1 if epochs < 8 else 0.2
+def dropout(epochs: float) -> float:
+    """Return the dropout of a run that reads its text so many times: weight decay is better where it suffices."""
+    return 0.0 if epochs < 10 else 0.1 if epochs < 30 else 0.2
+
+
+def weight_decay(epochs: float) -> float:
+    """Return the weight decay of a run that reads its text so many times: none where each token is seen once."""
+    return min(0.3, max(0.0, round(0.06 * (epochs - 1), 2)))
 
 
 def recipe(
-    optimizer: OptimizerName, config: GPTConfig, steps: int, tokens_per_step: int, given: dict[str, Any]
+    optimizer: OptimizerName,
+    config: GPTConfig,
+    steps: int,
+    tokens_per_step: int,
+    epochs: float,
+    given: dict[str, Any],
 ) -> Recipe:
     """Return how a model is trained.
 
@@ -100,7 +107,7 @@ def recipe(
     else:
         rate = 4e-3 * math.sqrt(128 / config.d_model)
         chosen = {"embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95), "warmup_steps": min(100, steps // 10)}
-    chosen |= {"learning_rate": float(f"{rate:.2g}"), "weight_decay": 0.0, "decay_share": 0.85}
+    chosen |= {"learning_rate": float(f"{rate:.2g}"), "weight_decay": weight_decay(epochs), "decay_share": 0.85}
     fixed = {name: given[f"model.{name}"] for name in chosen if f"model.{name}" in given}
     return Recipe(optimizer, **{**chosen, **fixed})
 

@@ -73,7 +73,10 @@ def describe_choice(
             f"batch       {candidate.batch_size * candidate.accumulate} windows",
             f"{candidate.tokens_per_step:,} tokens a step; {candidate.precision}",
         ),
-        (f"dropout     {config.dropout:g}", f"the text is read {epochs:.1f} times"),
+        (
+            f"decay       {recipe.weight_decay:g}",
+            f"of the weights, and dropout {config.dropout:g}: the text is read {epochs:.1f} times",
+        ),
     ]
     return rows
 
