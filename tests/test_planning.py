@@ -19,6 +19,7 @@ from lit_gpt.planning.bare_training import BareTraining
 from lit_gpt.planning.candidates import MEMORY_SHARE, Candidate, Machine, fit_into_memory, list_candidates
 from lit_gpt.planning.choose import encode_sample, pick, successive_halving
 from lit_gpt.planning.memory import estimate_memory_of_shape
+from lit_gpt.planning.ngrams import DISCOUNT, ngram_losses
 from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.pilots import bits_per_byte, run_pilot
 from lit_gpt.planning.speed import SpeedModel
@@ -93,6 +94,7 @@ def test_vocabularies_trained_at_once_equal_those_trained_one_by_one(sample: Tex
         assert stats.tokens == sum(lengths)
         assert stats.bytes_per_token == pytest.approx(sample.num_bytes / sum(lengths))
         assert list(stats.document_lengths) == sorted(lengths)
+    assert len({stats.ngram_fall for stats, _ in options}) == 1
 
 
 def test_given_tokenizer_is_the_only_option(sample: TextSample) -> None:
@@ -272,3 +274,30 @@ def test_time_that_is_too_short_for_any_model_is_refused(
     monkeypatch.setattr(plan, "measure_machine", lambda *args: slow)
     with pytest.raises(UserError, match="60 s are too few for 100 steps"):
         make(60.0)
+
+
+# --------------------------------------------------------------------------------------------------------- n-grams
+
+
+def test_ngram_losses_match_counts_in_dictionaries() -> None:
+    """Interpolated absolute discounting, written token by token."""
+    generator = np.random.default_rng(1)
+    ids = np.minimum(generator.geometric(0.4, 400), 6) - 1
+    train, val = ids[:300], ids[300:]
+
+    def probability(token: int, context: tuple[int, ...]) -> float:
+        if not context:
+            return float(((train == token).sum() + 0.5) / (len(train) + 3))
+        n = len(context)
+        following = [int(train[i]) for i in range(n, len(train)) if tuple(map(int, train[i - n : i])) == context]
+        lower = probability(token, context[1:])
+        if not following:
+            return lower
+        known = max(following.count(token) - DISCOUNT, 0) / len(following)
+        return known + DISCOUNT * len(set(following)) / len(following) * lower
+
+    losses = ngram_losses(train, val, 6, 3)
+    for order, loss in enumerate(losses, 1):
+        contexts = [tuple(map(int, ids[i - order + 1 : i])) for i in range(300, 400)]
+        expected = [-math.log(probability(int(token), context)) for token, context in zip(val, contexts)]
+        assert loss == pytest.approx(np.mean(expected), rel=1e-3)

@@ -16,7 +16,7 @@ VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of the tokenizer bpe
 MIN_STEPS = 100
 MIN_TOKENS_PER_STEP = 1024
 MAX_TOKENS_PER_STEP = {"cpu": 2**15, "cuda": 2**18}
-WANTED_STEPS = 1000  # with fewer tokens in a step than these steps leave, the optimizer takes a large part of the time
+WANTED_STEPS = 2000  # with fewer tokens in a step than these steps leave, the optimizer takes a large part of the time
 
 # Tokens of the training text for each id above which tables of earlier tokens lower the loss. With fewer tokens, the
 # tables are learned by heart.
