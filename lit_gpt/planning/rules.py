@@ -74,9 +74,12 @@ def tokens_per_step(tokens: int, device: torch.device) -> int:
     return max(MIN_TOKENS_PER_STEP, min(wanted, MAX_TOKENS_PER_STEP.get(device.type, 2**15)))
 
 
+DROPOUTS = ((5, 0.0), (10, 0.1), (20, 0.2), (math.inf, 0.3))  # (passes over the text, dropout for fewer of them)
+
+
 def dropout(epochs: float) -> float:
     """Return the dropout of a run that reads its text so many times: weight decay is better where it suffices."""
-    return 0.0 if epochs < 10 else 0.1 if epochs < 30 else 0.2
+    return next(p for most, p in DROPOUTS if epochs < most)
 
 
 def weight_decay(epochs: float) -> float:
