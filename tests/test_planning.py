@@ -263,7 +263,7 @@ def test_plan_fills_the_time(make: Callable[..., plan.Plan]) -> None:
 def test_plan_leaves_out_what_is_given(make: Callable[..., plan.Plan]) -> None:
     made = make(model__learning_rate=0.5, data__eval_windows=7, model__config__d_model=64)
     assert not {"model.learning_rate", "data.eval_windows", "model.config.d_model"} & made.settings.keys()
-    assert made.settings["model.config.num_heads"] == 1
+    assert made.settings["model.config.num_heads"] == 2
 
 
 def test_time_that_is_too_short_for_any_model_is_refused(
