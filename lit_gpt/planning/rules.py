@@ -22,7 +22,7 @@ WANTED_STEPS = 2000  # with fewer tokens in a step than these steps leave, the o
 # tables are learned by heart.
 PREVIOUS_TOKENS_MIN_COUNT = 70
 
-USEFUL_REPETITIONS = 5.0  # of the text, as if it were so many times as long
+USEFUL_REPETITIONS = 3.0  # of the text, as if it were so many times as long
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
 MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
