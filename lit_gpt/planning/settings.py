@@ -91,7 +91,8 @@ def _compare_tokenizers(candidate: Candidate, candidates: list[Candidate]) -> st
     others = sorted(best.items(), key=lambda item: item[1])
     shown = others[:1] + [other for other in others[1:] if other[0] == "char"]
     compared = ", ".join(f"{name} {100 * (loss / chosen - 1):+.0f}%" for name, loss in shown)
-    return f"; expected loss with {compared}" if compared else ""
+    limit = "; it knows no other characters" if candidate.tokenizer.name == "char" else ""
+    return (f"; expected loss with {compared}" if compared else "") + limit
 
 
 def _describe_lengths(candidate: Candidate, sample: TextSample) -> str:
