@@ -147,7 +147,7 @@ def _fit_into_time(
     tokens in a step, because the optimizer then takes less of the time.
     """
     optimizer: OptimizerName = given.get("model.optimizer", "muon")
-    precision = given.get("trainer.precision") or rules.precision(config, machine.device, machine.has_bfloat16)
+    precision = given.get("trainer.precision") or ("bf16-mixed" if machine.has_bfloat16 else "32-true")
     compiled = given.get("model.compile", rules.compile_pays(machine.device, seconds))
     windows_given = given.get("data.global_batch_size") or given.get("data.batch_size")
     tokens_per_step = rules.MIN_TOKENS_PER_STEP

@@ -16,12 +16,13 @@ VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of the tokenizer bpe
 MIN_STEPS = 100
 MIN_TOKENS_PER_STEP = 1024
 MAX_TOKENS_PER_STEP = {"cpu": 2**15, "cuda": 2**18}
-WANTED_STEPS = 2000  # with fewer tokens in a step than these steps leave, the optimizer takes a large part of the time
+WANTED_STEPS = 2000  # where the time allows more of them, a step has more tokens
 
 # Tokens of the training text for each id above which tables of earlier tokens lower the loss. With fewer tokens, the
 # tables are learned by heart.
 PREVIOUS_TOKENS_MIN_COUNT = 70
 
+DROPOUTS = ((5, 0.0), (10, 0.1), (20, 0.2), (math.inf, 0.3))  # (passes over the text, dropout for fewer of them)
 USEFUL_REPETITIONS = 3.0  # of the text, as if it were so many times as long
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
 MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
@@ -58,11 +59,6 @@ def longest_context(tokenizer: TokenizerStatistics) -> int:
     return max(16, min(max(128, fits_documents), fits_split))
 
 
-def precision(config: GPTConfig, device: torch.device, has_bfloat16: bool) -> str:
-    """Return the Trainer's precision: bfloat16 where the hardware computes in it."""
-    return "bf16-mixed" if has_bfloat16 else "32-true"
-
-
 def compile_pays(device: torch.device, seconds: float) -> bool:
     """Return whether compiling, which takes half a minute, is worth it: on a GPU in runs of five minutes or more."""
     return device.type == "cuda" and seconds >= 300
@@ -72,9 +68,6 @@ def tokens_per_step(tokens: int, device: torch.device) -> int:
     """Return how many tokens a step should have if so many are trained on in all: a power of two."""
     wanted = 2 ** round(math.log2(max(1, tokens / WANTED_STEPS)))
     return max(MIN_TOKENS_PER_STEP, min(wanted, MAX_TOKENS_PER_STEP.get(device.type, 2**15)))
-
-
-DROPOUTS = ((5, 0.0), (10, 0.1), (20, 0.2), (math.inf, 0.3))  # (passes over the text, dropout for fewer of them)
 
 
 def dropout(epochs: float) -> float:
