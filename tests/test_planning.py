@@ -22,7 +22,7 @@ from lit_gpt.planning.memory import estimate_memory_of_shape
 from lit_gpt.planning.ngrams import DISCOUNT, ngram_losses
 from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.pilots import bits_per_byte, run_pilot
-from lit_gpt.planning.speed import SpeedModel
+from lit_gpt.planning.speed import TRAINER_SECONDS, SpeedModel
 from lit_gpt.planning.text import TextSample, TokenizerStatistics, sample_text, tokenizer_options
 from lit_gpt.tokenizer import ByteTokenizer, train_bpe
 
@@ -258,6 +258,16 @@ def test_plan_fills_the_time(make: Callable[..., plan.Plan]) -> None:
     assert 70.0 < steps < 100.0 - made.ending_seconds
     assert len(made.reasons) <= 10
     assert all(len(what) + len(why) < 117 for what, why in made.reasons)
+
+
+def test_step_takes_the_mean_of_what_is_measured_and_predicted(
+    make: Callable[..., plan.Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = make(100.0).step_seconds
+    monkeypatch.setattr(plan, "measure_step", lambda workload, *args: 4 * 0.02 + 3 * TRAINER_SECONDS)
+    second = make(100.0).step_seconds
+    assert first is not None
+    assert second == pytest.approx(2 * first)
 
 
 def test_plan_leaves_out_what_is_given(make: Callable[..., plan.Plan]) -> None:

@@ -26,6 +26,7 @@ USED_SHARE = 0.96  # of the time; where the steps take longer than measured, the
 CHOOSING_SHARE = 0.09  # of the time, at most
 PILOT_SECONDS = 30.0  # for all short runs together, at most
 MACHINE_SECONDS, STEP_SECONDS = (0.9, 3.0), (0.9, 6.0)  # shortest and longest measurement of the machine and of a step
+COMPILE_SECONDS = 40.0  # on a GPU
 VALIDATION_SHARE = 0.03  # of the time, for all validations together
 VALIDATIONS = 10
 
@@ -100,8 +101,7 @@ def make_plan(
             "--data.batch_size or --model.config"
         )
     chosen, pilots = _compare(picked, sample, options, seconds, start, device)
-    measured = measure_step(chosen.workload, device, _between(0.02 * seconds, STEP_SECONDS)) + TRAINER_SECONDS
-    chosen = replace(chosen, step_seconds=measured)
+    chosen = replace(chosen, step_seconds=_time_step(chosen, machine, _between(0.02 * seconds, STEP_SECONDS)))
     left = seconds - (time.perf_counter() - start)
     rows = describe_choice(chosen, found, sample, pilots)
     return _complete_plan(chosen, given, machine, left, overheads, rows)
@@ -109,6 +109,18 @@ def make_plan(
 
 def _between(value: float, limits: tuple[float, float]) -> float:
     return min(max(value, limits[0]), limits[1])
+
+
+def _time_step(chosen: Candidate, machine: Machine, seconds: float) -> float:
+    """Return the seconds of a step of a candidate under the Trainer, from a measurement of so many seconds.
+
+    The measurement and the prediction come from different seconds of a machine whose speed changes. Their mean is less
+    wrong than either. Compiling takes too long to measure, so compiled steps are predicted, and corrected by what is
+    measured without it.
+    """
+    plain = replace(chosen.workload, compile=False)
+    ratio = (measure_step(plain, machine.device, seconds) + TRAINER_SECONDS) / machine.speed.step_seconds(plain)
+    return machine.speed.step_seconds(chosen.workload) * (ratio if chosen.compile else math.sqrt(ratio))
 
 
 def _compare(
@@ -150,7 +162,8 @@ def _complete_plan(
     texts = overheads.samples(chosen.config, given.get("generate.max_new_tokens", 64))
     texts *= len(prompts) if isinstance(prompts, list) else 1
     validation = evaluated * per_token + texts + overheads.checkpoints(parameters)
-    outside = prepare_seconds + overheads.begin + texts + validations * validation + overheads.end
+    compiling = COMPILE_SECONDS if chosen.compile else 0.0
+    outside = prepare_seconds + compiling + overheads.begin + texts + validations * validation + overheads.end
     left = USED_SHARE * seconds - outside
     steps = max(1, int(left / chosen.step_seconds))
     settings = candidate_settings(chosen, given)
