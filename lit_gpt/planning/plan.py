@@ -24,8 +24,8 @@ from lit_gpt.tokenizer import Tokenizer
 
 USED_SHARE = 0.9  # of the time; the rest is for a machine that becomes slower
 CHOOSING_SHARE = 0.09  # of the time, at most
-PILOT_SECONDS = 30.0  # for all short runs together, at most
-MACHINE_SECONDS, STEP_SECONDS = (0.9, 3.0), (0.9, 6.0)  # shortest and longest measurement of the machine and of a step
+PILOT_SECONDS = 22.0  # for all short runs together, at most
+MACHINE_SECONDS, STEP_SECONDS = (0.9, 3.0), (0.9, 4.0)  # shortest and longest measurement of the machine and of a step
 COMPILE_SECONDS = 40.0  # on a GPU
 VALIDATION_SHARE = 0.03  # of the time, for all validations together
 VALIDATIONS = 10
