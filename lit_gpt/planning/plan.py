@@ -15,7 +15,7 @@ from lit_gpt.figures import format_bytes, format_duration
 from lit_gpt.planning import rules
 from lit_gpt.planning.candidates import Candidate, Machine, fit_into_memory, list_candidates
 from lit_gpt.planning.choose import MIN_PILOT_SECONDS, encode_sample, pick, successive_halving
-from lit_gpt.planning.memory import model_without_memory
+from lit_gpt.planning.memory import parameter_count
 from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.settings import candidate_settings, describe_choice
 from lit_gpt.planning.speed import TRAINER_SECONDS, measure_machine, measure_step
@@ -157,11 +157,10 @@ def _complete_plan(
     affordable = VALIDATION_SHARE * seconds / validations / per_token
     eval_windows = None if val_tokens + 256 * length <= affordable else max(16, int(affordable / 2 / length))
     evaluated = val_tokens + 256 * length if eval_windows is None else 2 * eval_windows * length
-    parameters = sum(parameter.numel() for parameter in model_without_memory(chosen.config).parameters())
     prompts = given.get("generate.prompts", "")
     texts = overheads.samples(chosen.config, given.get("generate.max_new_tokens", 64))
     texts *= len(prompts) if isinstance(prompts, list) else 1
-    validation = evaluated * per_token + texts + overheads.checkpoints(parameters)
+    validation = evaluated * per_token + texts + overheads.checkpoints(parameter_count(chosen.config))
     compiling = COMPILE_SECONDS if chosen.compile else 0.0
     outside = prepare_seconds + compiling + overheads.begin + texts + validations * validation + overheads.end
     left = USED_SHARE * seconds - outside
@@ -175,7 +174,7 @@ def _complete_plan(
     }
     rows = [
         *rows,
-        (f"steps       {steps:,}", f"{1e3 * chosen.step_seconds:.1f} ms each, measured; {validations} validations"),
+        (f"steps       {steps:,}", f"{1e3 * chosen.step_seconds:.1f} ms each, about; {validations} validations"),
     ]
     return Plan(
         {key: value for key, value in settings.items() if key not in given},
