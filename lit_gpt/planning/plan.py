@@ -174,7 +174,7 @@ def _complete_plan(
     }
     rows = [
         *rows,
-        (f"steps       {steps:,}", f"{1e3 * chosen.step_seconds:.1f} ms each, about; {validations} validations"),
+        (f"steps       {steps:,}", f"about {1e3 * chosen.step_seconds:.1f} ms each; {validations} validations"),
     ]
     return Plan(
         {key: value for key, value in settings.items() if key not in given},
