@@ -11,7 +11,6 @@ import pytest
 import torch
 import yaml
 from conftest import DEFAULT, Fit, points, texts, weights
-from jsonargparse import Namespace
 
 import lit_gpt.cli.planned
 from lit_gpt.checkpoint.store import Checkpoint
@@ -24,6 +23,7 @@ from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.plan import Plan
 from lit_gpt.runs.summary import read_summary
 from lit_gpt.training.deadline import Deadline
+from lit_gpt.training.steps_in_time import StepsInTime
 from lit_gpt.training.stop import GracefulStop
 
 RUN = Path("logs/small/version_0")
@@ -55,6 +55,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Plan(settings, [("tokenizer   char", "the text is short"), ("steps       6", "for a test")])
 
     monkeypatch.setattr(lit_gpt.cli.planned, "make_plan", make_plan)
+    monkeypatch.setattr(StepsInTime, "_last_step", lambda steps, trainer, data, *times: data.plan.last_step)
     return received
 
 
@@ -127,7 +128,8 @@ def test_default_config_gives_nothing_to_the_planner(fit: Fit, given: dict[str, 
 
 def config_text(*args: str) -> str | None:
     """Return what config.yaml of a command would hold, without running it."""
-    return build_experiment(CommandLine(list(args), DEFAULT), GracefulStop()).config_text
+    save_config = build_experiment(CommandLine(list(args), DEFAULT), GracefulStop()).save_config
+    return None if save_config is None else save_config.text
 
 
 @pytest.mark.parametrize(
@@ -278,33 +280,91 @@ def test_deadline_leaves_time_for_the_longest_ending(monkeypatch: pytest.MonkeyP
     assert deadline.is_reached()
 
 
-def planned(prepare_seconds: float, step_seconds: float | None = 0.1) -> Planned:
-    """Return a plan of a command with 100 s, made at 0 s."""
-    plan = Plan({"trainer.val_check_interval": 30}, prepare_seconds=prepare_seconds, step_seconds=step_seconds)
-    return Planned(plan, Budget("100s", 100.0, 0.0), Overheads(), 0.0, False)
+def test_tokenizing_that_leaves_no_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan({}, step_seconds=0.1, validation_seconds=2.0)
+    planned = Planned(plan, Budget("100s", 100.0, 0.0), Overheads(), False)
+    monkeypatch.setattr("time.perf_counter", lambda: 96.0)
+    planned.check_time_left()
+    monkeypatch.setattr("time.perf_counter", lambda: 98.0)
+    with pytest.raises(UserError, match=r"--budget 100s is too short: 98 s of it are used when the text is tokenized"):
+        planned.check_time_left()
 
 
-@pytest.mark.parametrize(
-    ("prepare_seconds", "steps", "interval", "notice"),
-    [
-        (11.0, 300, 30, ""),  # 1 s is little
-        (15.0, 350, 35, "steps       350, not 300: the text was tokenized sooner than expected"),
-        (5.0, 250, 25, "steps       250, not 300: the text was tokenized later than expected"),
-    ],
-)
-def test_steps_follow_the_time_of_tokenizing(
-    monkeypatch: pytest.MonkeyPatch, prepare_seconds: float, steps: int, interval: int, notice: str
+# ---------------------------------------------------------------------------------------------- the number of steps
+
+
+class TimedRun:
+    """A run of 1,000 planned steps and ten validations, which has to end at 93 s; steps are expected to take 90 ms."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+        module = SimpleNamespace(max_steps=1000, learning_rate_factor=lambda step: 1.0)
+        plan = SimpleNamespace(last_step=1000, validation_interval=100)
+        loop = SimpleNamespace(epoch_loop=SimpleNamespace(max_steps=1000))
+        self.trainer: Any = SimpleNamespace(
+            global_step=0, enable_validation=True, fit_loop=loop, progress_bar_callback=None, max_steps=1000
+        )
+        data = SimpleNamespace(plan=plan)
+        monkeypatch.setattr("lit_gpt.training.steps_in_time.module_and_data", lambda trainer: (module, data))
+        self.callback = StepsInTime(93.0, step_seconds=0.09, validation_seconds=0.3)
+        self.callback.on_train_start(self.trainer, None)  # type: ignore[arg-type]
+
+    def last_step(self, step_seconds: float) -> int:
+        """Return the last step of a run whose steps take so long, and whose first one takes 1 s longer."""
+        self.now, loop = 1.0, self.trainer.fit_loop.epoch_loop
+        while loop.max_steps == 1000 and self.trainer.global_step < 1000:
+            self.callback.on_train_batch_start(self.trainer)
+            self.now += step_seconds
+            self.trainer.global_step += 1
+            if self.trainer.global_step % 100 == 0:
+                self.callback.on_validation_start(self.trainer, None)  # type: ignore[arg-type]
+        return loop.max_steps
+
+
+@pytest.mark.parametrize("step_seconds", [0.02, 0.05, 0.08, 0.2, 0.6])
+def test_steps_and_validations_fill_the_time(monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
+    run = TimedRun(monkeypatch)
+    last_step = run.last_step(step_seconds)
+    assert run.trainer.global_step <= max(100, 0.1 * last_step)
+    left = last_step - run.trainer.global_step
+    validations = 0.3 * step_seconds / 0.09 * (1 + left / 100)
+    assert run.now + left * step_seconds + validations == pytest.approx(93.0, abs=2 * step_seconds)
+
+
+def test_run_whose_steps_change_equals_one_that_began_with_them(
+    fit: Fit, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("time.perf_counter", lambda: 10.0)
-    trainer = Namespace(max_steps=300, val_check_interval=30)
-    assert planned(prepare_seconds).correct_steps(trainer) == notice
-    assert (trainer.max_steps, trainer.val_check_interval) == (steps, interval)
+    constant_first = ["--model.schedule", "linear", "--model.decay_share", "0.5", "--model.warmup_steps", "0"]
+    command = [*TABLE, *constant_first, "--early_stopping.patience", "9"]
+    monkeypatch.setattr(StepsInTime, "_last_step", lambda *args: 10)
+    changed = fit(*command, "--name", "small", config=None)
+    assert changed.status == 0, changed.err
+    assert "steps       10, not 6: a step takes" in changed.out
+    config = yaml.safe_load((RUN / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == 10
+    assert fit("--config", str(RUN / "config.yaml"), "--name", "explicit", config=None).status == 0
+    explicit = Path("logs/explicit/version_0")
+    assert lasting_points(RUN) == lasting_points(explicit)
+    saved = [Checkpoint.open(run / "last.ckpt") for run in (RUN, explicit)]
+    configs = [yaml.safe_load(checkpoint.config_text or "") for checkpoint in saved]
+    assert {**configs[0], "name": "explicit"} == configs[1]
+    summaries = [read_summary(run) for run in (RUN, explicit)]
+    assert summaries[0].max_steps == summaries[1].max_steps == 10
+    assert summaries[0].settings == summaries[1].settings
+    assert summaries[0].defaults == summaries[1].defaults
+    for name, weight in weights(explicit / "last.ckpt").items():
+        assert torch.equal(weight, weights(RUN / "last.ckpt")[name])
 
 
-def test_tokenizing_that_leaves_no_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.perf_counter", lambda: 90.0)
-    with pytest.raises(UserError, match=r"--budget 100s is too short: 90 s of it are used when the text is tokenized"):
-        planned(10.0).correct_steps(Namespace(max_steps=300, val_check_interval=30))
+def test_steps_stay_where_the_rates_so_far_depend_on_them(
+    fit: Fit, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StepsInTime, "_last_step", lambda *args: 10)
+    result = fit(*TABLE, "--model.schedule", "cosine", "--name", "small", config=None)
+    assert result.status == 0, result.err
+    assert "not 6" not in result.out
+    assert Checkpoint.open(RUN / "last.ckpt").step == 6
 
 
 def lasting_points(run: Path) -> dict[str, list[tuple[int, float]]]:

@@ -255,7 +255,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., plan.
 def test_plan_fills_the_time(make: Callable[..., plan.Plan]) -> None:
     made = make(100.0)
     steps = made.settings["trainer.max_steps"] * made.step_seconds
-    assert 70.0 < steps < 100.0 - made.ending_seconds
+    assert 70.0 < steps < 100.0 - made.validation_seconds
     assert len(made.reasons) <= 10
     assert all(len(what) + len(why) < 117 for what, why in made.reasons)
 

@@ -44,6 +44,7 @@ from lit_gpt.training.profiler import RunProfiler
 from lit_gpt.training.progress import StepProgress
 from lit_gpt.training.recorder import RunRecorder
 from lit_gpt.training.samples import GenerateText
+from lit_gpt.training.steps_in_time import StepsInTime
 from lit_gpt.training.stop import GracefulStop
 from lit_gpt.training.throughput import StepThroughput
 from lit_gpt.training.validation import StartEndValidation
@@ -68,8 +69,9 @@ class Experiment:
         logger: The logger that writes to the run's folder.
         recorder: The callback that writes summary.json; None if the run has no folder.
         profiler: The callback that measures a few steps, with `--preflight`; None otherwise.
-        config_text: The settings as in config.yaml; None if no config.yaml is written.
+        save_config: The callback that writes config.yaml; None if the run has no folder.
         budget: The time for the command; None without `--budget`.
+        steps_in_time: The callback that fixes the number of steps; None without `--budget`.
     """
 
     command: str
@@ -86,8 +88,9 @@ class Experiment:
     recorder: RunRecorder | None = None
     profiler: RunProfiler | None = None
     logger: StepLogger | None = None
-    config_text: str | None = None
+    save_config: "SaveConfig | None" = None
     budget: Budget | None = None
+    steps_in_time: StepsInTime | None = None
 
     def move_to(self, folder: Path) -> None:
         """Change the run's folder, before anything is written to it. Other ranks ask rank 0 where to write."""
@@ -115,14 +118,11 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop, planned: Planne
     parser, settings, checkpoint = load_settings(arguments)
     seed_everything(settings.seed_everything, workers=True)
     parts = instantiate(parser, settings)
-    notice = arguments.notice
+    experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
     if planned is not None:
-        notice = planned.correct_steps(settings.trainer) or notice
-        for name in ("max_steps", "val_check_interval"):
-            parts.trainer[name] = settings.trainer[name]
-        stop.deadline = planned.deadline()
-    experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, notice)
-    experiment.budget = None if planned is None else planned.budget
+        planned.check_time_left()
+        stop.deadline, experiment.budget = planned.deadline(), planned.budget
+        experiment.steps_in_time = planned.steps_in_time()
     options = trainer_options(experiment, parts.trainer.as_dict())
     if command == "fit":
         configure_training(experiment, options, parts, arguments, stop)
@@ -137,9 +137,8 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop, planned: Planne
         options["callbacks"] += [experiment.recorder]
     options["callbacks"] += [stop]  # after the callback that saves
     if folder is not None:
-        save_config = SaveConfig(parser, settings, experiment)
-        experiment.config_text = save_config.text
-        options["callbacks"] += [save_config]
+        experiment.save_config = SaveConfig(parser, settings, experiment)
+        options["callbacks"] += [experiment.save_config]
     experiment.trainer = stop.trainer = build_trainer(options, settings.timeout)
     if command == "fit":
         apply_step_plan(experiment.trainer, experiment.datamodule, settings.trainer)
@@ -195,12 +194,23 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, experiment: Experiment) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
         self.experiment = experiment
-        config = config.clone()
+        self.text = self._dump()
+
+    def _dump(self) -> str:
+        config = self.config.clone()
         for key in ("ckpt_path", "allow_data_change", "allow_imports", "preflight", "budget", "plan"):
             config.pop(key, None)
-        self.text: str = parser.dump(config, skip_unset=False)
+        return self.parser.dump(config, skip_unset=False)
+
+    def update(self) -> None:
+        """Write the settings as they are now."""
+        self.text = self._dump()
+        self._write()
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        self._write()
+
+    def _write(self) -> None:
         assert self.experiment.folder is not None
         path = self.experiment.folder / "config.yaml"
         try:
@@ -311,6 +321,8 @@ def training_callbacks(
     checkpointing: StepCheckpoint = parts.checkpoint
     given: list[Callback] = options["callbacks"]
     callbacks: list[Callback] = [StartEndValidation(experiment.settings.validate_at_start)]
+    if experiment.steps_in_time is not None:
+        callbacks.append(experiment.steps_in_time)  # before those that look at the last step
     if deadline is not None:
         callbacks.append(deadline)
     if experiment.checkpointing is not None:

@@ -26,6 +26,7 @@ from lit_gpt.cli.resume import (
     check_same_optimizer,
     describe_resume,
 )
+from lit_gpt.cli.validation import TRAINER_DEFAULTS
 from lit_gpt.compat import is_restoring
 from lit_gpt.data.datamodule import fingerprint
 from lit_gpt.device import free_memory
@@ -77,7 +78,10 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
     if experiment.trainer.is_global_zero:
         claim_folder(experiment, checkpoint, stop)
         print_start(experiment, checkpoint)
-        log_settings(experiment)
+        if experiment.steps_in_time is None:
+            log_settings(experiment)
+        else:
+            experiment.steps_in_time.on_fixed = lambda steps: save_steps(experiment, steps)
     if experiment.profiler is not None:
         profile(experiment, checkpoint)
     else:
@@ -214,6 +218,18 @@ def log_settings(experiment: Experiment) -> None:
             logger.log_hyperparams(main_settings(experiment) if isinstance(logger, StepLogger) else params)
         except OSError as error:
             raise UserError(f"{type(logger).__name__}: {error}") from error
+
+
+def save_steps(experiment: Experiment, steps: int) -> None:
+    """Save the number of steps of a run with a budget, which is fixed after it has begun, and log its settings."""
+    experiment.settings.trainer.max_steps = steps
+    if experiment.recorder is not None:
+        summary = experiment.recorder.summary
+        summary.settings["trainer.max_steps"] = steps
+        summary.defaults["trainer.max_steps"] = TRAINER_DEFAULTS["max_steps"]
+    if experiment.save_config is not None:
+        experiment.save_config.update()
+    log_settings(experiment)
 
 
 def main_settings(experiment: Experiment) -> dict[str, str | float]:

@@ -1,8 +1,6 @@
 """From a command with `--budget` to the settings that the planner chooses for it, and back to a command."""
 
-import math
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +17,13 @@ from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.lines import display_width, pad_line
 from lit_gpt.planning.overheads import Overheads
-from lit_gpt.planning.plan import Plan, make_plan
+from lit_gpt.planning.plan import USED_SHARE, Plan, make_plan
 from lit_gpt.training.deadline import Deadline
+from lit_gpt.training.steps_in_time import StepsInTime
 
 # Seconds from the start of a command to the planner on the machine on which `Overheads` was measured.
 REFERENCE_START = 2.8
 MAX_SLOWNESS = 4.0  # the first start after an installation reads everything from the disk, and says less
-SMALL_SHARE = 0.02  # of a budget: so far tokenizing may differ from the plan before the steps change
 RESERVE_SHARE, MAX_RESERVE = 0.02, 5.0  # of a budget, in seconds at most: a busy machine may take so long to end
 MAX_START_SHARE = 0.25  # of a budget, for what is neither choosing nor training
 NOT_REPEATED = ("--budget", "--plan", "--no_plan")  # in the command that equals a plan
@@ -39,49 +37,38 @@ class Planned:
         plan: The plan.
         budget: The budget.
         overheads: The time of the run outside of its steps.
-        made_at: When the plan was made, as time.perf_counter().
         is_all: Whether the command ends with the plan (`--plan`).
     """
 
     plan: Plan
     budget: Budget
     overheads: Overheads
-    made_at: float
     is_all: bool
 
-    def correct_steps(self, trainer: Namespace) -> str:
-        """Change the number of steps if tokenizing took more or less time than the plan has guessed.
-
-        Args:
-            trainer: The settings of the Trainer; changed in place.
-
-        Returns:
-            A line that says so; "" if the steps stay as planned.
+    def check_time_left(self) -> None:
+        """Check that there is time to train when the text is tokenized.
 
         Raises:
-            UserError: No step is left.
+            UserError: There is not.
         """
-        slack = self.made_at + self.plan.prepare_seconds - time.perf_counter()
-        if self.plan.step_seconds is None or abs(slack) < SMALL_SHARE * self.budget.seconds:
-            return ""
-        planned = trainer.max_steps
-        trainer.max_steps += int(slack / self.plan.step_seconds)
-        if trainer.max_steps < 1:
+        needed = self.overheads.begin + self.plan.validation_seconds + self.overheads.end
+        if self.budget.remaining <= needed:
             raise UserError(
                 f"--budget {self.budget.text} is too short: {self.budget.used:.0f} s of it are used when the text is "
                 "tokenized; give the same command again, which finds the tokens, or a longer budget"
             )
-        if "trainer.val_check_interval" in self.plan.settings:  # as many validations as planned
-            validations = math.ceil(planned / trainer.val_check_interval)
-            trainer.val_check_interval = math.ceil(trainer.max_steps / validations)
-        reason = "sooner" if slack > 0 else "later"
-        return f"steps       {trainer.max_steps:,}, not {planned:,}: the text was tokenized {reason} than expected"
+
+    def steps_in_time(self) -> StepsInTime:
+        """Return what changes the number of steps if they take more or less time than expected."""
+        end = self.budget.start + USED_SHARE * self.budget.seconds
+        return StepsInTime(end, self.plan.step_seconds, self.plan.validation_seconds)
 
     def deadline(self) -> Deadline:
         """Return what ends the run in time if its steps take longer than expected."""
         reserve = min(RESERVE_SHARE * self.budget.seconds, MAX_RESERVE)
         end = self.budget.start + self.budget.seconds - reserve
-        return Deadline(end, self.plan.ending_seconds, self.overheads.end, self.budget.text)
+        ending_seconds = self.plan.validation_seconds + self.overheads.end
+        return Deadline(end, ending_seconds, self.overheads.end, self.budget.text)
 
 
 def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
@@ -105,7 +92,7 @@ def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
     chosen = {**plan.settings, **other_settings(settings, parser.given)}
     arguments.add_flags([f"--{key}={format_value(value)}" for key, value in chosen.items()])
     check_choice(arguments, budget)
-    return Planned(plan, budget, overheads, time.perf_counter(), settings.plan)
+    return Planned(plan, budget, overheads, settings.plan)
 
 
 def check_choice(arguments: CommandLine, budget: Budget) -> None:

@@ -127,8 +127,8 @@ def describe_resume(experiment: Experiment, checkpoint: Checkpoint) -> list[str]
     """Return the lines that say from where a run resumes, which settings changed, and whether it is complete."""
     step, max_steps = checkpoint.step, experiment.datamodule.plan.last_step
     lines = [f"resumed     {checkpoint.path}, step {step:,}"]
-    if experiment.config_text is not None and checkpoint.config_text is not None:
-        before, now = flatten(read_saved_config(checkpoint)), flatten(load_yaml(experiment.config_text))
+    if experiment.save_config is not None and checkpoint.config_text is not None:
+        before, now = flatten(read_saved_config(checkpoint)), flatten(load_yaml(experiment.save_config.text))
         lines += [
             f"changed     {key} {before.get(key)} -> {now.get(key)}"
             for key in sorted(before.keys() | now.keys())

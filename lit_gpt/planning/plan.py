@@ -22,7 +22,7 @@ from lit_gpt.planning.speed import TRAINER_SECONDS, measure_machine, measure_ste
 from lit_gpt.planning.text import TextSample, TokenizerStatistics, sample_text, tokenizer_options
 from lit_gpt.tokenizer import Tokenizer
 
-USED_SHARE = 0.9  # of the time; the rest is for a machine that becomes slower
+USED_SHARE = 0.93  # of the time, up to the last checkpoint; the rest is for a machine that becomes slower
 CHOOSING_SHARE = 0.09  # of the time, at most
 PILOT_SECONDS = 22.0  # for all short runs together, at most
 MACHINE_SECONDS, STEP_SECONDS = (0.9, 3.0), (0.9, 4.0)  # shortest and longest measurement of the machine and of a step
@@ -42,8 +42,8 @@ class Plan:
         seconds: The expected time from now to the last checkpoint.
         bits_per_byte: The expected loss on the validation split, in bits per byte; None if it cannot be predicted.
         prepare_seconds: The part of `seconds` until the text is tokenized.
-        step_seconds: The part of `seconds` for each step; None if the number of steps is given.
-        ending_seconds: The part of `seconds` after the last step: its validation, texts and checkpoints.
+        step_seconds: The part of `seconds` for each step.
+        validation_seconds: The part of `seconds` for each validation, with its texts and checkpoints.
     """
 
     settings: dict[str, Any]
@@ -51,8 +51,8 @@ class Plan:
     seconds: float = 0.0
     bits_per_byte: float | None = None
     prepare_seconds: float = 0.0
-    step_seconds: float | None = None
-    ending_seconds: float = 0.0
+    step_seconds: float = 0.0
+    validation_seconds: float = 0.0
 
 
 def make_plan(
@@ -183,5 +183,5 @@ def _complete_plan(
         chosen.bits_per_byte,
         prepare_seconds,
         chosen.step_seconds,
-        validation + overheads.end,
+        validation,
     )

@@ -7,7 +7,7 @@ There is no advice about overfitting here: `Overfitting` in `lit_gpt.training.pr
 """
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -266,31 +266,38 @@ class LearningRateAdvice(Callback):
     def _check(self, trainer: Trainer) -> None:
         """Look at the curve, which has a new point."""
         assert self._recipe is not None
-        advice = advise(self._curve, self._recipe)
+        recipe = with_last_step(self._recipe, module_and_data(trainer)[1].plan.last_step)
+        advice = advise(self._curve, recipe)
         self.holds = advice is not None and self._kind in ("", advice.kind)
         if advice is not None and not self._kind:
             self._kind, self.given = advice.kind, advice.text
             # the lines at the end of the run repeat it
-            if trainer.progress_bar_callback is not None and not is_complete(self._curve, self._recipe):
+            if trainer.progress_bar_callback is not None and not is_complete(self._curve, recipe):
                 trainer.progress_bar_callback.print("\n".join(wrap_line(f"advice      {advice.text}")))
 
 
 def describe_recipe(module: LitGPT, data: TextDataModule) -> Recipe:
-    """Return what advice needs to know about a run."""
+    """Return what advice needs to know about a run, except for its last step."""
     ids, length = data.train_ids, SAMPLED_IDS // SAMPLED_PARTS
     starts = range(0, max(1, len(ids) - length), max(length, len(ids) // SAMPLED_PARTS))
     parts = [*starts[::2], *starts[1::2]]  # what counts tokens, and what is scored, come from all parts of the text
     sample = np.concatenate([np.asarray(ids[start : start + length], dtype=np.int64) for start in parts])
     unigram, bigram = token_losses(sample, data.model_vocab_size)
-    steps, warmup_steps = data.plan.last_step, module.warmup_steps
     tokens_per_step = data.plan.windows_per_step * data.context_length
     vocabulary_steps = MIN_TOKENS * data.corpus.report["vocabulary_in_use"] // tokens_per_step
+    warmup_steps = module.warmup_steps
     return Recipe(
         learning_rate=module.hparams["learning_rate"],
         warmup_steps=warmup_steps,
-        least_steps=max(warmup_steps + MIN_STEPS, round(MIN_PART * (steps or 0)), vocabulary_steps),
-        max_steps=steps,
+        least_steps=max(warmup_steps + MIN_STEPS, vocabulary_steps),
+        max_steps=None,
         uniform=math.log(data.model_vocab_size),
         unigram=unigram,
         bigram=bigram,
     )
+
+
+def with_last_step(recipe: Recipe, last_step: int | None) -> Recipe:
+    """Return a recipe with its last step, which a run with a budget changes in its first tenth."""
+    least_steps = max(recipe.least_steps, round(MIN_PART * (last_step or 0)))
+    return replace(recipe, max_steps=last_step, least_steps=least_steps)

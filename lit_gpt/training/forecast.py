@@ -47,7 +47,7 @@ class LossForecast(Callback):
     MIN_STEPS = 100
 
     def __init__(self) -> None:
-        self._last_step: int | None = None  # of the run; None: there are no forecasts
+        self._is_active = False
         self._train_curve: Curve = []
         self._unread: list[tuple[int, Tensor]] = []  # the steps after it and their losses, on the device
         self._read_step = 0  # the step of the latest loss
@@ -76,19 +76,17 @@ class LossForecast(Callback):
     # -------------------------------------------------------------------------------------------- hooks of the Trainer
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _, data = module_and_data(trainer)
-        last_step = data.plan.last_step
-        is_long_enough = last_step is not None and last_step >= self.MIN_STEPS
-        self._last_step = last_step if is_long_enough and trainer.enable_validation else None
+        last_step = _last_step(trainer)
+        self._is_active = trainer.enable_validation and last_step is not None and last_step >= self.MIN_STEPS
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Forecast from the training loss alone if the first tenth of the run has ended without a validation."""
-        if self._forecast_step == 0 and self._is_due(trainer.global_step):
+        if self._forecast_step == 0 and self._is_due(trainer):
             self._forecast(trainer, None)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if self._last_step is None or step == self._read_step:  # else more batches of a step would count
+        if not self._is_active or step == self._read_step:  # else more batches of a step would count
             return
         module, _ = module_and_data(trainer)
         self._read_step = step
@@ -111,18 +109,19 @@ class LossForecast(Callback):
         loss = float(metrics["loss/val"])
         if "val/bits_per_byte" in metrics:
             self._bits_per_nat = float(metrics["val/bits_per_byte"]) / loss
-        if self._is_due(trainer.global_step):
+        if self._is_due(trainer):
             self._forecast(trainer, loss)
 
-    def _is_due(self, step: int) -> bool:
-        """Return whether `step` is one from a tenth of the run on, before its last one."""
-        return self._last_step is not None and START_SHARE * self._last_step <= step < self._last_step
+    def _is_due(self, trainer: Trainer) -> bool:
+        """Return whether the run is between its first tenth and its last step."""
+        last_step = _last_step(trainer) if self._is_active else None
+        return last_step is not None and START_SHARE * last_step <= trainer.global_step < last_step
 
     def _forecast(self, trainer: Trainer, val_loss: float | None) -> None:
         """Forecast, print and log; do nothing where the training loss is not known well enough."""
-        assert self._last_step is not None
         module, data = module_and_data(trainer)
-        step, last_step = trainer.global_step, self._last_step
+        step, last_step = trainer.global_step, _last_step(trainer)
+        assert last_step is not None
         self._read_losses()
         losses = quarter_losses(self._train_curve, step)
         if losses is None or val_loss == 0:
@@ -141,11 +140,10 @@ class LossForecast(Callback):
         self._forecast_step = step
         follows_losses = val_loss is not None  # on the console
         label = "forecast    loss/val " if follows_losses else step_line(step, "forecast ")
-        self._show(trainer, forecast(known), label)
+        self._show(trainer, last_step, forecast(known), label)
 
-    def _show(self, trainer: Trainer, expected: Forecast, label: str) -> None:
-        """Log a forecast, and print it behind a label."""
-        assert self._last_step is not None
+    def _show(self, trainer: Trainer, last_step: int, expected: Forecast, label: str) -> None:
+        """Log a forecast of the loss at the last step, and print it behind a label."""
         metrics = {
             "forecast/loss_val": expected.loss,
             "forecast/loss_val_low": expected.low,
@@ -158,4 +156,9 @@ class LossForecast(Callback):
         if trainer.is_global_zero:
             progress_bar = trainer.progress_bar_callback
             print_text = tqdm.write if progress_bar is None else progress_bar.print
-            print_text("\n".join(wrap_line(label + describe_forecast(self._last_step, expected, self._bits_per_nat))))
+            print_text("\n".join(wrap_line(label + describe_forecast(last_step, expected, self._bits_per_nat))))
+
+
+def _last_step(trainer: Trainer) -> int | None:
+    """Return the last step of the run, which `StepsInTime` may change in its first tenth; None if it has no end."""
+    return module_and_data(trainer)[1].plan.last_step

@@ -82,6 +82,7 @@ class LitGPT(LightningModule):
     Attributes:
         gpt: The model.
         hparams: The arguments above, as checkpoints hold them; `config` is a dictionary.
+        max_steps: The last optimizer step of the run, where the learning rate's schedule ends; None: it has no end.
         finite: Whether losses and gradients were finite so far, where this is not checked at every step.
         receive_token_losses: A callback sets it to a function, which gets the loss of every target of each validation
             batch, (B, T) in nats, and which of them count, (B, T) bool.
@@ -121,7 +122,7 @@ class LitGPT(LightningModule):
         self.updating = False
         self._saved_at = 0.0  # when the latest checkpoint of this run was written, in seconds since 1970
         self._compiled = self._batch_checked = False
-        self._max_steps: int | None = None  # the last optimizer step of the run; None: it has no end
+        self.max_steps: int | None = None
         self._loss_sum: Tensor | float = 0.0  # over the batches of the current optimizer step
         self._loss_count = 1  # of these batches
         self._is_last_of_step = False  # whether the optimizer step follows the current batch
@@ -207,7 +208,7 @@ class LitGPT(LightningModule):
         optimizer.register_load_state_dict_pre_hook(keep_groups)
         steps = self.trainer.estimated_stepping_batches
         check_schedule(self.hparams["schedule"], steps)
-        self._max_steps = None if steps == math.inf else int(steps)
+        self.max_steps = None if steps == math.inf else int(steps)
         scheduler = LambdaLR(optimizer, self.learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -220,7 +221,7 @@ class LitGPT(LightningModule):
         """Return the learning rate of optimizer step `step`, counted from 0, as a fraction of the highest one."""
         hparams, highest, lowest = self.hparams, self.hparams["learning_rate"], self.hparams["min_learning_rate"]
         min_factor = (highest / 10 if lowest is None else lowest) / highest
-        schedule, decay_share, max_steps = hparams["schedule"], hparams["decay_share"], self._max_steps or 0
+        schedule, decay_share, max_steps = hparams["schedule"], hparams["decay_share"], self.max_steps or 0
         return learning_rate_factor(step, schedule, self.warmup_steps, max_steps, min_factor, decay_share)
 
     @property
@@ -229,7 +230,7 @@ class LitGPT(LightningModule):
         given: int | None = self.hparams["warmup_steps"]
         if given is not None:
             return given
-        return DEFAULT_WARMUP_STEPS if self._max_steps is None else min(DEFAULT_WARMUP_STEPS, self._max_steps // 10)
+        return DEFAULT_WARMUP_STEPS if self.max_steps is None else min(DEFAULT_WARMUP_STEPS, self.max_steps // 10)
 
     def cpu(self) -> "LitGPT":
         """Move the model to the CPU. Lightning calls it at the end, also if a run ends before there are weights."""

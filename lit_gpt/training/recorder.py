@@ -122,7 +122,6 @@ class RunRecorder(Callback):
         tokens_per_step = data.plan.windows_per_step * data.context_length
         self._start_tokens = int(totals.get("tokens", self._start_step * tokens_per_step))
         summary.parameters = sum(parameter.numel() for parameter in module.gpt.parameters())
-        summary.max_steps = data.plan.last_step
         if trainer.is_global_zero:
             summary.machine = describe_machine(trainer.strategy.root_device, trainer.world_size)
             summary.versions, summary.git = library_versions(), git_state()
@@ -132,7 +131,7 @@ class RunRecorder(Callback):
         assert self._start_step is not None
         _, data = module_and_data(trainer)
         summary = self.summary
-        summary.step = trainer.global_step
+        summary.step, summary.max_steps = trainer.global_step, data.plan.last_step
         steps = trainer.global_step - self._start_step
         summary.tokens = self._start_tokens + steps * data.plan.windows_per_step * data.context_length
         summary.seconds = self._totals.get("seconds", 0.0) + time.perf_counter() - self._start

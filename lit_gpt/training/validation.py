@@ -23,10 +23,6 @@ class StartEndValidation(Callback):
 
     def __init__(self, at_start: bool = True) -> None:
         self.at_start = at_start
-        self._last_step: int | float = float("inf")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._last_step = trainer.estimated_stepping_batches
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_untrained = trainer.global_step == 0 and trainer.ckpt_path is None
@@ -36,7 +32,7 @@ class StartEndValidation(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         set_logged_step(trainer)  # before callbacks such as LearningRateMonitor log at the start of the batch
         steps = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if steps and trainer.global_step + 1 == self._last_step:
+        if steps and trainer.global_step + 1 == trainer.estimated_stepping_batches:
             trainer.should_stop = True  # after this batch; Lightning validates a run that is about to stop
 
 
