@@ -1,8 +1,5 @@
 """Advice on the learning rate: which curves call for it, what it says, and that a resumed run says the same."""
 
-import math
-from collections import Counter
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,7 @@ from conftest import Fit
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.runs.summary import read_summary
-from lit_gpt.training.advice import MAX_POINTS, LossCurve, Recipe, advise, token_losses
+from lit_gpt.training.advice import MAX_POINTS, LossCurve, Recipe, advise
 
 RUN = Path("logs/small/version_0")
 RECIPE = Recipe(
@@ -46,18 +43,6 @@ def test_curve_has_the_means_of_all_losses_in_a_few_points() -> None:
     parts = [losses[start : start + curve.width] for start in range(0, 1000, curve.width)]
     assert curve.losses == pytest.approx([np.mean(part) for part in parts if len(part) == curve.width])
     assert curve.total == pytest.approx(sum(losses[len(curve.losses) * curve.width :]))
-
-
-def test_token_losses_are_those_of_counted_tokens_and_pairs() -> None:
-    ids = np.random.default_rng(2).choice(7, 400, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
-    ids[1::2] = (ids[::2] + 1) % 7  # every second token follows from the one before
-    first, second = ids[:200].tolist(), ids[200:].tolist()
-    counts, pairs = Counter(first), Counter(pairwise(first))
-    frequency = {token: (counts[token] + 0.5) / (200 + 3.5) for token in range(7)}
-    unigram = [-math.log(frequency[b]) for b in second[1:]]
-    bigram = [-math.log((pairs[a, b] + 20 * frequency[b]) / (counts[a] + 20)) for a, b in pairwise(second)]
-    assert token_losses(ids, 7) == pytest.approx((np.mean(unigram), np.mean(bigram)))
-    assert np.mean(bigram) < 0.9 * np.mean(unigram)
 
 
 # ------------------------------------------------------------------------------------------------------ the decision

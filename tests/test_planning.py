@@ -223,7 +223,7 @@ def test_successive_halving_corrects_the_rules_by_what_short_runs_reach(monkeypa
         return expected * (0.5 if config.d_model == 96 else 1.0)
 
     monkeypatch.setattr(choose, "run_pilot", pilot)
-    best = successive_halving(picked, {"byte": None}, 100.0, CPU)  # type: ignore[dict-item]
+    best = successive_halving(picked, {"byte": None}, {}, 100.0, CPU)  # type: ignore[dict-item]
     assert len(rounds) == 4 + 2
     assert rounds.count(96) == 2
     candidate = best[0]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +44,18 @@ def pick(candidates: list[Candidate], count: int = PILOT_CANDIDATES) -> list[Can
 
 
 def successive_halving(
-    picked: list[Candidate], texts: dict[str, EncodedText], seconds: float, device: torch.device
+    picked: list[Candidate],
+    texts: dict[str, EncodedText],
+    given: dict[str, Any],
+    seconds: float,
+    device: torch.device,
 ) -> list[Candidate]:
     """Compare candidates in two rounds of short runs; the better half goes on to the longer runs of the second round.
 
     Args:
         picked: The candidates.
         texts: The encoded sample of each tokenizer, by its name.
+        given: The settings that the person gave.
         seconds: The time for all rounds.
         device: Where the models are trained.
 
@@ -60,13 +66,16 @@ def successive_halving(
     for _ in range(ROUNDS):
         share = seconds / ROUNDS / len(picked)
         measured = [
-            _correct_by_pilot(candidate, texts[candidate.tokenizer.name], share, device) for candidate in picked
+            _correct_by_pilot(candidate, texts[candidate.tokenizer.name], given, share, device)
+            for candidate in picked
         ]
         picked = sorted(measured, key=lambda candidate: candidate.bits_per_byte)[: math.ceil(len(measured) / 2)]
     return picked
 
 
-def _correct_by_pilot(candidate: Candidate, text: EncodedText, seconds: float, device: torch.device) -> Candidate:
+def _correct_by_pilot(
+    candidate: Candidate, text: EncodedText, given: dict[str, Any], seconds: float, device: torch.device
+) -> Candidate:
     """Return a candidate with the expectation that a short run of it suggests.
 
     A short run favours small models. What it reaches is therefore compared with what the rules expect of it, and
@@ -78,7 +87,7 @@ def _correct_by_pilot(candidate: Candidate, text: EncodedText, seconds: float, d
     per_token = candidate.step_seconds / candidate.tokens_per_step
     tokens_per_step = batch_size * config.context_length
     steps = max(10, int(0.8 * seconds / (per_token * tokens_per_step)))
-    recipe = rules.recipe(candidate.recipe.optimizer, config, steps, tokens_per_step, 1.0, {})
+    recipe = rules.recipe(candidate.recipe.optimizer, config, steps, tokens_per_step, 1.0, given)
     measured = run_pilot(text, config, recipe, batch_size, steps, seconds, candidate.precision, device)
     expected = rules.expected_bits_per_byte(candidate.tokenizer, config, steps * tokens_per_step)
     tokens = candidate.steps * candidate.tokens_per_step

@@ -100,7 +100,7 @@ def make_plan(
             f"no model fits into {format_bytes(machine.free_memory or 0)} of free memory: free some, or give a smaller "
             "--data.batch_size or --model.config"
         )
-    chosen, pilots = _compare(picked, sample, options, seconds, start, device)
+    chosen, pilots = _compare(picked, sample, options, given, seconds, start, device)
     chosen = replace(chosen, step_seconds=_time_step(chosen, machine, _between(0.02 * seconds, STEP_SECONDS)))
     left = seconds - (time.perf_counter() - start)
     rows = describe_choice(chosen, found, sample, pilots)
@@ -127,6 +127,7 @@ def _compare(
     picked: list[Candidate],
     sample: TextSample,
     options: list[tuple[TokenizerStatistics, Tokenizer]],
+    given: dict[str, Any],
     seconds: float,
     start: float,
     device: torch.device,
@@ -138,7 +139,7 @@ def _compare(
         return picked[0], 0
     names = {candidate.tokenizer.name for candidate in picked}
     texts = {stats.name: encode_sample(sample, tokenizer) for stats, tokenizer in options if stats.name in names}
-    return successive_halving(picked, texts, pilot_seconds, device)[0], len(picked)
+    return successive_halving(picked, texts, given, pilot_seconds, device)[0], len(picked)
 
 
 def _complete_plan(

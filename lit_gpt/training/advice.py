@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.lines import wrap_line
+from lit_gpt.planning.ngrams import ngram_losses
 from lit_gpt.training.checks import changed_rate
 from lit_gpt.training.metrics import is_logging_step
 from lit_gpt.training.module import LitGPT, module_and_data
@@ -191,32 +192,6 @@ def learned_loss(recipe: Recipe) -> float:
     return recipe.unigram - LEARNED * max(0.0, recipe.unigram - recipe.bigram)
 
 
-def token_losses(ids: np.ndarray, vocab_size: int) -> tuple[float, float]:
-    """Return what a model reaches that knows how frequent each token is, and one that knows which follows which.
-
-    Both count tokens in the first half of `ids`, and the second half is scored. The count of a pair is mixed with the
-    frequency of its second token, as if each token had been followed by twenty more (MacKay and Peto 1995).
-
-    Args:
-        ids: Token ids, (n,). Fewer than four say nothing.
-        vocab_size: Number of different ids.
-
-    Returns:
-        The two losses in nats per token.
-    """
-    if len(ids) < 4:
-        return math.log(vocab_size), math.log(vocab_size)
-    half, more = len(ids) // 2, 20.0
-    counts = np.bincount(ids[:half], minlength=vocab_size)
-    frequency = (counts + 0.5) / (half + 0.5 * vocab_size)  # (V,): Krichevsky and Trofimov 1981
-    pairs, pair_counts = np.unique(ids[: half - 1] * vocab_size + ids[1:half], return_counts=True)
-    first, second = ids[half:-1], ids[half + 1 :]
-    place = np.minimum(np.searchsorted(pairs, first * vocab_size + second), len(pairs) - 1)
-    seen = np.where(pairs[place] == first * vocab_size + second, pair_counts[place], 0)
-    following = (seen + more * frequency[second]) / (counts[first] + more)
-    return -float(np.log(frequency[second]).mean()), -float(np.log(following).mean())
-
-
 # ------------------------------------------------------------------------------------------------------- the callback
 
 
@@ -282,7 +257,10 @@ def describe_recipe(module: LitGPT, data: TextDataModule) -> Recipe:
     starts = range(0, max(1, len(ids) - length), max(length, len(ids) // SAMPLED_PARTS))
     parts = [*starts[::2], *starts[1::2]]  # what counts tokens, and what is scored, come from all parts of the text
     sample = np.concatenate([np.asarray(ids[start : start + length], dtype=np.int64) for start in parts])
-    unigram, bigram = token_losses(sample, data.model_vocab_size)
+    uniform, half = math.log(data.model_vocab_size), len(sample) // 2
+    unigram, bigram = uniform, uniform  # of a text that is too short to count its tokens
+    if half > 1:
+        unigram, bigram = ngram_losses(sample[:half], sample[half:], data.model_vocab_size, 2)
     tokens_per_step = data.plan.windows_per_step * data.context_length
     vocabulary_steps = MIN_TOKENS * data.corpus.report["vocabulary_in_use"] // tokens_per_step
     warmup_steps = module.warmup_steps
@@ -291,7 +269,7 @@ def describe_recipe(module: LitGPT, data: TextDataModule) -> Recipe:
         warmup_steps=warmup_steps,
         least_steps=max(warmup_steps + MIN_STEPS, vocabulary_steps),
         max_steps=None,
-        uniform=math.log(data.model_vocab_size),
+        uniform=uniform,
         unigram=unigram,
         bigram=bigram,
     )
