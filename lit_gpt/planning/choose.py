@@ -66,8 +66,7 @@ def successive_halving(
     for _ in range(ROUNDS):
         share = seconds / ROUNDS / len(picked)
         measured = [
-            _correct_by_pilot(candidate, texts[candidate.tokenizer.name], given, share, device)
-            for candidate in picked
+            _correct_by_pilot(candidate, texts[candidate.tokenizer.name], given, share, device) for candidate in picked
         ]
         picked = sorted(measured, key=lambda candidate: candidate.bits_per_byte)[: math.ceil(len(measured) / 2)]
     return picked

@@ -22,8 +22,11 @@ WANTED_STEPS = 2000  # where the time allows more of them, a step has more token
 # tables are learned by heart.
 PREVIOUS_TOKENS_MIN_COUNT = 70
 
-DROPOUTS = ((5, 0.0), (10, 0.1), (20, 0.2), (math.inf, 0.3))  # (passes over the text, dropout for fewer of them)
+DROPOUTS = ((10, 0.0), (20, 0.1), (math.inf, 0.2))  # (passes over the text, dropout for fewer of them)
+MAX_WEIGHT_DECAY = 2.0
+COMMON_TOKENS = 70  # tokens of the training text for each id; with fewer, weight decay is stronger
 USEFUL_REPETITIONS = 3.0  # of the text, as if it were so many times as long
+PARAMETERS_PER_TOKEN = 7.0  # that are useful where a text is read twice
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
 MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
@@ -75,9 +78,16 @@ def dropout(epochs: float) -> float:
     return next(p for most, p in DROPOUTS if epochs < most)
 
 
-def weight_decay(epochs: float) -> float:
-    """Return the weight decay of a run that reads its text so many times: none where each token is seen once."""
-    return min(0.3, max(0.0, round(0.06 * (epochs - 1), 2)))
+def weight_decay(epochs: float, tokens_per_id: float) -> float:
+    """Return the weight decay of a run that reads its text so many times: none where each token is seen once.
+
+    Args:
+        epochs: Passes over the text.
+        tokens_per_id: Tokens of the training text for each id of the vocabulary. The fewer they are, the more of them
+            the embeddings and the head learn by heart.
+    """
+    rare = max(1.0, COMMON_TOKENS / tokens_per_id)
+    return min(MAX_WEIGHT_DECAY, max(0.0, round(0.06 * (epochs - 1) * rare, 2)))
 
 
 def recipe(
@@ -103,7 +113,9 @@ def recipe(
     else:
         rate = 4e-3 * math.sqrt(128 / config.d_model)
         chosen = {"embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95), "warmup_steps": min(100, steps // 10)}
-    chosen |= {"learning_rate": float(f"{rate:.2g}"), "weight_decay": weight_decay(epochs), "decay_share": 0.85}
+    chosen |= {"learning_rate": float(f"{rate:.2g}"), "decay_share": 0.85}
+    tokens_per_id = steps * tokens_per_step / epochs / config.vocab_size
+    chosen["weight_decay"] = weight_decay(epochs, tokens_per_id)
     fixed = {name: given[f"model.{name}"] for name in chosen if f"model.{name}" in given}
     return Recipe(optimizer, **{**chosen, **fixed})
 
@@ -121,13 +133,19 @@ def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, to
     unique = max(1, tokenizer.train_tokens)
     repetitions = max(0.0, tokens / unique - 1)
     useful = min(tokens, unique) + unique * USEFUL_REPETITIONS * (1 - math.exp(-repetitions / USEFUL_REPETITIONS))
-    parameters = 12 * config.num_blocks * config.d_model**2  # of the blocks
+    parameters = _useful_parameters(12 * config.num_blocks * config.d_model**2, unique, repetitions)
     fallen = _power_law(parameters, useful) / _power_law(*REFERENCE)
     speed = min(1.3, max(0.4, tokenizer.ngram_fall / REFERENCE_FALL))
     splits_characters = tokenizer.settings["data.tokenizer"] != "char" and tokenizer.bytes_per_character > 2.5
     tokens_factor = SPLIT_CHARACTERS_FACTOR if splits_characters else 1.0
     context = 1 + CONTEXT_WEIGHT * math.log2(config.context_length / _best_context(tokenizer, tokens)) ** 2
     return NGRAM_FACTOR * tokenizer.ngram_bits * tokens_factor * fallen**speed * context
+
+
+def _useful_parameters(parameters: float, unique: float, repetitions: float) -> float:
+    """Return the parameters of the blocks that lower the loss: the others learn by heart a text that is read again."""
+    most = PARAMETERS_PER_TOKEN * unique / math.sqrt(repetitions) if repetitions else math.inf
+    return parameters if math.isinf(most) else most * (1 - math.exp(-parameters / most))
 
 
 def _power_law(parameters: float, tokens: float) -> float:
