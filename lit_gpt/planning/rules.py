@@ -26,7 +26,9 @@ DROPOUTS = ((10, 0.0), (20, 0.1), (math.inf, 0.2))  # (passes over the text, dro
 MAX_WEIGHT_DECAY = 2.0
 COMMON_TOKENS = 70  # tokens of the training text for each id; with fewer, weight decay is stronger
 USEFUL_REPETITIONS = 3.0  # of the text, as if it were so many times as long
-PARAMETERS_PER_TOKEN = 7.0  # that are useful where a text is read twice
+PARAMETERS_PER_TOKEN = 7.0  # of the blocks, that are useful where a text is read twice
+MAX_REPETITIONS = 10.0  # more of them neither lower nor raise the loss
+EXCESS_WEIGHT = 0.01  # what twice as many parameters as are useful cost, as a part of the loss
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
 MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
@@ -55,10 +57,10 @@ def longest_context(tokenizer: TokenizerStatistics) -> int:
     """Return the longest context that the text makes use of, a power of two.
 
     Nearly all documents should fit. Documents may be the lines of one text, so that a context of several short ones
-    helps, too. In the validation split, a tenth of the text, there should be 20 windows at least.
+    helps, too. In the validation split, a tenth of the text, there should be 8 windows at least.
     """
     fits_documents = 2 ** math.ceil(math.log2(float(np.quantile(tokenizer.document_lengths, 0.9)) + 1))
-    fits_split = 2 ** int(math.log2(max(16, tokenizer.tokens / 10 / 20)))
+    fits_split = 2 ** int(math.log2(max(16, tokenizer.tokens / 10 / 8)))
     return max(16, min(max(128, fits_documents), fits_split))
 
 
@@ -133,19 +135,27 @@ def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, to
     unique = max(1, tokenizer.train_tokens)
     repetitions = max(0.0, tokens / unique - 1)
     useful = min(tokens, unique) + unique * USEFUL_REPETITIONS * (1 - math.exp(-repetitions / USEFUL_REPETITIONS))
-    parameters = _useful_parameters(12 * config.num_blocks * config.d_model**2, unique, repetitions)
-    fallen = _power_law(parameters, useful) / _power_law(*REFERENCE)
+    parameters = 12 * config.num_blocks * config.d_model**2  # of the blocks
+    most = _most_parameters(unique, repetitions)
+    useful_parameters = parameters if math.isinf(most) else most * (1 - math.exp(-parameters / most))
+    excess = 1 + EXCESS_WEIGHT * math.log2(max(1.0, parameters / most))
+    fallen = _power_law(useful_parameters, useful) / _power_law(*REFERENCE)
     speed = min(1.3, max(0.4, tokenizer.ngram_fall / REFERENCE_FALL))
     splits_characters = tokenizer.settings["data.tokenizer"] != "char" and tokenizer.bytes_per_character > 2.5
     tokens_factor = SPLIT_CHARACTERS_FACTOR if splits_characters else 1.0
     context = 1 + CONTEXT_WEIGHT * math.log2(config.context_length / _best_context(tokenizer, tokens)) ** 2
-    return NGRAM_FACTOR * tokenizer.ngram_bits * tokens_factor * fallen**speed * context
+    return NGRAM_FACTOR * tokenizer.ngram_bits * tokens_factor * fallen**speed * context * excess
 
 
-def _useful_parameters(parameters: float, unique: float, repetitions: float) -> float:
-    """Return the parameters of the blocks that lower the loss: the others learn by heart a text that is read again."""
-    most = PARAMETERS_PER_TOKEN * unique / math.sqrt(repetitions) if repetitions else math.inf
-    return parameters if math.isinf(most) else most * (1 - math.exp(-parameters / most))
+def _most_parameters(unique: float, repetitions: float) -> float:
+    """Return how many parameters of the blocks lower the loss: more of them learn a text by heart that is read again.
+
+    Args:
+        unique: Tokens of the training text.
+        repetitions: How often it is read after the first time.
+    """
+    counted = min(repetitions, MAX_REPETITIONS)
+    return PARAMETERS_PER_TOKEN * unique / math.sqrt(counted) if counted else math.inf
 
 
 def _power_law(parameters: float, tokens: float) -> float:
