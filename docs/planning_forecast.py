@@ -1,14 +1,16 @@
 """Fit the forecasts of lit_gpt/planning/forecast.py on measured runs, and measure them on texts that are left out.
 
-    python docs/planning_forecast.py  # prints the table of docs/planning.md and the coefficients of the module
+    python docs/planning_forecast.py        # prints the tables of docs/planning.md and the coefficients of the module
+    python docs/planning_forecast.py check  # measures the module's coefficients on runs that were not used to fit them
 
-docs/planning_curves.json holds the runs. Each has the name of its text and of its tokenizer, its schedule, how often it
+docs/planning_curves.json holds the runs of the fit, docs/planning_held_out.json those of the check. Each has the name of its text and of its tokenizer, its schedule, how often it
 reads its text, and its training and validation losses with their steps. A training loss is the mean since the point
 before, or that of a single step.
 """
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from lit_gpt.optim import learning_rate_factor
 from lit_gpt.planning.forecast import KnownCurves, Regression, error_features, features, forecast, quarter_losses
 
 CURVES = Path(__file__).with_name("planning_curves.json")
+HELD_OUT = Path(__file__).with_name("planning_held_out.json")
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.6, 0.8)  # of a run
 # Parts of the errors that are outside an interval at each end. The texts are few, so that parts of 0.1 would hold less
 # than 80% of the runs on texts that are left out.
@@ -166,6 +169,17 @@ def table(rows: Sequence[tuple[Example, float, bool]]) -> list[str]:
     return lines
 
 
+def check() -> None:
+    """Print how good the forecasts of the package are on runs that were not used to fit them."""
+    runs = json.loads(HELD_OUT.read_text(encoding="utf-8"))
+    print(f"{len(runs)} runs on {len({run['text'] for run in runs})} texts\n")
+    rows = []
+    for example in [example for run in runs for example in examples(run, has_validations=True)]:
+        expected = forecast(example.known)
+        rows.append((example, expected.loss / example.end - 1, expected.low <= example.end <= expected.high))
+    print(*table(rows), sep="\n")
+
+
 def main() -> None:
     runs = json.loads(CURVES.read_text(encoding="utf-8"))
     print(f"{len(runs)} runs on {len({run['text'] for run in runs})} texts\n")
@@ -183,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    check() if sys.argv[1:] == ["check"] else main()
