@@ -3,9 +3,9 @@
     python docs/planning_forecast.py        # prints the tables of docs/planning.md and the coefficients of the module
     python docs/planning_forecast.py check  # measures the module's coefficients on runs that were not used to fit them
 
-docs/planning_curves.json holds the runs of the fit, docs/planning_held_out.json those of the check. Each has the name of its text and of its tokenizer, its schedule, how often it
-reads its text, and its training and validation losses with their steps. A training loss is the mean since the point
-before, or that of a single step.
+docs/planning_curves.json holds the runs of the fit, docs/planning_held_out.json those of the check. Each has the name
+of its text and of its tokenizer, its schedule, how often it reads its text, and its training and validation losses with
+their steps. A training loss is the mean since the point before, or that of a single step.
 """
 
 import json

@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import DEFAULT, Fit, points, texts, weights
 
+import lit_gpt.cli.fit
 import lit_gpt.cli.planned
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.arguments import CommandLine
@@ -19,10 +20,13 @@ from lit_gpt.cli.budget import Budget, format_budget, parse_duration, usual_budg
 from lit_gpt.cli.experiment import build_experiment
 from lit_gpt.cli.planned import Planned, split_flags
 from lit_gpt.errors import UserError
+from lit_gpt.model import GPTConfig
 from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.plan import Plan
 from lit_gpt.runs.summary import read_summary
 from lit_gpt.training.deadline import Deadline
+from lit_gpt.training.module import LitGPT
+from lit_gpt.training.pace import Pace
 from lit_gpt.training.steps_in_time import StepsInTime
 from lit_gpt.training.stop import GracefulStop
 
@@ -55,7 +59,6 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return Plan(settings, [("tokenizer   char", "the text is short"), ("steps       6", "for a test")])
 
     monkeypatch.setattr(lit_gpt.cli.planned, "make_plan", make_plan)
-    monkeypatch.setattr(StepsInTime, "_last_step", lambda steps, trainer, data, *times: data.plan.last_step)
     return received
 
 
@@ -193,6 +196,7 @@ def test_run_with_a_budget_saves_explicit_settings_and_resumes_without_it(fit: F
         (["--trainer.max_steps", 9], "--budget 100s and --trainer.max_steps 9 both say how long to train"),
         (["--trainer.max_epochs", 2], "--trainer.max_epochs 2 both say how long to train"),
         (["--trainer.max_time", "00:00:01:00"], "--trainer.max_time 00:00:01:00 both say"),
+        (["--trainer.min_steps", 5], "--trainer.min_steps 5 both say how long to train"),
         (["--preflight"], "give --budget 100s --plan, and --preflight with the command that it prints"),
         (["--trainer.fast_dev_run", "true"], "--trainer.fast_dev_run does not: leave one out"),
         (["--trainer.barebones", "true"], "--trainer.barebones does not: leave one out"),
@@ -283,10 +287,10 @@ def test_deadline_leaves_time_for_the_longest_ending(monkeypatch: pytest.MonkeyP
 def test_tokenizing_that_leaves_no_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan({}, step_seconds=0.1, validation_seconds=2.0)
     planned = Planned(plan, Budget("100s", 100.0, 0.0), Overheads(), False)
-    monkeypatch.setattr("time.perf_counter", lambda: 96.0)
+    monkeypatch.setattr("time.perf_counter", lambda: 90.0)
     planned.check_time_left()
-    monkeypatch.setattr("time.perf_counter", lambda: 98.0)
-    with pytest.raises(UserError, match=r"--budget 100s is too short: 98 s of it are used when the text is tokenized"):
+    monkeypatch.setattr("time.perf_counter", lambda: 94.0)
+    with pytest.raises(UserError, match=r"--budget 100s is too short: 94 s of it are used when the text is tokenized"):
         planned.check_time_left()
 
 
@@ -294,55 +298,90 @@ def test_tokenizing_that_leaves_no_time_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 class TimedRun:
-    """A run of 1,000 planned steps and ten validations, which has to end at 93 s; steps are expected to take 90 ms."""
+    """A run of 1,000 planned steps of 90 ms, with validations of 0.3 s, whose last checkpoint is due at 93 s.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
+    Args:
+        step_seconds: How long a step takes. The first one takes 1 s longer.
+        interval: Steps between validations.
+        stall: How much longer the step 30 takes, in seconds.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, step_seconds: float, interval: int = 100, stall: float = 0.0
+    ) -> None:
+        self.now, self.step_seconds, self.interval, self.stall = 0.0, step_seconds, interval, stall
         monkeypatch.setattr("time.perf_counter", lambda: self.now)
-        module = SimpleNamespace(max_steps=1000, learning_rate_factor=lambda step: 1.0)
-        plan = SimpleNamespace(last_step=1000, validation_interval=100)
-        loop = SimpleNamespace(epoch_loop=SimpleNamespace(max_steps=1000))
+        module = LitGPT(GPTConfig(257, d_model=16, num_blocks=1), schedule="linear", decay_share=0.85, warmup_steps=0)
+        module.max_steps = 1000
+        self.loop = SimpleNamespace(max_steps=1000)
         self.trainer: Any = SimpleNamespace(
-            global_step=0, enable_validation=True, fit_loop=loop, progress_bar_callback=None, max_steps=1000
+            global_step=0,
+            should_stop=False,
+            enable_validation=True,
+            fit_loop=SimpleNamespace(epoch_loop=self.loop),
+            progress_bar_callback=None,
         )
-        data = SimpleNamespace(plan=plan)
+        data = SimpleNamespace(plan=SimpleNamespace(last_step=1000, validation_interval=interval))
         monkeypatch.setattr("lit_gpt.training.steps_in_time.module_and_data", lambda trainer: (module, data))
         self.callback = StepsInTime(93.0, step_seconds=0.09, validation_seconds=0.3)
-        self.callback.on_train_start(self.trainer, None)  # type: ignore[arg-type]
+        self.fixed_at = 0
 
-    def last_step(self, step_seconds: float) -> int:
-        """Return the last step of a run whose steps take so long, and whose first one takes 1 s longer."""
-        self.now, loop = 1.0, self.trainer.fit_loop.epoch_loop
-        while loop.max_steps == 1000 and self.trainer.global_step < 1000:
+    def end(self) -> float:
+        """Return when the run ends."""
+        self.now = 1.0
+        while self.trainer.global_step < self.loop.max_steps:
+            before, step = self.loop.max_steps, self.trainer.global_step
             self.callback.on_train_batch_start(self.trainer)
-            self.now += step_seconds
+            self.fixed_at = step if self.loop.max_steps != before else self.fixed_at
+            self.now += self.step_seconds + (self.stall if step == 30 else 0.0)
             self.trainer.global_step += 1
-            if self.trainer.global_step % 100 == 0:
+            if self.trainer.global_step % self.interval == 0 or self.trainer.global_step == self.loop.max_steps:
                 self.callback.on_validation_start(self.trainer, None)  # type: ignore[arg-type]
-        return loop.max_steps
+                self.now += 0.3 * max(1.0, self.step_seconds / 0.09)
+        return self.now
 
 
-@pytest.mark.parametrize("step_seconds", [0.02, 0.05, 0.08, 0.2, 0.6])
-def test_steps_and_validations_fill_the_time(monkeypatch: pytest.MonkeyPatch, step_seconds: float) -> None:
-    run = TimedRun(monkeypatch)
-    last_step = run.last_step(step_seconds)
-    assert run.trainer.global_step <= max(100, 0.1 * last_step)
-    left = last_step - run.trainer.global_step
-    validations = 0.3 * step_seconds / 0.09 * (1 + left / 100)
-    assert run.now + left * step_seconds + validations == pytest.approx(93.0, abs=2 * step_seconds)
+@pytest.mark.parametrize("interval", [4, 100, 10_000])
+@pytest.mark.parametrize("step_seconds", [0.01, 0.03, 0.05, 0.08, 0.2, 0.4])
+def test_steps_and_validations_fill_the_time(
+    monkeypatch: pytest.MonkeyPatch, step_seconds: float, interval: int
+) -> None:
+    run = TimedRun(monkeypatch, step_seconds, interval)
+    assert run.end() == pytest.approx(93.0, rel=0.03)
+    assert 0 < run.fixed_at <= max(13, 0.12 * run.loop.max_steps)
+
+
+def test_steps_stay_where_they_take_the_expected_time_or_one_of_them_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TimedRun(monkeypatch, 0.0885)
+    assert run.end() == pytest.approx(93.0, rel=0.03)
+    assert run.loop.max_steps == 1000
+    stalled = TimedRun(monkeypatch, 0.0885, stall=5.0)
+    assert stalled.end() == pytest.approx(93.0, rel=0.03)
+
+
+def test_steps_are_as_few_as_the_rates_so_far_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TimedRun(monkeypatch, 1.5)  # 12 steps are taken when their time is known, and 62 would fit
+    assert run.end() > 93.0
+    assert 0.15 * run.loop.max_steps == pytest.approx(12, abs=1)
+
+
+def change_steps(monkeypatch: pytest.MonkeyPatch, last_step: int) -> None:
+    """Make a run change its number of steps after its third step."""
+    monkeypatch.setattr(Pace, "MIN_STEPS", 1)
+    monkeypatch.setattr(StepsInTime, "_steps_left", lambda steps, trainer, *times: last_step - trainer.global_step)
+
+
+CONSTANT_FIRST = ["--model.schedule", "linear", "--model.decay_share", "0.4", "--model.warmup_steps", "0"]
 
 
 def test_run_whose_steps_change_equals_one_that_began_with_them(
     fit: Fit, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constant_first = ["--model.schedule", "linear", "--model.decay_share", "0.5", "--model.warmup_steps", "0"]
-    command = [*TABLE, *constant_first, "--early_stopping.patience", "9"]
-    monkeypatch.setattr(StepsInTime, "_last_step", lambda *args: 10)
-    changed = fit(*command, "--name", "small", config=None)
+    change_steps(monkeypatch, 10)
+    changed = fit(*TABLE, *CONSTANT_FIRST, "--name", "small", config=None)
     assert changed.status == 0, changed.err
     assert "steps       10, not 6: a step takes" in changed.out
-    config = yaml.safe_load((RUN / "config.yaml").read_text())
-    assert config["trainer"]["max_steps"] == 10
+    assert yaml.safe_load((RUN / "config.yaml").read_text())["trainer"]["max_steps"] == 10
     assert fit("--config", str(RUN / "config.yaml"), "--name", "explicit", config=None).status == 0
     explicit = Path("logs/explicit/version_0")
     assert lasting_points(RUN) == lasting_points(explicit)
@@ -357,10 +396,48 @@ def test_run_whose_steps_change_equals_one_that_began_with_them(
         assert torch.equal(weight, weights(RUN / "last.ckpt")[name])
 
 
+@pytest.mark.parametrize("stop_step", [3, 7])
+def test_stopped_run_resumes_with_the_changed_steps(
+    fit: Fit, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch, stop_step: int
+) -> None:
+    """The settings are partly from a config, which the command to resume gives again."""
+    Path("part.yaml").write_text("model:\n  config:\n    dropout: 0.1\n")
+    command = [*TABLE, *CONSTANT_FIRST, "--config", "part.yaml"]
+    change_steps(monkeypatch, 10)
+    assert fit(*command, "--name", "straight", config=None).status == 0
+    with monkeypatch.context() as patches:
+        patches.setattr(Deadline, "is_reached", lambda deadline: deadline._step == stop_step)
+        stopped = fit(*command, "--name", "small", config=None)
+    assert f"stopped at step {stop_step} of 10" in stopped.err
+    words = shlex.split(stopped.err.splitlines()[-1].partition("; complete it with: ")[2])
+    resumed = fit(*words[words.index("fit.py") + 1 :], config=None)
+    assert resumed.status == 0, resumed.err
+    assert Checkpoint.open(RUN / "last.ckpt").step == 10
+    assert lasting_points(RUN) == lasting_points(Path("logs/straight/version_0"))
+
+
+def test_checkpoint_holds_the_changed_steps_at_once(
+    fit: Fit, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is killed after the change, and before its next checkpoint, resumes with the new number."""
+    change_steps(monkeypatch, 10)
+    real_save_steps = lit_gpt.cli.fit.save_steps
+    saved: list[tuple[int, Any]] = []
+
+    def save_steps(*args: Any) -> None:
+        real_save_steps(*args)
+        checkpoint = Checkpoint.open(RUN / "last.ckpt")
+        saved.append((checkpoint.step, yaml.safe_load(checkpoint.config_text or "")["trainer"]["max_steps"]))
+
+    monkeypatch.setattr(lit_gpt.cli.fit, "save_steps", save_steps)
+    assert fit(*TABLE, *CONSTANT_FIRST, "--name", "small", config=None).status == 0
+    assert saved == [(3, 10)]
+
+
 def test_steps_stay_where_the_rates_so_far_depend_on_them(
     fit: Fit, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(StepsInTime, "_last_step", lambda *args: 10)
+    change_steps(monkeypatch, 10)
     result = fit(*TABLE, "--model.schedule", "cosine", "--name", "small", config=None)
     assert result.status == 0, result.err
     assert "not 6" not in result.out

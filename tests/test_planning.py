@@ -14,6 +14,7 @@ from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.read_options import ReadOptions
 from lit_gpt.data.sources import find_sources
 from lit_gpt.errors import UserError
+from lit_gpt.model import GPTConfig
 from lit_gpt.planning import choose, plan, rules
 from lit_gpt.planning.bare_training import BareTraining
 from lit_gpt.planning.candidates import MEMORY_SHARE, Candidate, Machine, fit_into_memory, list_candidates
@@ -155,10 +156,26 @@ def test_longer_time_gives_a_larger_model_and_more_tokens_in_a_step() -> None:
 def test_context_is_not_longer_than_documents_and_the_split_need() -> None:
     assert rules.longest_context(statistics(length=190)) == 256
     assert rules.longest_context(statistics(length=12)) == 128
-    assert rules.longest_context(statistics(tokens=8000, length=5000)) == 32  # a tenth is 800 tokens
+    assert rules.longest_context(statistics(tokens=8000, length=5000)) == 64  # a tenth is 800 tokens
 
 
 # ------------------------------------------------------------------------------------------------------ short runs
+
+
+def test_text_that_is_read_again_gets_more_weight_decay_the_rarer_its_ids_are() -> None:
+    assert rules.weight_decay(1.0, 500) == 0
+    assert 0 < rules.weight_decay(3, 500) < rules.weight_decay(12, 500) < rules.weight_decay(12, 20)
+    assert rules.weight_decay(100, 5) == rules.MAX_WEIGHT_DECAY
+
+
+def test_larger_model_is_expected_to_help_unless_a_text_is_read_often() -> None:
+    text = statistics(tokens=100_000)
+    configs = [GPTConfig(1000, context_length=128, d_model=width) for width in (64, 128, 512)]
+    once, often = (
+        [rules.expected_bits_per_byte(text, config, tokens) for config in configs] for tokens in (90_000, 2_000_000)
+    )
+    assert once == sorted(once, reverse=True)
+    assert often[1] < often[2]
 
 
 def test_encoded_sample_ends_its_training_part_with_a_document(sample: TextSample) -> None:

@@ -39,7 +39,7 @@ def test_time_of_a_step_is_a_median_over_at_least_ten_steps_without_pauses() -> 
     pace.record(11, 1500.0)
     pace.record(61, 1550.0)  # fifty steps share their time
     assert pace.step_seconds == 1.0
-    for step in range(62, 62 + Pace.MAX_STEPS):  # old steps are forgotten
+    for step in range(62, 62 + Pace().max_steps):  # old steps are forgotten
         pace.record(step, 1550.0 + 3.0 * (step - 61))
     assert pace.step_seconds == 3.0
 

@@ -118,7 +118,7 @@ def check_budget(settings: Namespace, given: set[str], budget: Budget) -> None:
 
 def _budget_errors(settings: Namespace, given: set[str], flag: str) -> Iterator[str]:
     trainer = settings.trainer
-    for name in ("max_steps", "max_epochs", "max_time"):
+    for name in ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs"):
         if f"trainer.{name}" in given and trainer[name] not in (None, -1):
             yield f"{flag} and --trainer.{name} {trainer[name]} both say how long to train: leave one out"
     if settings.preflight:

@@ -320,9 +320,8 @@ def training_callbacks(
     """
     checkpointing: StepCheckpoint = parts.checkpoint
     given: list[Callback] = options["callbacks"]
-    callbacks: list[Callback] = [StartEndValidation(experiment.settings.validate_at_start)]
-    if experiment.steps_in_time is not None:
-        callbacks.append(experiment.steps_in_time)  # before those that look at the last step
+    callbacks: list[Callback] = [] if experiment.steps_in_time is None else [experiment.steps_in_time]
+    callbacks.append(StartEndValidation(experiment.settings.validate_at_start))
     if deadline is not None:
         callbacks.append(deadline)
     if experiment.checkpointing is not None:

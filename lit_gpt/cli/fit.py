@@ -78,10 +78,9 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
     if experiment.trainer.is_global_zero:
         claim_folder(experiment, checkpoint, stop)
         print_start(experiment, checkpoint)
-        if experiment.steps_in_time is None:
-            log_settings(experiment)
-        else:
-            experiment.steps_in_time.on_fixed = lambda steps: save_steps(experiment, steps)
+        log_settings(experiment)
+        if experiment.steps_in_time is not None:
+            experiment.steps_in_time.on_change = lambda steps: save_steps(experiment, stop, steps)
     if experiment.profiler is not None:
         profile(experiment, checkpoint)
     else:
@@ -220,16 +219,24 @@ def log_settings(experiment: Experiment) -> None:
             raise UserError(f"{type(logger).__name__}: {error}") from error
 
 
-def save_steps(experiment: Experiment, steps: int) -> None:
-    """Save the number of steps of a run with a budget, which is fixed after it has begun, and log its settings."""
+def save_steps(experiment: Experiment, stop: GracefulStop, steps: int) -> None:
+    """Save the number of steps of a run with a budget, which has changed, wherever its settings are saved."""
+    planned = experiment.settings.trainer.max_steps
     experiment.settings.trainer.max_steps = steps
+    stop.resume_command = stop.resume_command.replace(f"--trainer.max_steps={planned}", f"--trainer.max_steps={steps}")
     if experiment.recorder is not None:
         summary = experiment.recorder.summary
         summary.settings["trainer.max_steps"] = steps
         summary.defaults["trainer.max_steps"] = TRAINER_DEFAULTS["max_steps"]
+        if steps == TRAINER_DEFAULTS["max_steps"]:
+            del summary.defaults["trainer.max_steps"]
     if experiment.save_config is not None:
         experiment.save_config.update()
-    log_settings(experiment)
+    for logger in experiment.trainer.loggers:
+        if not isinstance(logger, StepLogger):
+            logger.log_hyperparams({"trainer.max_steps": steps})
+    if experiment.checkpointing is not None:  # a run that is killed resumes with this number
+        experiment.checkpointing.save_last_step(experiment.trainer)
 
 
 def main_settings(experiment: Experiment) -> dict[str, str | float]:
@@ -250,7 +257,7 @@ def main_settings(experiment: Experiment) -> dict[str, str | float]:
         "learning rate": hparams["learning_rate"],
         "seed": experiment.settings.seed_everything,
     }
-    if data.plan.last_step is not None:
+    if data.plan.last_step is not None and experiment.steps_in_time is None:  # which may change it
         settings["steps"] = data.plan.last_step
     return settings
 

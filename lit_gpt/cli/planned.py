@@ -1,6 +1,7 @@
 """From a command with `--budget` to the settings that the planner chooses for it, and back to a command."""
 
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.lines import display_width, pad_line
 from lit_gpt.planning.overheads import Overheads
 from lit_gpt.planning.plan import USED_SHARE, Plan, make_plan
-from lit_gpt.training.deadline import Deadline
+from lit_gpt.training.deadline import MARGIN, Deadline
 from lit_gpt.training.steps_in_time import StepsInTime
 
 # Seconds from the start of a command to the planner on the machine on which `Overheads` was measured.
@@ -51,8 +52,7 @@ class Planned:
         Raises:
             UserError: There is not.
         """
-        needed = self.overheads.begin + self.plan.validation_seconds + self.overheads.end
-        if self.budget.remaining <= needed:
+        if time.perf_counter() + self.overheads.begin >= self._last_step_end():
             raise UserError(
                 f"--budget {self.budget.text} is too short: {self.budget.used:.0f} s of it are used when the text is "
                 "tokenized; give the same command again, which finds the tokens, or a longer budget"
@@ -60,15 +60,24 @@ class Planned:
 
     def steps_in_time(self) -> StepsInTime:
         """Return what changes the number of steps if they take more or less time than expected."""
-        end = self.budget.start + USED_SHARE * self.budget.seconds
+        end = self._last_step_end() + self.plan.validation_seconds
         return StepsInTime(end, self.plan.step_seconds, self.plan.validation_seconds)
 
     def deadline(self) -> Deadline:
         """Return what ends the run in time if its steps take longer than expected."""
         reserve = min(RESERVE_SHARE * self.budget.seconds, MAX_RESERVE)
         end = self.budget.start + self.budget.seconds - reserve
-        ending_seconds = self.plan.validation_seconds + self.overheads.end
-        return Deadline(end, ending_seconds, self.overheads.end, self.budget.text)
+        return Deadline(end, self._ending_seconds, self.overheads.end, self.budget.text)
+
+    @property
+    def _ending_seconds(self) -> float:
+        """The expected time after the last step: its validation, the report and the end of the process."""
+        return self.plan.validation_seconds + self.overheads.end
+
+    def _last_step_end(self) -> float:
+        """Return when the last step should end, so early that the deadline does not stop the run before it."""
+        target = self.budget.start + USED_SHARE * self.budget.seconds - self.plan.validation_seconds
+        return min(target, self.deadline().end - MARGIN * self._ending_seconds)
 
 
 def choose_settings(arguments: CommandLine, budget: Budget) -> Planned:
@@ -157,9 +166,9 @@ def print_plan(plan: Plan) -> None:
 
 
 def print_explicit_command(arguments: CommandLine) -> None:
-    """Print the command that gives all chosen settings and trains the same run without a planner."""
+    """Print the command that gives all chosen settings, so that it trains without a planner."""
     program = [program_name("python")], [sys.argv[0]]
-    print_lines("", "the same run, without a planner:")
+    print_lines("", "the same settings, without a planner:")
     print_command("command", *program, *split_flags(arguments.explicit_args))
 
 

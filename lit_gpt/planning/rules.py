@@ -118,7 +118,7 @@ def recipe(
     chosen |= {"learning_rate": float(f"{rate:.2g}"), "decay_share": 0.85}
     tokens_per_id = steps * tokens_per_step / epochs / config.vocab_size
     chosen["weight_decay"] = weight_decay(epochs, tokens_per_id)
-    fixed = {name: given[f"model.{name}"] for name in chosen if f"model.{name}" in given}
+    fixed = {name: value for name in chosen if (value := given.get(f"model.{name}")) is not None}
     return Recipe(optimizer, **{**chosen, **fixed})
 
 

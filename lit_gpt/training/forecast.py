@@ -47,7 +47,6 @@ class LossForecast(Callback):
     MIN_STEPS = 100
 
     def __init__(self) -> None:
-        self._is_active = False
         self._train_curve: Curve = []
         self._unread: list[tuple[int, Tensor]] = []  # the steps after it and their losses, on the device
         self._read_step = 0  # the step of the latest loss
@@ -75,10 +74,6 @@ class LossForecast(Callback):
 
     # -------------------------------------------------------------------------------------------- hooks of the Trainer
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last_step = _last_step(trainer)
-        self._is_active = trainer.enable_validation and last_step is not None and last_step >= self.MIN_STEPS
-
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """Forecast from the training loss alone if the first tenth of the run has ended without a validation."""
         if self._forecast_step == 0 and self._is_due(trainer):
@@ -86,7 +81,7 @@ class LossForecast(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         step = trainer.global_step
-        if not self._is_active or step == self._read_step:  # else more batches of a step would count
+        if step == self._read_step:  # else more batches of a step would count
             return
         module, _ = module_and_data(trainer)
         self._read_step = step
@@ -114,8 +109,10 @@ class LossForecast(Callback):
 
     def _is_due(self, trainer: Trainer) -> bool:
         """Return whether the run is between its first tenth and its last step."""
-        last_step = _last_step(trainer) if self._is_active else None
-        return last_step is not None and START_SHARE * last_step <= trainer.global_step < last_step
+        last_step = _last_step(trainer) if trainer.enable_validation else None
+        if last_step is None or last_step < self.MIN_STEPS:
+            return False
+        return START_SHARE * last_step <= trainer.global_step < last_step
 
     def _forecast(self, trainer: Trainer, val_loss: float | None) -> None:
         """Forecast, print and log; do nothing where the training loss is not known well enough."""

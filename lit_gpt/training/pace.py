@@ -35,30 +35,42 @@ def format_eta(
 
 
 class Pace:
-    """The time of an optimizer step: the median over the last steps, so that single slow steps do not count.
+    """The time of an optimizer step, of which the last ones are kept.
+
+    Args:
+        max_steps: Steps that are kept.
 
     Attributes:
-        MIN_STEPS: Steps that are timed before there is a median.
-        MAX_STEPS: Steps of which the median is taken.
+        MIN_STEPS: Steps that are timed before the time of a step is known.
+        SLOWEST_SHARE: Part of the steps, at least one of them, that `mean_step_seconds` leaves out.
     """
 
-    MIN_STEPS, MAX_STEPS = 10, 100
+    MIN_STEPS, SLOWEST_SHARE = 10, 0.05
 
-    def __init__(self) -> None:
-        self._step_seconds: deque[float] = deque(maxlen=self.MAX_STEPS)
+    def __init__(self, max_steps: int = 100) -> None:
+        self.max_steps = max_steps
+        self._step_seconds: deque[float] = deque(maxlen=max_steps)
         self._last: tuple[int, float] | None = None  # step and time of the last call of `record`; None after a pause
 
     @property
     def step_seconds(self) -> float | None:
-        """The median time of a step; None before `MIN_STEPS` are timed."""
+        """The median time of a step, so that single slow steps do not count; None before `MIN_STEPS` are timed."""
         return statistics.median(self._step_seconds) if len(self._step_seconds) >= self.MIN_STEPS else None
+
+    @property
+    def mean_step_seconds(self) -> float | None:
+        """The mean time of a step without the slowest ones, for the time of many; None where the median is None."""
+        if len(self._step_seconds) < self.MIN_STEPS:
+            return None
+        kept = max(1, int((1 - self.SLOWEST_SHARE) * len(self._step_seconds)))
+        return statistics.fmean(sorted(self._step_seconds)[:kept])
 
     def record(self, step: int, time: float) -> None:
         """Note that optimizer step `step` ended at `time`, in seconds. Steps between two calls share the time."""
         if self._last is not None:
             last_step, last_time = self._last
             steps = step - last_step
-            self._step_seconds.extend([(time - last_time) / steps] * min(steps, self.MAX_STEPS))
+            self._step_seconds.extend([(time - last_time) / steps] * min(steps, self.max_steps))
         self._last = step, time
 
     def pause(self) -> None:

@@ -12,8 +12,8 @@ from lit_gpt.training.logger import StepLogger
 class StartEndValidation(Callback):
     """Validate the untrained model, as the course does, and the model after the last step, whatever the interval.
 
-    Lightning itself validates at its interval only. This callback has to be the first of the Trainer's callbacks, so
-    that all others see at the start of a batch whether its step is the last one.
+    Lightning itself validates at its interval only. This callback has to come before all others but `StepsInTime`, so
+    that they see at the start of a batch whether its step is the last one.
 
     The last step is also a logging step, because Lightning logs when a run is about to stop.
 
