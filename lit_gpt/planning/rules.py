@@ -25,15 +25,16 @@ PREVIOUS_TOKENS_MIN_COUNT = 70
 DROPOUTS = ((10, 0.0), (20, 0.1), (math.inf, 0.2))  # (passes over the text, dropout for fewer of them)
 MAX_WEIGHT_DECAY = 2.0
 COMMON_TOKENS = 70  # tokens of the training text for each id; with fewer, weight decay is stronger
-USEFUL_REPETITIONS = 3.0  # of the text, as if it were so many times as long
-PARAMETERS_PER_TOKEN = 7.0  # of the blocks, that are useful where a text is read twice
+USEFUL_REPETITIONS = 2.0  # of the text, as if it were so many times as long
+PARAMETERS_PER_TOKEN = 1.7  # of the blocks, that are useful where a text is read twice
 MAX_REPETITIONS = 10.0  # more of them neither lower nor raise the loss
-EXCESS_WEIGHT = 0.01  # what twice as many parameters as are useful cost, as a part of the loss
+EXCESS_WEIGHT = 0.006  # what twice as many parameters as are useful cost, as a part of the loss
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
 MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
 REFERENCE = 8e5, 6e5  # parameters and tokens of a run
 NGRAM_FACTOR = 0.8  # the loss at its end, over that of the best n-gram model
+VOCAB_WEIGHT = 0.006  # further, what twice as many byte pairs lower the loss by, as a part of it
 SPLIT_CHARACTERS_FACTOR = 1.06  # further, where byte pairs divide the characters of Chinese and the like
 REFERENCE_FALL = 0.08  # `ngram_fall` of a text on which the loss of a model falls as the power law says
 
@@ -140,9 +141,12 @@ def expected_bits_per_byte(tokenizer: TokenizerStatistics, config: GPTConfig, to
     useful_parameters = parameters if math.isinf(most) else most * (1 - math.exp(-parameters / most))
     excess = 1 + EXCESS_WEIGHT * math.log2(max(1.0, parameters / most))
     fallen = _power_law(useful_parameters, useful) / _power_law(*REFERENCE)
-    speed = min(1.3, max(0.4, tokenizer.ngram_fall / REFERENCE_FALL))
-    splits_characters = tokenizer.settings["data.tokenizer"] != "char" and tokenizer.bytes_per_character > 2.5
-    tokens_factor = SPLIT_CHARACTERS_FACTOR if splits_characters else 1.0
+    speed = min(1.2, max(0.5, math.sqrt(tokenizer.ngram_fall / REFERENCE_FALL)))
+    tokens_factor = 1.0
+    if tokenizer.settings["data.tokenizer"] == "bpe":
+        tokens_factor -= VOCAB_WEIGHT * math.log2(tokenizer.vocab_size / 1024)
+    if tokenizer.settings["data.tokenizer"] != "char" and tokenizer.bytes_per_character > 2.5:
+        tokens_factor *= SPLIT_CHARACTERS_FACTOR
     context = 1 + CONTEXT_WEIGHT * math.log2(config.context_length / _best_context(tokenizer, tokens)) ** 2
     return NGRAM_FACTOR * tokenizer.ngram_bits * tokens_factor * fallen**speed * context * excess
 
@@ -159,7 +163,7 @@ def _most_parameters(unique: float, repetitions: float) -> float:
 
 
 def _power_law(parameters: float, tokens: float) -> float:
-    return 1.69 + 250 * parameters**-0.34 + 410 * tokens**-0.28
+    return 10 + 220 * parameters**-0.34 + 410 * tokens**-0.28
 
 
 def _best_context(tokenizer: TokenizerStatistics, tokens: int) -> float:
