@@ -42,10 +42,10 @@ class Pace:
 
     Attributes:
         MIN_STEPS: Steps that are timed before the time of a step is known.
-        SLOWEST_SHARE: Part of the steps, at least one of them, that `mean_step_seconds` leaves out.
+        SLOWEST: Times the median; a slower step counts as if it had taken so long in `mean_step_seconds`.
     """
 
-    MIN_STEPS, SLOWEST_SHARE = 10, 0.05
+    MIN_STEPS, SLOWEST = 10, 3.0
 
     def __init__(self, max_steps: int = 100) -> None:
         self.max_steps = max_steps
@@ -59,11 +59,9 @@ class Pace:
 
     @property
     def mean_step_seconds(self) -> float | None:
-        """The mean time of a step without the slowest ones, for the time of many; None where the median is None."""
-        if len(self._step_seconds) < self.MIN_STEPS:
-            return None
-        kept = max(1, int((1 - self.SLOWEST_SHARE) * len(self._step_seconds)))
-        return statistics.fmean(sorted(self._step_seconds)[:kept])
+        """The mean time of a step, for the time of many of them; None where the median is None."""
+        median = self.step_seconds
+        return None if median is None else statistics.fmean(min(s, self.SLOWEST * median) for s in self._step_seconds)
 
     def record(self, step: int, time: float) -> None:
         """Note that optimizer step `step` ended at `time`, in seconds. Steps between two calls share the time."""
