@@ -24,9 +24,9 @@ from lit_gpt.planning.forecast import KnownCurves, Regression, error_features, f
 CURVES = Path(__file__).with_name("planning_curves.json")
 HELD_OUT = Path(__file__).with_name("planning_held_out.json")
 SHARES = (0.1, 0.2, 0.3, 0.5, 0.6, 0.8)  # of a run
-# Parts of the errors that are outside an interval at each end. The texts are few, so that parts of 0.1 would hold less
+# Part of the errors that is outside an interval at each end. The texts are few, so that parts of 0.1 would hold less
 # than 80% of the runs on texts that are left out.
-TAILS = {"muon": 0.05, "adamw": 0.07}
+TAIL = 0.07
 PENALTIES = (0.001, 0.01)  # on shared coefficients, on differences between the optimizers
 
 
@@ -95,9 +95,8 @@ def fit(data: Sequence[Example], optimizer: str) -> Regression:
         errors[~kept] = y[~kept] - both[~kept] @ robust(both[kept], y[kept], weights[kept])
     sizes = np.array([error_features(example.known) for example in data])
     error = nonnegative(sizes, np.abs(errors), weights)
-    tail = TAILS[optimizer]
     shares = np.array([1 / (is_own & (texts == text)).sum() for text in texts[is_own]])
-    low, high = weighted_quantiles((errors / np.maximum(sizes @ error, 1e-9))[is_own], shares, (tail, 1 - tail))
+    low, high = weighted_quantiles((errors / np.maximum(sizes @ error, 1e-9))[is_own], shares, (TAIL, 1 - TAIL))
     shared, difference = np.split(robust(both, y, weights), 2)
     return Regression(tuple(shared + difference), tuple(error), low, high)
 

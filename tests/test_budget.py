@@ -287,10 +287,10 @@ def test_deadline_leaves_time_for_the_longest_ending(monkeypatch: pytest.MonkeyP
 def test_tokenizing_that_leaves_no_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan({}, step_seconds=0.1, validation_seconds=2.0)
     planned = Planned(plan, Budget("100s", 100.0, 0.0), Overheads(), False)
-    monkeypatch.setattr("time.perf_counter", lambda: 90.0)
+    monkeypatch.setattr("time.perf_counter", lambda: 85.0)
     planned.check_time_left()
-    monkeypatch.setattr("time.perf_counter", lambda: 94.0)
-    with pytest.raises(UserError, match=r"--budget 100s is too short: 94 s of it are used when the text is tokenized"):
+    monkeypatch.setattr("time.perf_counter", lambda: 90.0)
+    with pytest.raises(UserError, match=r"--budget 100s is too short: 90 s of it are used when the text is tokenized"):
         planned.check_time_left()
 
 
@@ -356,7 +356,7 @@ def test_steps_stay_where_they_take_the_expected_time_or_one_of_them_stalls(monk
     assert run.end() == pytest.approx(93.0, rel=0.03)
     assert run.loop.max_steps == 1000
     stalled = TimedRun(monkeypatch, 0.0885, stall=5.0)
-    assert stalled.end() == pytest.approx(93.0, rel=0.03)
+    assert stalled.end() == pytest.approx(93.0, rel=0.05)
 
 
 def test_steps_are_as_few_as_the_rates_so_far_allow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,15 +139,15 @@ def forecast(known: KnownCurves, regression: Regression | None = None) -> Foreca
 # (optimizer, whether there is a validation loss) -> coefficients, as `python docs/planning_forecast.py` prints them.
 REGRESSIONS: dict[tuple[OptimizerName, bool], Regression] = {
     ("muon", True): Regression(
-        (0.9452, 1.622, -2.4768, -0.0603, -0.0626), (0.3287, 0.0, 0.1031, 0.0327), low=-0.691, high=0.501
+        (1.0181, 1.4247, -2.4034, -0.0601, -0.0679), (0.337, 0.0, 0.0958, 0.0326), low=-0.691, high=0.523
     ),
     ("adamw", True): Regression(
-        (1.7073, 1.2558, -2.3212, -0.0647, -0.0186), (0.3342, 0.0, 0.1047, 0.029), low=-2.083, high=0.715
+        (1.6981, 1.2478, -2.305, -0.0644, -0.0191), (0.3484, 0.0, 0.0963, 0.0287), low=-2.048, high=0.713
     ),
     ("muon", False): Regression(
-        (0.3392, 0.5481, -2.4745, -0.1075, -0.1564), (0.0, 0.0, 0.2252, 0.0), low=-0.420, high=0.227
+        (0.3585, 0.5778, -2.0361, -0.0215, -0.1483), (0.0, 0.0, 0.211, 0.0), low=-0.448, high=0.234
     ),
     ("adamw", False): Regression(
-        (1.4264, 1.2026, -1.8455, -0.1075, -0.1104), (0.0, 0.0, 0.227, 0.0), low=-5.056, high=0.971
+        (1.2379, 1.0775, -1.4865, -0.107, -0.1396), (0.0, 0.0, 0.2121, 0.0), low=-5.426, high=0.882
     ),
 }
