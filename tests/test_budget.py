@@ -304,14 +304,21 @@ class TimedRun:
         step_seconds: How long a step takes. The first one takes 1 s longer.
         interval: Steps between validations.
         stall: How much longer the step 30 takes, in seconds.
+        later_seconds: How long steps take from 15 s on; None: as before.
     """
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, step_seconds: float, interval: int = 100, stall: float = 0.0
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        step_seconds: float,
+        interval: int = 100,
+        stall: float = 0.0,
+        later_seconds: float | None = None,
     ) -> None:
         self.now, self.step_seconds, self.interval, self.stall = 0.0, step_seconds, interval, stall
+        self.later_seconds = later_seconds
         monkeypatch.setattr("time.perf_counter", lambda: self.now)
-        module = LitGPT(GPTConfig(257, d_model=16, num_blocks=1), schedule="linear", decay_share=0.85, warmup_steps=0)
+        module = LitGPT(GPTConfig(257, d_model=16, num_blocks=1), schedule="linear", decay_share=0.5, warmup_steps=0)
         module.max_steps = 1000
         self.loop = SimpleNamespace(max_steps=1000)
         self.trainer: Any = SimpleNamespace(
@@ -324,7 +331,7 @@ class TimedRun:
         data = SimpleNamespace(plan=SimpleNamespace(last_step=1000, validation_interval=interval))
         monkeypatch.setattr("lit_gpt.training.steps_in_time.module_and_data", lambda trainer: (module, data))
         self.callback = StepsInTime(93.0, step_seconds=0.09, validation_seconds=0.3)
-        self.fixed_at = 0
+        self.changed_at: list[int] = []
 
     def end(self) -> float:
         """Return when the run ends."""
@@ -332,7 +339,9 @@ class TimedRun:
         while self.trainer.global_step < self.loop.max_steps:
             before, step = self.loop.max_steps, self.trainer.global_step
             self.callback.on_train_batch_start(self.trainer)
-            self.fixed_at = step if self.loop.max_steps != before else self.fixed_at
+            self.changed_at += [step] if self.loop.max_steps != before else []
+            if self.later_seconds is not None and self.now > 15:
+                self.step_seconds = self.later_seconds
             self.now += self.step_seconds + (self.stall if step == 30 else 0.0)
             self.trainer.global_step += 1
             if self.trainer.global_step % self.interval == 0 or self.trainer.global_step == self.loop.max_steps:
@@ -348,7 +357,8 @@ def test_steps_and_validations_fill_the_time(
 ) -> None:
     run = TimedRun(monkeypatch, step_seconds, interval)
     assert run.end() == pytest.approx(93.0, rel=0.03)
-    assert 0 < run.fixed_at <= max(13, 0.12 * run.loop.max_steps)
+    assert 0 < run.changed_at[0] <= max(13, 0.12 * run.loop.max_steps)
+    assert run.changed_at[-1] < 0.5 * run.loop.max_steps
 
 
 def test_steps_stay_where_they_take_the_expected_time_or_one_of_them_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,10 +369,18 @@ def test_steps_stay_where_they_take_the_expected_time_or_one_of_them_stalls(monk
     assert stalled.end() == pytest.approx(93.0, rel=0.05)
 
 
+@pytest.mark.parametrize("later_seconds", [0.06, 0.12])
+def test_steps_that_become_faster_or_slower_fill_the_time(
+    monkeypatch: pytest.MonkeyPatch, later_seconds: float
+) -> None:
+    run = TimedRun(monkeypatch, 0.09, later_seconds=later_seconds)
+    assert run.end() == pytest.approx(93.0, rel=0.07)
+
+
 def test_steps_are_as_few_as_the_rates_so_far_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = TimedRun(monkeypatch, 1.5)  # 12 steps are taken when their time is known, and 62 would fit
+    run = TimedRun(monkeypatch, 5.0)  # 12 steps are taken when their time is known, and 18 would fit
     assert run.end() > 93.0
-    assert 0.15 * run.loop.max_steps == pytest.approx(12, abs=1)
+    assert 0.5 * run.loop.max_steps == pytest.approx(12, abs=1)
 
 
 def change_steps(monkeypatch: pytest.MonkeyPatch, last_step: int) -> None:

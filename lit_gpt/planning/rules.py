@@ -29,6 +29,7 @@ USEFUL_REPETITIONS = 2.0  # of the text, as if it were so many times as long
 PARAMETERS_PER_TOKEN = 1.7  # of the blocks, that are useful where a text is read twice
 MAX_REPETITIONS = 10.0  # more of them neither lower nor raise the loss
 EXCESS_WEIGHT = 0.006  # what twice as many parameters as are useful cost, as a part of the loss
+DECAY_SHARE = 0.5  # of the run, at its end, in which the learning rate falls
 MUON_RATE = 0.008  # for a width of 128, 600 steps and 1,024 tokens in a step
 MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
@@ -116,7 +117,7 @@ def recipe(
     else:
         rate = 4e-3 * math.sqrt(128 / config.d_model)
         chosen = {"embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95), "warmup_steps": min(100, steps // 10)}
-    chosen |= {"learning_rate": float(f"{rate:.2g}"), "decay_share": 0.85}
+    chosen |= {"learning_rate": float(f"{rate:.2g}"), "decay_share": DECAY_SHARE}
     tokens_per_id = steps * tokens_per_step / epochs / config.vocab_size
     chosen["weight_decay"] = weight_decay(epochs, tokens_per_id)
     fixed = {name: value for name in chosen if (value := given.get(f"model.{name}")) is not None}

@@ -276,6 +276,6 @@ def describe_recipe(module: LitGPT, data: TextDataModule) -> Recipe:
 
 
 def with_last_step(recipe: Recipe, last_step: int | None) -> Recipe:
-    """Return a recipe with its last step, which a run with a budget changes in its first tenth."""
+    """Return a recipe with its last step, which a run with a budget may change."""
     least_steps = max(recipe.least_steps, round(MIN_PART * (last_step or 0)))
     return replace(recipe, max_steps=last_step, least_steps=least_steps)

@@ -157,5 +157,5 @@ class LossForecast(Callback):
 
 
 def _last_step(trainer: Trainer) -> int | None:
-    """Return the last step of the run, which `StepsInTime` may change in its first tenth; None if it has no end."""
+    """Return the last step of the run, which `StepsInTime` may change; None if it has no end."""
     return module_and_data(trainer)[1].plan.last_step

@@ -229,7 +229,7 @@ class StepProgress(TQDMProgressBar):
         bar, step = self.train_progress_bar, trainer.global_step
         speed, seconds = self._tokens_per_second(trainer), self._remaining_seconds(trainer)
         bar.bar_format = format_bar(step, data.plan.last_step, self._train_loss, speed, seconds)
-        bar.n, bar.total = step, data.plan.last_step  # which a run with a budget changes once
+        bar.n, bar.total = step, data.plan.last_step  # which a run with a budget may change
         bar.refresh()
 
     # ---------------------------------------------------------------------------------------------- remaining time

@@ -1,4 +1,4 @@
-"""Fix the number of steps of a run that has to fit into a time, when its first steps have shown how long they take."""
+"""Correct the number of steps of a run that has to fit into a time, when steps have shown how long they take."""
 
 import statistics
 import time
@@ -12,14 +12,16 @@ from lit_gpt.figures import format_duration
 from lit_gpt.training.module import LitGPT, module_and_data
 from lit_gpt.training.pace import Pace
 
-TIMED_SHARE = 0.095  # of the run: the first forecast, at a tenth of it, is about the final number of steps
+# Parts of the run after which the number of steps is corrected: before the first forecast, at a tenth of it, and once
+# more, when steps have been timed for longer, before the learning rate falls in planned runs.
+TIMED_SHARES = (0.095, 0.43)
 UNTIMED_STEPS = 2  # the first ones allocate memory
 MAX_TIMED_STEPS = 1000
-LEAST_CHANGE = 0.02  # of the number of steps
+LEAST_CHANGE = 0.01  # of the number of steps
 
 
 class StepsInTime(Callback):
-    """Change the number of steps of a run to what fits into its time, once, before a tenth of it has passed.
+    """Change the number of steps of a run to what fits into its time, when a tenth and two fifths of it have passed.
 
     A plan is made from a step that was timed for a second or two on a machine whose speed changes; the steps of the run
     itself say more. What was trained so far must not depend on the number of steps: the run then equals one that has
@@ -38,14 +40,14 @@ class StepsInTime(Callback):
     def __init__(self, end: float, step_seconds: float, validation_seconds: float) -> None:
         self.end, self.step_seconds, self.validation_seconds = end, step_seconds, validation_seconds
         self.on_change: Callable[[int], Any] = lambda steps: None
-        self._pace, self._is_fixed = Pace(MAX_TIMED_STEPS), False
+        self._pace, self._shares = Pace(MAX_TIMED_STEPS), list(TIMED_SHARES)
         self._step = -1  # that has begun
         self._begin: float | None = None  # of the first timed step
         self._validation_start: float | None = None  # None: no validation since the last step
         self._validation_seconds: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if self._is_fixed or trainer.global_step in (self._step, *range(UNTIMED_STEPS)):
+        if not self._shares or trainer.global_step in (self._step, *range(UNTIMED_STEPS)):
             return
         module, data = module_and_data(trainer)
         synchronize(module.device)
@@ -57,16 +59,16 @@ class StepsInTime(Callback):
         self._pace.record(step, now - sum(self._validation_seconds))
         self._step, planned = step, data.plan.last_step
         assert planned is not None
-        is_time = now - self._begin >= TIMED_SHARE * (self.end - self._begin) or step >= TIMED_SHARE * planned
-        if is_time and self._pace.mean_step_seconds is not None:
-            self._is_fixed = True
-            if not trainer.should_stop:
-                self._fix(trainer, module, planned, self._pace.mean_step_seconds, now)
+        passed = max((now - self._begin) / (self.end - self._begin), step / planned)
+        if passed >= self._shares[0] and self._pace.mean_step_seconds is not None and not trainer.should_stop:
+            del self._shares[0]
+            self._correct(trainer, module, planned, self._pace.mean_step_seconds, now)
+            self._pace = Pace(MAX_TIMED_STEPS)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_start = time.perf_counter()
 
-    def _fix(self, trainer: Trainer, module: LitGPT, planned: int, step_seconds: float, now: float) -> None:
+    def _correct(self, trainer: Trainer, module: LitGPT, planned: int, step_seconds: float, now: float) -> None:
         wanted = trainer.global_step + self._steps_left(trainer, step_seconds, now)
         if abs(wanted - planned) < LEAST_CHANGE * planned:
             return
