@@ -14,7 +14,7 @@ from lit_gpt.planning.text import TextSample
 from lit_gpt.tokenizer import Tokenizer
 
 PILOT_CANDIDATES = 6
-MIN_PILOT_SECONDS = 1.7  # of a short run; shorter ones say little
+MIN_PILOT_SECONDS = 1.3  # of a short run; shorter ones say little
 ROUNDS = 2
 VALIDATION_SHARE = 0.1  # of the sample
 
