@@ -90,7 +90,7 @@ def weight_decay(epochs: float, tokens_per_id: float) -> float:
         tokens_per_id: Tokens of the training text for each id of the vocabulary. The fewer they are, the more of them
             the embeddings and the head learn by heart.
     """
-    rare = max(1.0, COMMON_TOKENS / tokens_per_id)
+    rare = math.sqrt(max(1.0, COMMON_TOKENS / tokens_per_id))
     return min(MAX_WEIGHT_DECAY, max(0.0, round(0.06 * (epochs - 1) * rare, 2)))
 
 
