@@ -5,6 +5,7 @@
 
 `measure` adds to docs/planning_runs.json what is missing there for the texts that are named; several processes can
 share the work. A run trains in a plain loop, without the Trainer. Its loss is that of the whole validation split.
+The learning rate falls in the last 85% of a run, or in the part that `decay_share` says in docs/planning_runs.json.
 
 `compare` prints for every run by how much its loss differs from the expected one. The losses of a text may all differ
 by the same factor, because the rules are made to compare candidates: that factor is taken out.
