@@ -227,9 +227,9 @@ def save_steps(experiment: Experiment, stop: GracefulStop, steps: int) -> None:
     if experiment.recorder is not None:
         summary = experiment.recorder.summary
         summary.settings["trainer.max_steps"] = steps
-        summary.defaults["trainer.max_steps"] = TRAINER_DEFAULTS["max_steps"]
-        if steps == TRAINER_DEFAULTS["max_steps"]:
-            del summary.defaults["trainer.max_steps"]
+        summary.defaults.pop("trainer.max_steps", None)  # holds the defaults of settings that differ from them
+        if steps != (default := TRAINER_DEFAULTS["max_steps"]):
+            summary.defaults["trainer.max_steps"] = default
     if experiment.save_config is not None:
         experiment.save_config.update()
     for logger in experiment.trainer.loggers:

@@ -35,8 +35,8 @@ MUON_FACTORS = {"embedding_rate": 15.0, "head_rate": 1.5}  # for a width of 128
 CONTEXT_WEIGHT = 0.016  # what a context of twice or half the best length costs, as a part of the loss
 REFERENCE = 8e5, 6e5  # parameters and tokens of a run
 NGRAM_FACTOR = 0.8  # the loss at its end, over that of the best n-gram model
-VOCAB_WEIGHT = 0.006  # further, what twice as many byte pairs lower the loss by, as a part of it
-SPLIT_CHARACTERS_FACTOR = 1.06  # further, where byte pairs divide the characters of Chinese and the like
+VOCAB_WEIGHT = 0.006  # the part of the loss by which twice as many byte pairs lower it, beyond what n-grams say
+SPLIT_CHARACTERS_FACTOR = 1.06  # on the loss where byte pairs divide characters, as those of Chinese
 REFERENCE_FALL = 0.08  # `ngram_fall` of a text on which the loss of a model falls as the power law says
 
 

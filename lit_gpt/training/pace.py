@@ -42,7 +42,7 @@ class Pace:
 
     Attributes:
         MIN_STEPS: Steps that are timed before the time of a step is known.
-        SLOWEST: Times the median; a slower step counts as if it had taken so long in `mean_step_seconds`.
+        SLOWEST: A step counts in `mean_step_seconds` with at most this many times the median.
     """
 
     MIN_STEPS, SLOWEST = 10, 3.0
