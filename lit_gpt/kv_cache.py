@@ -36,7 +36,7 @@ class KVCache:
         dtype: torch.dtype,
         padding: Tensor | None = None,
     ) -> None:
-        shape = (batch_size, config.kv_heads, config.context_length, config.head_size)
+        shape = (batch_size, config.kv_heads, config.context_length, config.head_width)
         self.length, self.padding = 0, padding
         self.last_tokens = torch.empty(batch_size, 0, device=device, dtype=torch.long)
         self.keys = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.num_blocks)]

@@ -71,8 +71,8 @@ class RMSNorm(nn.RMSNorm):
 
     eps: float
 
-    def __init__(self, width: int, bias: bool = False) -> None:
-        super().__init__(width, eps=1e-6)
+    def __init__(self, width: int, bias: bool = False, eps: float | None = None) -> None:
+        super().__init__(width, eps=1e-6 if eps is None else eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)  # (..., D)
@@ -81,8 +81,8 @@ class RMSNorm(nn.RMSNorm):
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation (Ba et al. 2016)."""
 
-    def __init__(self, width: int, bias: bool = False) -> None:
-        super().__init__(width, bias=bias)
+    def __init__(self, width: int, bias: bool = False, eps: float | None = None) -> None:
+        super().__init__(width, eps=1e-5 if eps is None else eps, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.type_as(x)
@@ -108,8 +108,19 @@ def relu2(x: Tensor) -> Tensor:
     return y * y
 
 
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its approximate form, with a tanh instead of the error function (Hendrycks and Gimpel 2016)."""
+    return F.gelu(x, approximate="tanh")
+
+
 Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"swiglu": swiglu, "gelu": F.gelu, "relu": F.relu, "relu2": relu2}
+ACTIVATIONS: dict[str, Activation] = {
+    "swiglu": swiglu,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": F.relu,
+    "relu2": relu2,
+}
 
 
 # ------------------------------------------------------------------------------------------------------- positions
@@ -121,7 +132,7 @@ CosSin = tuple[Tensor, Tensor] | None  # (T, E) each, or (B, 1, T, E)
 class Position(nn.Module):
     """How positions enter: added to the embeddings, or as angles by which queries and keys are rotated."""
 
-    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
+    def __init__(self, context_length: int, d_model: int, head_width: int, rope_base: float) -> None:
         super().__init__()
 
     def reset_buffers(self, device: torch.device) -> None:
@@ -142,14 +153,15 @@ class Rotary(Position):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
-        super().__init__(context_length, d_model, head_size)
+    def __init__(self, context_length: int, d_model: int, head_width: int, rope_base: float) -> None:
+        super().__init__(context_length, d_model, head_width, rope_base)
         for name in ("cos", "sin"):
-            self.register_buffer(name, torch.empty(context_length, head_size), persistent=False)  # (T, E)
+            self.register_buffer(name, torch.empty(context_length, head_width), persistent=False)  # (T, E)
+        self.base = rope_base
 
     def reset_buffers(self, device: torch.device) -> None:
         length, half = len(self.cos), self.cos.shape[1] // 2
-        frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float32, device=device) / half)  # (E/2,)
+        frequencies = self.base ** (-torch.arange(half, dtype=torch.float32, device=device) / half)  # (E/2,)
         angles = torch.outer(torch.arange(length, device=device), frequencies)  # (T, E/2)
         self.cos = torch.cat((angles.cos(), angles.cos()), dim=-1)  # (T, E)
         self.sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)  # (T, E)
@@ -171,8 +183,8 @@ def apply_rotary_emb(x: Tensor, cos_sin: CosSin) -> Tensor:
 class Learned(Position):
     """Add one trained vector for each position (Radford et al. 2019)."""
 
-    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
-        super().__init__(context_length, d_model, head_size)
+    def __init__(self, context_length: int, d_model: int, head_width: int, rope_base: float) -> None:
+        super().__init__(context_length, d_model, head_width, rope_base)
         self.table = Embedding(context_length, d_model)
 
     def forward(self, x: Tensor, positions: Positions) -> Tensor:
@@ -184,8 +196,8 @@ class Sinusoidal(Position):
 
     table: Tensor
 
-    def __init__(self, context_length: int, d_model: int, head_size: int) -> None:
-        super().__init__(context_length, d_model, head_size)
+    def __init__(self, context_length: int, d_model: int, head_width: int, rope_base: float) -> None:
+        super().__init__(context_length, d_model, head_width, rope_base)
         self.register_buffer("table", torch.empty(context_length, d_model), persistent=False)  # (T, D)
 
     def reset_buffers(self, device: torch.device) -> None:

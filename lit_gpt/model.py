@@ -5,7 +5,7 @@
 Shape letters:
     B  windows in a batch               D  width of the residual stream, d_model
     T  tokens in a window               H  query heads; K  key/value heads
-    S  tokens attended to (cache + T)   E  width of one head, D / H
+    S  tokens attended to (cache + T)   E  width of one head, D / H by default
     V  vocabulary size                  N  tokens in a batch, B * T
 """
 
@@ -33,14 +33,21 @@ class GPTConfig:
         context_length: T, the number of tokens that the model sees at once.
         d_model: D, the width of the residual stream.
         num_blocks: Number of blocks, the depth of the model.
-        num_heads: H, the number of query heads. It divides `d_model`.
+        num_heads: H, the number of query heads. It divides `d_model`, unless `head_size` is given.
         num_kv_heads: K, the number of key/value heads, each shared by H / K query heads (Ainslie et al. 2023). None: H.
+        head_size: E, the width of one head. None: D / H.
+        hidden_size: The width of the feed-forward. None: 4 D, and 8/3 D rounded up to a multiple of 32 with a gate.
         dropout: Probability of zeroing embeddings, attention weights and the outputs of attention and feed-forward.
         bias: Whether linear layers and LayerNorm have a bias.
+        qkv_bias: Whether the layer that computes queries, keys and values has one. None: as `bias`.
+        project_bias: Whether the last layer of attention has one. None: as `bias`.
+        mlp_bias: Whether the layers of the feed-forward have one. None: as `bias`.
         position: How the position of a token enters the model. "none": it does not.
+        rope_base: "rope" rotates channel pair i of E / 2 by rope_base^(-2 i / E) radians for each token.
         norm: Type of all normalisation layers: before attention, feed-forward and head, and of `qk_norm`. "none":
             nothing is normalised.
-        mlp: Activation of the feed-forward.
+        norm_eps: Added to the mean square or the variance in a norm. None: 1e-6 for "rmsnorm", 1e-5 for "layernorm".
+        mlp: Activation of the feed-forward. "gelu_tanh" approximates "gelu" by a tanh, as GPT-2 does.
         qk_norm: Whether the queries and keys of each head are normalised (Dehghani et al. 2023).
         tie_embeddings: Whether the head shares the weight of the embedding (Press and Wolf 2017).
         previous_tokens: Number of earlier tokens whose embeddings are added to a token's, from one table per distance.
@@ -55,11 +62,18 @@ class GPTConfig:
     num_blocks: int = 4
     num_heads: int = 4
     num_kv_heads: int | None = None
+    head_size: int | None = None
+    hidden_size: int | None = None
     dropout: float = 0.0
     bias: bool = False
+    qkv_bias: bool | None = None
+    project_bias: bool | None = None
+    mlp_bias: bool | None = None
     position: Literal["rope", "learned", "sinusoidal", "none"] = "rope"
+    rope_base: float = 10_000.0
     norm: Literal["rmsnorm", "layernorm", "none"] = "rmsnorm"
-    mlp: Literal["swiglu", "gelu", "relu", "relu2"] = "swiglu"
+    norm_eps: float | None = None
+    mlp: Literal["swiglu", "gelu", "gelu_tanh", "relu", "relu2"] = "swiglu"
     qk_norm: bool = True
     tie_embeddings: bool = True
     previous_tokens: int = 0
@@ -69,20 +83,26 @@ class GPTConfig:
             if not valid:
                 raise ValueError(message)
 
-        for name in ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "num_kv_heads"):
+        sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "num_kv_heads")
+        for name in (*sizes, "head_size", "hidden_size"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} is {value}: give 1 or more")
+        for name, below in (("rope_base", math.inf), ("norm_eps", 1)):
+            value = getattr(self, name)
+            check(value is None or 0 < value < below, f"{name} is {value}: give a number above 0 and below {below}")
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(field.type)
             valid = get_origin(field.type) is not Literal or value in choices
             check(valid, f"{field.name} is {value!r}: choose one of {', '.join(map(str, choices))}")
         n, p = self.previous_tokens, self.dropout
-        D, H, K, E = self.d_model, self.num_heads, self.kv_heads, self.head_size
+        D, H, K, E = self.d_model, self.num_heads, self.kv_heads, self.head_width
         check(0 <= n < self.context_length, f"previous_tokens is {n}: give 0 or more, fewer than context_length")
         check(0 <= p < 1, f"dropout is {p}: give a probability from 0 up to, not including, 1")
-        check(D % H == 0, f"num_heads {H} does not divide d_model {D}: change one")
+        divides = self.head_size is not None or D % H == 0
+        check(divides, f"num_heads {H} does not divide d_model {D}: change one, or give head_size")
         check(H % K == 0, f"num_kv_heads {K} does not divide num_heads {H}: change one")
-        heads = f"a head is {E} wide (d_model {D} / num_heads {H}): make it even or choose another position"
+        source = f"d_model {D} / num_heads {H}" if self.head_size is None else "head_size"
+        heads = f"a head is {E} wide ({source}): make it even or choose another position"
         check(self.position != "rope" or E % 2 == 0, f"rope rotates pairs of channels, but {heads}")
         sinusoidal = f"sinusoidal positions come in pairs of channels, but d_model is {D}: make it even"
         check(self.position != "sinusoidal" or D % 2 == 0, sinusoidal)
@@ -93,14 +113,41 @@ class GPTConfig:
         return self.num_kv_heads or self.num_heads
 
     @property
-    def head_size(self) -> int:
+    def head_width(self) -> int:
         """E, the width of one head."""
-        return self.d_model // self.num_heads
+        return self.head_size or self.d_model // self.num_heads
+
+    @property
+    def attention_width(self) -> int:
+        """H * E, the width of all queries and of what the last layer of attention reads."""
+        return self.num_heads * self.head_width
+
+    @property
+    def hidden_width(self) -> int:
+        """The width of the feed-forward, after the gate if there is one."""
+        # With a gate, a hidden width of 8/3 D has as many weights as 4 D without it.
+        default = 32 * math.ceil(8 * self.d_model / 3 / 32) if self.is_gated else 4 * self.d_model
+        return self.hidden_size or default
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward is a gated linear unit."""
+        return self.mlp.endswith("glu")
+
+    def has_bias(self, part: Literal["qkv", "project", "mlp"]) -> bool:
+        """Whether the linear layers of this part of a block have a bias."""
+        own = {"qkv": self.qkv_bias, "project": self.project_bias, "mlp": self.mlp_bias}[part]
+        return self.bias if own is None else own
 
     @property
     def residual_std(self) -> float:
         """The initial standard deviation of matrices whose output is added to the residual stream, as in GPT-2."""
         return 0.02 / math.sqrt(2 * self.num_blocks)
+
+
+def new_norm(config: GPTConfig, width: int) -> nn.Module:
+    """Return a norm of the model for vectors of this width."""
+    return NORMS[config.norm](width, config.bias, config.norm_eps)
 
 
 # ------------------------------------------------------------------------------------------------------- attention
@@ -126,26 +173,27 @@ class MultiHeadAttention(nn.Module):
     """Causal attention with H query heads and K key/value heads.
 
     The course's `Head`, with its own query, key and value matrices, is no class here: `qkv` computes all heads in one
-    product. Its weight (D + 2 * K * E, D) stacks their matrices, (E, D) each: first the queries of all heads, then the
-    keys, then the values. `test_attention_matches_heads_of_the_course` computes the same head by head.
+    product. Its weight (H * E + 2 * K * E, D) stacks their matrices, (E, D) each: first the queries of all heads, then
+    the keys, then the values. `test_attention_matches_heads_of_the_course` computes the same head by head.
     """
 
     def __init__(self, config: GPTConfig, block: int) -> None:
         super().__init__()
-        self.block, self.head_size = block, config.head_size
-        kv_width = config.kv_heads * config.head_size
-        self.widths = [config.d_model, kv_width, kv_width]
-        self.qkv = Linear(config.d_model, sum(self.widths), config.bias)
-        self.q_norm = NORMS[config.norm](config.head_size, config.bias) if config.qk_norm else nn.Identity()
-        self.k_norm = NORMS[config.norm](config.head_size, config.bias) if config.qk_norm else nn.Identity()
-        self.project = Linear(config.d_model, config.d_model, config.bias, std=config.residual_std)
+        self.block, self.head_width = block, config.head_width
+        kv_width = config.kv_heads * config.head_width
+        self.widths = [config.attention_width, kv_width, kv_width]
+        self.qkv = Linear(config.d_model, sum(self.widths), config.has_bias("qkv"))
+        self.q_norm = new_norm(config, config.head_width) if config.qk_norm else nn.Identity()
+        self.k_norm = new_norm(config, config.head_width) if config.qk_norm else nn.Identity()
+        bias, std = config.has_bias("project"), config.residual_std
+        self.project = Linear(config.attention_width, config.d_model, bias, std)
         self.dropout = Dropout(config.dropout)  # of the attention weights
 
     def queries_keys_values(self, x: Tensor, inputs: BlockInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, H, T, E), keys and values (B, K, T, E) of the input x (B, T, D)."""
         B, T, _ = x.shape
         q, k, v = (
-            part.view(B, T, -1, self.head_size).transpose(1, 2)  # (B, H or K, T, E)
+            part.view(B, T, -1, self.head_width).transpose(1, 2)  # (B, H or K, T, E)
             for part in self.qkv(x).split(self.widths, dim=-1)
         )
         q = apply_rotary_emb(self.q_norm(q), inputs.cos_sin)  # (B, H, T, E)
@@ -153,13 +201,13 @@ class MultiHeadAttention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor, inputs: BlockInputs) -> Tensor:
-        B, T, D = x.shape
+        B, T, _ = x.shape
         q, k, v = self.queries_keys_values(x, inputs)
         if inputs.cache is not None:
             k, v = inputs.cache.append(self.block, k, v)  # (B, K, S, E)
         mask = inputs.dropout_masks[self.block].attn_weights
         y = ops.scaled_dot_product_attention(q, k, v, inputs.attn_mask, self.dropout.active_p, mask)  # (B, H, T, E)
-        return self.project(y.transpose(1, 2).reshape(B, T, D))  # (B, T, D)
+        return self.project(y.transpose(1, 2).reshape(B, T, -1))  # (B, T, D)
 
 
 # ---------------------------------------------------------------------------------------------------- feed-forward
@@ -170,12 +218,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        gated = config.mlp.endswith("glu")  # a gated linear unit: 2 * hidden inputs, hidden outputs
-        # With a gate, a hidden width of 8/3 D has as many weights as 4 D without it.
-        hidden = 32 * math.ceil(8 * config.d_model / 3 / 32) if gated else 4 * config.d_model
+        hidden, bias = config.hidden_width, config.has_bias("mlp")
         self.activation = ACTIVATIONS[config.mlp]
-        self.up = Linear(config.d_model, 2 * hidden if gated else hidden, config.bias)
-        self.project = Linear(hidden, config.d_model, config.bias, std=config.residual_std)
+        self.up = Linear(config.d_model, 2 * hidden if config.is_gated else hidden, bias)
+        self.project = Linear(hidden, config.d_model, bias, std=config.residual_std)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.activation(self.up(x)))  # (B, T, D)
@@ -190,9 +236,9 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, block: int) -> None:
         super().__init__()
         self.block = block
-        self.attention_norm = NORMS[config.norm](config.d_model, config.bias)
+        self.attention_norm = new_norm(config, config.d_model)
         self.attention = MultiHeadAttention(config, block)
-        self.mlp_norm = NORMS[config.norm](config.d_model, config.bias)
+        self.mlp_norm = new_norm(config, config.d_model)
         self.mlp = FeedForward(config)
         self.dropout = Dropout(config.dropout)
 
@@ -242,10 +288,12 @@ class GPT(nn.Module):
         self.seed = int(torch.empty((), dtype=torch.int64, device=torch.default_generator.device).random_())
         self.embedding = Embedding(config.vocab_size, config.d_model)
         self.previous = PreviousTokens(config.previous_tokens, config.vocab_size, config.d_model)
-        self.position = POSITIONS[config.position](config.context_length, config.d_model, config.head_size)
+        self.position = POSITIONS[config.position](
+            config.context_length, config.d_model, config.head_width, config.rope_base
+        )
         self.dropout = Dropout(config.dropout)
         self.blocks = Blocks(config)
-        self.norm = NORMS[config.norm](config.d_model, config.bias)
+        self.norm = new_norm(config, config.d_model)
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
         self.tie_and_init_buffers()
         if not self.embedding.weight.is_meta:

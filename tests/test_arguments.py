@@ -89,7 +89,7 @@ FLAGS: dict[str, Case] = {
     "unexpected word": Case(["--data.files", "a.csv", "b.csv"], "unexpected word 'b.csv'"),
     "wrong type": Case(["--trainer.max_steps", "many"], "--trainer.max_steps many: give int"),
     "unknown choice": Case(
-        ["--model.config.mlp", "geglu"], "--model.config.mlp geglu: give one of swiglu, gelu, relu, relu2"
+        ["--model.config.mlp", "geglu"], "--model.config.mlp geglu: give one of swiglu, gelu, gelu_tanh, relu, relu2"
     ),
     "linked setting": Case(["--model.config.vocab_size", "9"], "model.config.vocab_size follows from the tokenizer"),
     "empty value": Case(["--data.batch_size", ""], "--data.batch_size"),

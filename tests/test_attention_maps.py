@@ -22,7 +22,7 @@ def test_attention_maps_times_values_are_the_output_of_attention(shape: dict[str
     model(tokens[None], documents=None if documents is None else documents[None])
     outputs = list(calls)
     maps = attention_maps(model, tokens, documents)
-    H, K, E = model.config.num_heads, model.config.kv_heads, model.config.head_size
+    H, K, E = model.config.num_heads, model.config.kv_heads, model.config.head_width
     assert maps.shape == (2, H, 24, 24)
     torch.testing.assert_close(maps.sum(-1), torch.ones(2, H, 24))
     for block, (x, output) in enumerate(outputs):

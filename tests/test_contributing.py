@@ -20,7 +20,7 @@ from lit_gpt.planning.memory import activation_bytes
 class ScaleNorm(nn.Module):
     """Nguyen and Salazar 2019: one scale for the whole vector."""
 
-    def __init__(self, width: int, bias: bool = False) -> None:
+    def __init__(self, width: int, bias: bool = False, eps: float | None = None) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.empty(1))
 
@@ -51,7 +51,7 @@ class Extended(GPTConfig):
 
     norm: Literal["rmsnorm", "layernorm", "scalenorm"] = "rmsnorm"  # type: ignore[assignment]
     position: Literal["rope", "learned", "sinusoidal", "ramp"] = "rope"  # type: ignore[assignment]
-    mlp: Literal["swiglu", "gelu", "relu", "relu2", "softsign"] = "swiglu"  # type: ignore[assignment]
+    mlp: Literal["swiglu", "gelu", "gelu_tanh", "relu", "relu2", "softsign"] = "swiglu"  # type: ignore[assignment]
 
 
 def saved_bytes(model: GPT, tokens: Tensor) -> int:

@@ -23,6 +23,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "previous tokens": {"previous_tokens": 2},
     "no position": {"position": "none"},
     "no norm": {"norm": "none"},
+    "wide heads": {"head_size": 12, "hidden_size": 40, "num_kv_heads": 2, "rope_base": 500.0, "norm_eps": 1e-3},
+    "narrow heads": {"head_size": 6, "norm": "layernorm", "norm_eps": 1e-3, "mlp": "gelu_tanh"},
+    "bias of qkv": {"qkv_bias": True, "qk_norm": False},
+    "bias of norms": {"norm": "layernorm", "bias": True, "qkv_bias": False, "project_bias": False, "mlp_bias": False},
 }
 
 
@@ -323,7 +327,13 @@ def test_model_matches_formulas_of_the_course() -> None:
         ({"d_model": 33, "num_heads": 1, "position": "sinusoidal"}, "d_model is 33: make it even"),
         ({"num_blocks": 0}, "num_blocks is 0: give 1 or more"),
         ({"dropout": 1.0}, "dropout is 1.0: give a probability"),
-        ({"mlp": "geglu"}, "mlp is 'geglu': choose one of swiglu, gelu, relu, relu2"),
+        ({"mlp": "geglu"}, "mlp is 'geglu': choose one of swiglu, gelu, gelu_tanh, relu, relu2"),
+        ({"d_model": 30}, "num_heads 4 does not divide d_model 30: change one, or give head_size"),
+        ({"head_size": 0}, "head_size is 0: give 1 or more"),
+        ({"head_size": 5}, r"a head is 5 wide \(head_size\): make it even"),
+        ({"hidden_size": 0}, "hidden_size is 0: give 1 or more"),
+        ({"rope_base": 0.0}, "rope_base is 0.0: give a number above 0"),
+        ({"norm_eps": math.nan}, "norm_eps is nan: give a number above 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -158,6 +158,22 @@ def test_optimizer_flags_override_the_checkpoint(fit: Fit) -> None:
     assert "changed     trainer.max_steps 3 -> 6\n" in result.out
 
 
+def test_checkpoint_without_younger_fields_of_the_model_resumes(fit: Fit) -> None:
+    constant = ["--model.schedule", "constant", "--model.warmup_steps", 0]
+    assert fit(*constant, "--name", "straight").status == 0
+    assert fit(*constant, "--trainer.max_steps", 3).status == 0
+    contents = torch.load(RUN / "last.ckpt", weights_only=True)
+    config = contents["hyper_parameters"]["config"]
+    for name in ("norm_eps", "rope_base", "head_size", "hidden_size", "qkv_bias", "project_bias", "mlp_bias"):
+        del config[name]
+        lines = contents["config"].splitlines(keepends=True)
+        contents["config"] = "".join(line for line in lines if not line.strip().startswith(f"{name}:"))
+    torch.save(contents, "older.ckpt")
+    assert fit(*constant, "--ckpt_path", "older.ckpt", "--trainer.max_steps", 6).status == 0
+    for name, value in weights(RUN / "last.ckpt").items():
+        assert torch.equal(value, weights("logs/straight/version_0/last.ckpt")[name]), name
+
+
 def test_resumed_run_writes_each_point_once(fit: Fit) -> None:
     assert fit("--name", "straight").status == 0
     assert fit("--trainer.val_check_interval", 3).status == 0

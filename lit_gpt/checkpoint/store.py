@@ -129,7 +129,8 @@ class Checkpoint:
             if config.num_blocks > len(weights):
                 raise ValueError(f"num_blocks is {config.num_blocks}, and it has {len(weights)} weights")
             elements = sum(value.numel() for value in weights.values())
-            if config.context_length * config.d_model > 2**24 + 16 * elements:  # tables of positions take this memory
+            width = max(config.d_model, config.head_width)  # of a table of positions, which takes memory
+            if config.context_length * width > 2**24 + 16 * elements:
                 raise ValueError(f"context_length is {config.context_length}, and it has {elements} weights")
             with torch.device("meta"):
                 model = GPT(config)

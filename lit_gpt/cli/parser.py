@@ -4,6 +4,7 @@ import copy
 import inspect
 import os
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -347,8 +348,14 @@ def check_model(settings: Namespace, checkpoint: Checkpoint | None) -> None:
     if settings.attention_heads is not None and not settings.visualize:
         raise UserError("--attention_heads shows nothing without --visualize true: give both, or null")
     check_heads(settings.attention_heads, config)
-    if checkpoint is not None and (found := differences(checkpoint.hyper_parameters["config"], shape)):
+    if checkpoint is not None and (found := differences(saved_shape(checkpoint), shape)):
         raise other_model_error(checkpoint, found)
+
+
+def saved_shape(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the values of the checkpoint's GPTConfig. A field that is younger than the checkpoint has its default."""
+    defaults = {field.name: field.default for field in fields(GPTConfig) if field.default is not MISSING}
+    return {**defaults, **checkpoint.hyper_parameters.get("config", {})}
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from lit_gpt.checkpoint.runs import later_checkpoints
 from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.config_values import flatten
 from lit_gpt.cli.experiment import Experiment
-from lit_gpt.cli.parser import differences, other_model_error
+from lit_gpt.cli.parser import differences, other_model_error, saved_shape
 from lit_gpt.cli.saved_config import read_saved_config
 from lit_gpt.cli.yaml_text import load_yaml
 from lit_gpt.data.datamodule import TextDataModule, fingerprint
@@ -27,7 +27,7 @@ def check_same_model(checkpoint: Checkpoint, model: LitGPT, tokenizer: Tokenizer
         UserError: It does not. The message names the differences.
     """
     config: Any = model.hparams["config"]
-    found = differences(checkpoint.hyper_parameters.get("config", {}), config)
+    found = differences(saved_shape(checkpoint), config)
     if any(difference.startswith("vocab_size") for difference in found):
         found.append("so --data.files is not the text it was trained on")
     if not found and checkpoint.tokenizer != tokenizer:

@@ -110,7 +110,7 @@ def attention_saved_bytes(
     length: int,
     num_heads: int,
     kv_heads: int,
-    head_size: int,
+    head_width: int,
     dtype: torch.dtype,
     dropout_p: float,
     qk_norm: bool,
@@ -121,7 +121,7 @@ def attention_saved_bytes(
     Dropout masks are not counted. `qk_norm` and `rotary` say what is done to queries and keys before; the other
     arguments are those of `use_math_attention` and the letters T, H, K and E of `model.py`.
     """
-    width, kv_width, weights = num_heads * head_size, kv_heads * head_size, num_heads * length
+    width, kv_width, weights = num_heads * head_width, kv_heads * head_width, num_heads * length
     product = width + 2 * kv_width  # the output of the product that gives queries, keys and values
     if use_math_attention(device, length, dtype, dropout_p):
         copies = 3 * width  # queries, and keys and values repeated for each query head

@@ -165,7 +165,7 @@ def block_saved_bytes(gpt: GPT, dtype: torch.dtype, device: str) -> tuple[int, i
         length,
         config.num_heads,
         config.kv_heads,
-        config.head_size,
+        config.head_width,
         dtype,
         dropout,
         qk_norm=config.qk_norm,

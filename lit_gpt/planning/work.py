@@ -12,12 +12,12 @@ Work = dict[str, float]  # name of a kind of work -> its amount
 def flops_per_token(gpt: GPT) -> float:
     """Return the floating-point operations of the forward and the backward pass for one training token.
 
-    6 for each parameter of the blocks and the head, and `6 * num_blocks * context_length * d_model` for causal
+    6 for each parameter of the blocks and the head, and `6 * num_blocks * context_length * H * E` for causal
     attention, of which each token attends to half of the context on average (Kaplan et al. 2020, section 2.1).
     """
     config = gpt.config
     parameters = sum(p.numel() for p in gpt.blocks.parameters()) + gpt.head.weight.numel()
-    return 6 * parameters + 6 * config.num_blocks * config.context_length * config.d_model
+    return 6 * parameters + 6 * config.num_blocks * config.context_length * config.attention_width
 
 
 def pass_work(config: GPTConfig, windows: int, precision: str, device: str = "cpu") -> Work:
@@ -55,7 +55,7 @@ def pass_work(config: GPTConfig, windows: int, precision: str, device: str = "cp
         "passes": 1,
         "blocks": L,
         "heads": L * B * H,
-        "products": 2 * N * (matrices + V * D) + 4 * N * T * D * L,
+        "products": 2 * N * (matrices + V * D) + 4 * N * T * config.attention_width * L,
         "activations": N * L * saved,
         "masks": N * L * masks,
         "attention": N * T * H * L,
