@@ -381,13 +381,13 @@ def prune(tokenizer: BytePairTokenizer, used: Iterable[int]) -> tuple[BytePairTo
         rank = queue.pop()
         if rank not in remaining:
             remaining.add(rank)
-            queue.extend(_encode_below(tokens[rank], ranks, max_rank=rank))
+            queue.extend(encode_below(tokens[rank], ranks, max_rank=rank))
     ids = sorted(remaining)
     pattern = encoding_pattern(tokenizer.encoding)
     return BytePairTokenizer.from_tokens(tokenizer.name, [tokens[rank] for rank in ids], pattern), np.array(ids)
 
 
-def _encode_below(token: bytes, ranks: dict[bytes, int], max_rank: int) -> list[int]:
+def encode_below(token: bytes, ranks: dict[bytes, int], max_rank: int) -> list[int]:
     """Return the ids of a token's bytes after byte-pair encoding with the merges below `max_rank`, usually two ids."""
     parts: list[bytes] = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:

@@ -37,6 +37,7 @@ LAYERS = [
     ["data"],
     ["checkpoint"],
     ["inference"],
+    ["convert"],
     ["runs"],
     ["planning"],
     ["training"],
