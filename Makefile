@@ -1,8 +1,9 @@
 # make fit: set up and train on the built-in table.  make test: set up and check everything.
+# make test-formats: compare exported and imported models with the programs that read and write those formats.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup fit test
+.PHONY: setup fit test test-formats
 
 setup: .venv/installed
 
@@ -14,6 +15,10 @@ test: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-formats: .venv/installed-test
+	$(BIN)/python -m pip install --editable '.[hf]'
+	$(BIN)/python -m pytest -m "formats or not formats" tests/test_hugging_face.py
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -19,6 +19,8 @@ from tiktoken.registry import ENCODINGS
 
 from lit_gpt.compat import encoding_pattern
 from lit_gpt.errors import UserError, did_you_mean
+from lit_gpt.library_tokenizer import LibraryTokenizer
+from lit_gpt.tokenizer_base import ENDOFTEXT, Tokenizer
 from lit_gpt.vocabularies import cl100k_pattern, get_encoding_offline, read_tiktoken_file, recognize_tiktoken_file
 from lit_gpt.white_space import cut_long_runs, encode_run, find_long_runs
 
@@ -27,57 +29,7 @@ Vocab = Literal["pruned", "full"]
 TOKENIZER_NAMES = ("cl100k_base", "o200k_base", "gpt2", "bpe", "char", "byte")
 PRUNABLE = ("cl100k_base", "o200k_base", "gpt2")  # and .tiktoken files
 
-ENDOFTEXT = "<|endoftext|>"  # tiktoken's name of the end-of-text id
 MAX_SPECIAL_TOKENS = 1024  # ids of a vocabulary that are no parts of a text; public ones have at most 21
-
-
-class Tokenizer:
-    """The interface of all tokenizers.
-
-    Attributes:
-        name: The value of `data.tokenizer` that selects it; "file" for a .tiktoken file.
-        vocab_size: V, the number of ids, `end_of_text` included.
-        end_of_text: The id that ends a document.
-    """
-
-    name: str
-    vocab_size: int
-    end_of_text: int
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without `end_of_text`."""
-        raise NotImplementedError
-
-    def encode_documents(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encode documents and end each with `end_of_text`.
-
-        Returns:
-            The ids of all documents one after another, uint32; and the number of ids of each, (len(texts),) int64.
-        """
-        documents = [np.array([*self.encode(text), self.end_of_text], dtype=np.uint32) for text in texts]
-        return np.concatenate(documents), np.array([len(ids) for ids in documents])
-
-    def token_bytes(self, token: int) -> bytes:
-        """Return the UTF-8 bytes of one id; they may be a part of a character. `end_of_text` has none."""
-        raise NotImplementedError
-
-    def state(self) -> dict[str, Any]:
-        """Return the tokenizer as data that JSON can represent; `from_state` restores it."""
-        return {"name": self.name}
-
-    def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of ids; bytes that are not valid UTF-8 become U+FFFD."""
-        return b"".join(map(self.token_bytes, tokens)).decode("utf-8", errors="replace")
-
-    def bytes_per_token(self) -> np.ndarray:
-        """Return the number of UTF-8 bytes of each id, (V,) int64."""
-        return np.array([len(self.token_bytes(token)) for token in range(self.vocab_size)])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Tokenizer) and self.state() == other.state()
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.vocab_size))
 
 
 class BytePairTokenizer(Tokenizer):
@@ -257,6 +209,8 @@ def from_state(state: Any) -> Tokenizer:
             "vocab_size": int(vocab_size),
         } if pattern and len(pieces) <= end_of_text < vocab_size <= len(pieces) + MAX_SPECIAL_TOKENS:
             return BytePairTokenizer.from_tokens(name, _decode_tokens(pieces), pattern, end_of_text, vocab_size)
+        case {"name": "tokenizer.json", "json": str(text), "begin": int(begin), "end": int(end), "size": int(size)}:
+            return LibraryTokenizer(text, begin, end, size)
     raise ValueError("no tokenizer has this state")
 
 

@@ -4,7 +4,10 @@ Both follow from the config in the checkpoint, which gives plain values only.
 """
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
+
+import numpy as np
 
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.data.read_options import ReadOptions, join_names, make_formatter, unescape
@@ -13,6 +16,8 @@ from lit_gpt.inference.texts import TrainingRows
 
 # Settings that name a file, which may be a URL; the prompt of --given needs none of them.
 FILES = ("data.files", "data.val_files", "data.test_files", "data.tokenizer")
+MAX_VALIDATION_IDS = 2**14  # of which texts are taken
+IDS_PER_TEXT = 256  # in raw mode
 PLACEHOLDER = "\0"  # stands for the columns that are not given; no field of a table contains it
 
 
@@ -121,6 +126,29 @@ def training_rows(checkpoint: Checkpoint) -> TrainingRows:
         )
     corpus = open_corpus(sources, data.corpus_config, CACHE)
     return TrainingRows(corpus.split("train"), corpus.tokenizer)
+
+
+def validation_texts(checkpoint: Checkpoint, count: int) -> list[str]:
+    """Return up to `count` texts of the validation split of a checkpoint's training text.
+
+    Raises:
+        UserError: Its files are not here, or their text is another one.
+    """
+    from lit_gpt.data.corpus import corpus_key, open_corpus  # imported here because they import Lightning
+    from lit_gpt.data.datamodule import CACHE, TextDataModule
+
+    data = TextDataModule(**_data_settings(checkpoint, "--ckpt_path"))
+    sources = data.sources()
+    if corpus_key(sources, data.corpus_config) != checkpoint.data_fingerprint.get("key"):
+        raise UserError("the files are not the text of the training")
+    corpus = open_corpus(sources, data.corpus_config, CACHE)
+    tokenizer = corpus.tokenizer
+    ids = np.array(corpus.split("val")[:MAX_VALIDATION_IDS]).tolist()
+    if data.corpus_config.read_options.mode == "rows":
+        rows = [list(row) for is_end, row in groupby(ids, lambda id: id == tokenizer.end_of_text) if not is_end]
+    else:
+        rows = [ids[start : start + IDS_PER_TEXT] for start in range(0, len(ids), IDS_PER_TEXT)]
+    return [tokenizer.decode(row) for row in rows[:count]]
 
 
 def _data_settings(checkpoint: Checkpoint, flag: str, left_out: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, mode: str) -> list[int]:
         UserError: The tokenizer has no token for a character of the prompt.
     """
     if mode == "rows":
-        return [tokenizer.end_of_text, *tokenizer.encode(prompt)]
+        return [tokenizer.begin_of_text, *tokenizer.encode(prompt)]
     try:
         return tokenizer.encode(prompt or "\n")
     except UserError:

@@ -1,0 +1,130 @@
+"""Run scripts/export.py: write a model in the format of another program, and prove that it computes the same."""
+
+import argparse
+import importlib
+import time
+from pathlib import Path
+
+from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.cli.exit_status import exit_status
+from lit_gpt.cli.generate import open_checkpoint
+from lit_gpt.cli.messages import LineParser, print_lines
+from lit_gpt.cli.training_text import validation_texts
+from lit_gpt.convert.target import Target
+from lit_gpt.errors import UserError, did_you_mean
+from lit_gpt.files import atomic_replace, expand_path, remove, temporary_path, write_error
+from lit_gpt.inference.texts import generate_texts
+from lit_gpt.model import GPT
+from lit_gpt.tokenizer_base import Tokenizer
+
+DESCRIPTION = """Write a trained model in the format of another program: a folder for
+Hugging Face's transformers, a GGUF file for llama.cpp and Ollama, or one web page.
+The result is compared with the model before it appears."""
+EXAMPLES = (
+    "python scripts/export.py --name poems --to hf poems-hf",
+    "python scripts/export.py --ckpt_path best.ckpt --to gguf poems.gguf --dtype q8_0",
+    "python scripts/export.py --name poems --to html poems.html",
+)
+MODULES = {"hf": "hugging_face", "gguf": "gguf_file", "html": "web_page"}  # kind -> module of lit_gpt.convert
+NUM_TEXTS = 8  # whose logits are compared
+
+
+def main(args: list[str]) -> int:
+    """Run the command line; return the exit status."""
+    return exit_status(lambda: export(parse_options(args)))
+
+
+def parse_options(args: list[str]) -> argparse.Namespace:
+    """Parse the flags.
+
+    Raises:
+        UserError: A flag is unknown or missing, or there is something at the path already.
+    """
+    parser = LineParser("python scripts/export.py [--ckpt_path FILE] --to KIND PATH", DESCRIPTION, EXAMPLES)
+    parser.add_argument("--name", help="run to use, as given to fit.py; default: the newest")
+    parser.add_argument(
+        "--ckpt_path", type=expand_path, metavar="FILE", help="checkpoint, or last or best of the run; default: best"
+    )
+    parser.add_argument(
+        "--to", nargs=2, metavar=("KIND", "PATH"), help="hf and a folder, gguf or html and a file, none of which exists"
+    )
+    parser.add_argument("--dtype", help="number format of the weights; default: hf float32, gguf f16, html bfloat16")
+    options = parser.parse_args(args)
+    if options.to is None:
+        raise UserError("--to is missing: give hf, gguf or html and a path, as --to hf poems-hf")
+    options.kind, path = options.to
+    if options.kind not in MODULES:
+        raise UserError(
+            f"--to {options.kind} is unknown{did_you_mean(options.kind, MODULES)}: give one of {', '.join(MODULES)}"
+        )
+    options.path = expand_path(path)
+    return options
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write the model, compare the result with it, and print what was compared.
+
+    Raises:
+        UserError: The target cannot express the model, or the path exists already or cannot be written, or the result
+            differs from the model. Then nothing is left behind.
+    """
+    target: Target = importlib.import_module(f"lit_gpt.convert.{MODULES[options.kind]}").TARGET
+    dtype = options.dtype or target.dtypes[0]
+    if dtype not in target.dtypes:
+        raise UserError(f"--dtype {dtype}: --to {options.kind} writes {', '.join(target.dtypes)}: give one of them")
+    if options.path.exists():
+        raise UserError(f"{options.path} already exists: give another name, or delete it")
+    checkpoint = open_checkpoint(options.ckpt_path, options.name)
+    print_lines(f"[{checkpoint.path}]", to_stderr=True)
+    start = time.perf_counter()
+    model, tokenizer, mode = checkpoint.load_model()
+    texts = texts_to_compare(checkpoint, model, tokenizer, mode)
+    unfinished = temporary_path(options.path)  # a folder, which holds what appears beside each other
+    try:
+        remove(unfinished)
+        unfinished.mkdir(parents=True)
+        written = unfinished / options.path.name
+        target.write(model, tokenizer, mode, written, dtype)
+        parity = target.check(model, tokenizer, mode, written, texts, dtype)
+        for path in sorted(unfinished.iterdir(), key=lambda path: path == written):  # the model last
+            move(path, options.path.parent / path.name)
+    except OSError as error:
+        raise write_error(options.path, error, "give a path elsewhere") from error
+    finally:
+        remove(unfinished)
+    print_lines(
+        f"compared    {parity.strings:,} strings encoded equally; logits of {parity.tokens:,} tokens within "
+        f"{parity.difference:.1e}; {parity.greedy} likeliest tokens equal",
+        f"written     {size_of(options.path) / 1e6:,.1f} MB in {time.perf_counter() - start:.0f} s, {dtype}: "
+        f"{options.path}",
+        f"opened by   {target.opens}",
+    )
+
+
+def texts_to_compare(checkpoint: Checkpoint, model: GPT, tokenizer: Tokenizer, mode: str) -> list[str]:
+    """Return texts of the validation split; where the files of the training are not here, texts of the model itself."""
+    try:
+        texts = validation_texts(checkpoint, NUM_TEXTS)
+    except UserError:
+        texts = []
+    if not texts:
+        print_lines("the training text is not here: comparing on texts that the model writes", to_stderr=True)
+        drawn = generate_texts(model, tokenizer, "", mode, NUM_TEXTS, max_new_tokens=model.config.context_length)
+        texts = [text.text for text in drawn]
+    return [text for text in texts if text] or ["\n"]
+
+
+def move(source: Path, target: Path) -> None:
+    """Move a complete file or folder to a path where nothing is.
+
+    Raises:
+        UserError: Something is there.
+    """
+    if target.exists():
+        raise UserError(f"{target} already exists: give a path in another folder, or delete it")
+    atomic_replace(source, target)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
