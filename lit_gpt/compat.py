@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from argparse import Action, ArgumentParser
 
     import tiktoken
+    from gguf import GGUFReader
     from lightning.pytorch import Trainer
     from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
     from torch.utils.tensorboard import FileWriter, SummaryWriter
@@ -218,3 +220,29 @@ def forbid_tiktoken_downloads() -> Iterator[None]:
         yield
     finally:
         tiktoken.load.read_file = download
+
+
+# -------------------------------------------------------------------------------------------------------------- gguf
+
+
+def open_gguf(path: Path) -> "GGUFReader":
+    """Open a GGUF file; its tensors stay in the file until they are used.
+
+    Beyond the end of the file, the reader of the package finds empty values instead of an error, and counts up to
+    lengths that a damaged file names.
+
+    Raises:
+        OSError: The file cannot be opened.
+        ValueError: It ends before something that it names, or is no GGUF file. Other errors of damaged bytes are those
+            of Python and NumPy: LookupError, TypeError, ArithmeticError, AttributeError.
+    """
+    from gguf import GGUFReader
+
+    class BoundedReader(GGUFReader):
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            values = super()._get(offset, dtype, count, override_order)
+            if len(values) != count:
+                raise ValueError("it is shorter than it says")
+            return values
+
+    return BoundedReader(path)

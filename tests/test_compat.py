@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import pickletools
+import struct
 import subprocess
 import zipfile
 from datetime import timedelta
@@ -306,3 +307,21 @@ def test_forbid_tiktoken_downloads_raises_url_instead_of_downloading(
         tiktoken.load.load_tiktoken_bpe(url)
     assert error.value.filename == url
     assert tiktoken.load.read_file is download
+
+
+# -------------------------------------------------------------------------------------------------------------- gguf
+
+
+def test_open_gguf_ends_at_the_end_of_the_file(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'lit-gpt[gguf]'")
+    path = tmp_path / "model.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("numbers", [1, 2, 3, 4, 5])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert compat.open_gguf(path).fields["numbers"].contents() == [1, 2, 3, 4, 5]
+    path.write_bytes(path.read_bytes().replace(struct.pack("<Q", 5), struct.pack("<Q", 2**40), 1))
+    with pytest.raises(ValueError, match="it is shorter than it says"):
+        compat.open_gguf(path)
