@@ -15,7 +15,7 @@ _HOME = {
     "UserError": "errors",
     "generate": "inference.generate",
     "generate_texts": "inference.texts",
-    "load_model": "checkpoint.store",
+    "load_model": "convert.load",
     "prepare_for_inference": "inference.generate",
     "stream_text": "inference.generate",
     "utf8_constraint": "inference.utf8",

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from lit_gpt.checkpoint import store
 from lit_gpt.checkpoint.contents import REQUIRED_KEYS
 from lit_gpt.checkpoint.runs import newest_checkpoint
-from lit_gpt.checkpoint.store import Checkpoint, load_model
+from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.convert.load import load_model
 from lit_gpt.errors import UserError
 from lit_gpt.files import atomic_write, write_error
 from lit_gpt.model import GPT

@@ -14,7 +14,8 @@ from conftest import Fit, points, weights
 from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
-from lit_gpt.checkpoint.store import Checkpoint, load_model
+from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.convert.load import load_model
 from lit_gpt.data.batches import Batch
 from lit_gpt.data.config import CorpusConfig
 from lit_gpt.data.corpus import open_corpus

@@ -16,8 +16,9 @@ from torture import compare_runs, kill_at_call
 
 from lit_gpt import UserError
 from lit_gpt.checkpoint.runs import newest_checkpoint, remove_unfinished
-from lit_gpt.checkpoint.store import copy_checkpoint, load_model
+from lit_gpt.checkpoint.store import copy_checkpoint
 from lit_gpt.cli.consolidate import main as consolidate_main
+from lit_gpt.convert.load import load_model
 from lit_gpt.files import atomic_replace
 from lit_gpt.training.module import LitGPT
 

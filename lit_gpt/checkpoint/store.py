@@ -7,6 +7,7 @@ format of torch.distributed.checkpoint, with everything that is not a tensor in 
 import functools
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, get_args, get_origin
@@ -120,18 +121,7 @@ class Checkpoint:
             arguments = self.hyper_parameters.get("config")
             if not isinstance(arguments, dict):
                 raise ValueError("its hyper_parameters have no config")
-            config = GPTConfig(**arguments)
-            for field in fields(config):
-                value, types = getattr(config, field.name), get_args(field.type) or (field.type,)
-                # GPTConfig itself compares the values of a Literal, and the bounds of a float, which may be an int
-                if get_origin(field.type) is not Literal and types != (float,) and type(value) not in types:
-                    raise TypeError(f"{field.name} is {value!r}")
-            if config.num_blocks > len(weights):
-                raise ValueError(f"num_blocks is {config.num_blocks}, and it has {len(weights)} weights")
-            elements = sum(value.numel() for value in weights.values())
-            width = max(config.d_model, config.head_width)  # of a table of positions, which takes memory
-            if config.context_length * width > 2**24 + 16 * elements:
-                raise ValueError(f"context_length is {config.context_length}, and it has {elements} weights")
+            config = shape_of(arguments, weights)
             with torch.device("meta"):
                 model = GPT(config)
             model.load_state_dict(weights, assign=True)
@@ -210,13 +200,29 @@ class Checkpoint:
         return states[0]["state"] if states else None
 
 
-def load_model(path: str | Path) -> tuple[GPT, Tokenizer, str]:
-    """Load a model from a checkpoint alone, see `Checkpoint.load_model`.
+def shape_of(arguments: dict[str, Any], weights: Mapping[str, Tensor]) -> GPTConfig:
+    """Return the shape that a file describes, if a model of this shape takes no more memory than its weights warrant.
+
+    Args:
+        arguments: Of GPTConfig.
+        weights: Those of the file.
 
     Raises:
-        UserError: See `Checkpoint.open` and `Checkpoint.load_model`.
+        ValueError, TypeError: There is no such shape, or it is much larger than the weights.
     """
-    return Checkpoint.open(path).load_model()
+    config = GPTConfig(**arguments)
+    for field in fields(config):
+        value, types = getattr(config, field.name), get_args(field.type) or (field.type,)
+        # GPTConfig itself compares the values of a Literal, and the bounds of a float, which may be an int
+        if get_origin(field.type) is not Literal and types != (float,) and type(value) not in types:
+            raise TypeError(f"{field.name} is {value!r}")
+    if config.num_blocks > len(weights):
+        raise ValueError(f"num_blocks is {config.num_blocks}, and it has {len(weights)} weights")
+    elements = sum(value.numel() for value in weights.values())
+    width = max(config.d_model, config.head_width)  # of a table of positions, which takes memory
+    if config.context_length * width > 2**24 + 16 * elements:
+        raise ValueError(f"context_length is {config.context_length}, and it has {elements} weights")
+    return config
 
 
 # ------------------------------------------------------------------------------------------------------- reading

@@ -10,6 +10,7 @@ from lit_gpt.cli.exit_status import exit_status
 from lit_gpt.cli.generate import open_checkpoint
 from lit_gpt.cli.messages import LineParser, print_lines
 from lit_gpt.cli.training_text import validation_texts
+from lit_gpt.convert.load import ImportedModel
 from lit_gpt.convert.target import Target
 from lit_gpt.errors import UserError, did_you_mean
 from lit_gpt.files import atomic_replace, expand_path, remove, temporary_path, write_error
@@ -101,7 +102,7 @@ def export(options: argparse.Namespace) -> None:
     )
 
 
-def texts_to_compare(checkpoint: Checkpoint, model: GPT, tokenizer: Tokenizer, mode: str) -> list[str]:
+def texts_to_compare(checkpoint: Checkpoint | ImportedModel, model: GPT, tokenizer: Tokenizer, mode: str) -> list[str]:
     """Return texts of the validation split; where the files of the training are not here, texts of the model itself."""
     try:
         texts = validation_texts(checkpoint, NUM_TEXTS)

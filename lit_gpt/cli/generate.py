@@ -18,6 +18,7 @@ from lit_gpt.cli.messages import print_json, print_lines, read_line
 from lit_gpt.cli.run_checkpoint import CHOICES, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.text_writer import JsonLines, TextWriter
 from lit_gpt.cli.training_text import prompt_of_columns
+from lit_gpt.convert.load import ImportedModel, open_model
 from lit_gpt.errors import UserError
 from lit_gpt.files import expand_path
 from lit_gpt.printable import one_line
@@ -59,8 +60,8 @@ def generate(options: argparse.Namespace) -> None:
     writer.report()
 
 
-def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
-    """Open the checkpoint at `path`, or that of a run if `path` is None or one of `CHOICES`.
+def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint | ImportedModel:
+    """Open the model at `path`, or the checkpoint that of a run if `path` is None or one of `CHOICES`.
 
     Args:
         path: None is the same as `auto`: the best checkpoint of the run, or its newest one if it has none.
@@ -73,7 +74,7 @@ def open_checkpoint(path: Path | None, name: str | None) -> Checkpoint:
     if choice not in CHOICES:
         if name is not None:
             raise UserError(f"--ckpt_path {choice} is a checkpoint already: leave out --name {name}")
-        return Checkpoint.open(choice)
+        return open_model(choice)
     checkpoint = find_checkpoint("best" if choice == "auto" else choice, LOGS, name)
     if checkpoint is None:
         raise no_checkpoint_error(LOGS, name, TRAIN)

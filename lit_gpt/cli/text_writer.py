@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.cli.messages import can_print, is_terminal, json_line, print_lines, print_text
 from lit_gpt.cli.training_text import training_rows
+from lit_gpt.convert.load import ImportedModel
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt, prepare_for_inference, stream_text
 from lit_gpt.inference.texts import MAX_TRIES, GeneratedText, generate_texts, seeded_generator
@@ -30,14 +31,14 @@ class TextWriter:
     """Generates texts as the flags say, and prints or writes them.
 
     Args:
-        checkpoint: The checkpoint of the model.
+        checkpoint: What has the model.
         options: The flags.
 
     Raises:
         UserError: The checkpoint has no model, or with --novel no training rows.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+    def __init__(self, checkpoint: Checkpoint | ImportedModel, options: argparse.Namespace) -> None:
         self.path, self.options = checkpoint.path, options
         self.model, self.tokenizer, self.mode = checkpoint.load_model()
         self.rows = training_rows(checkpoint) if options.novel else None

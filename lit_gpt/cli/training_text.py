@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lit_gpt.checkpoint.store import Checkpoint
+from lit_gpt.convert.load import ImportedModel
 from lit_gpt.data.read_options import ReadOptions, join_names, make_formatter, unescape
 from lit_gpt.errors import UserError, did_you_mean, shorten
 from lit_gpt.inference.texts import TrainingRows
@@ -21,7 +22,7 @@ IDS_PER_TEXT = 256  # in raw mode
 PLACEHOLDER = "\0"  # stands for the columns that are not given; no field of a table contains it
 
 
-def prompt_of_columns(checkpoint: Checkpoint, pairs: list[str]) -> str:
+def prompt_of_columns(checkpoint: Checkpoint | ImportedModel, pairs: list[str]) -> str:
     """Return the prompt of `--given`: a training document up to the first column that is not given.
 
     Args:
@@ -31,6 +32,7 @@ def prompt_of_columns(checkpoint: Checkpoint, pairs: list[str]) -> str:
     Raises:
         UserError: The model was not trained on named columns, or the pairs do not fit them.
     """
+    checkpoint = _trained_here(checkpoint, "--given")
     data = _data_settings(checkpoint, "--given", left_out=FILES)
     columns = data.get("columns")
     columns = (columns,) if isinstance(columns, str) else columns and tuple(columns)
@@ -102,7 +104,7 @@ def start_of_document(options: ReadOptions, given: Mapping[str, str]) -> str:
     return document.partition(PLACEHOLDER)[0]
 
 
-def training_rows(checkpoint: Checkpoint) -> TrainingRows:
+def training_rows(checkpoint: Checkpoint | ImportedModel) -> TrainingRows:
     """Return the rows on which the model of a checkpoint was trained, for `--novel`.
 
     Raises:
@@ -111,6 +113,7 @@ def training_rows(checkpoint: Checkpoint) -> TrainingRows:
     from lit_gpt.data.corpus import corpus_key, open_corpus  # imported here because they import Lightning
     from lit_gpt.data.datamodule import CACHE, TextDataModule
 
+    checkpoint = _trained_here(checkpoint, "--novel")
     if checkpoint.data_fingerprint.get("mode") != "rows":
         raise UserError(f"--novel compares rows, and {checkpoint.path} was trained with --data.mode raw: leave it out")
     data = TextDataModule(**_data_settings(checkpoint, "--novel"))
@@ -128,7 +131,7 @@ def training_rows(checkpoint: Checkpoint) -> TrainingRows:
     return TrainingRows(corpus.split("train"), corpus.tokenizer)
 
 
-def validation_texts(checkpoint: Checkpoint, count: int) -> list[str]:
+def validation_texts(checkpoint: Checkpoint | ImportedModel, count: int) -> list[str]:
     """Return up to `count` texts of the validation split of a checkpoint's training text.
 
     Raises:
@@ -137,6 +140,7 @@ def validation_texts(checkpoint: Checkpoint, count: int) -> list[str]:
     from lit_gpt.data.corpus import corpus_key, open_corpus  # imported here because they import Lightning
     from lit_gpt.data.datamodule import CACHE, TextDataModule
 
+    checkpoint = _trained_here(checkpoint, "--ckpt_path")
     data = TextDataModule(**_data_settings(checkpoint, "--ckpt_path"))
     sources = data.sources()
     if corpus_key(sources, data.corpus_config) != checkpoint.data_fingerprint.get("key"):
@@ -149,6 +153,17 @@ def validation_texts(checkpoint: Checkpoint, count: int) -> list[str]:
     else:
         rows = [ids[start : start + IDS_PER_TEXT] for start in range(0, len(ids), IDS_PER_TEXT)]
     return [tokenizer.decode(row) for row in rows[:count]]
+
+
+def _trained_here(checkpoint: Checkpoint | ImportedModel, flag: str) -> Checkpoint:
+    """Return the checkpoint.
+
+    Raises:
+        UserError: It is the model of another program.
+    """
+    if isinstance(checkpoint, ImportedModel):
+        raise UserError(f"{flag} needs the training text, which {checkpoint.path} does not state: leave it out")
+    return checkpoint
 
 
 def _data_settings(checkpoint: Checkpoint, flag: str, left_out: tuple[str, ...] = ()) -> dict[str, Any]:

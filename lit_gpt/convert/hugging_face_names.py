@@ -1,5 +1,7 @@
 """The names and layouts of the weights in the architectures of Hugging Face, and in ours."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -103,3 +105,39 @@ def part_of(name: str) -> str:
     if module.endswith(("mlp.up", "mlp.project")):
         return "mlp"
     return module.rpartition(".")[2] if module.endswith(("attention.qkv", "attention.project")) else ""
+
+
+def from_hugging_face(
+    weights: Mapping[str, Tensor], model: GPT, architecture: Architecture
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the weights of a model of ours from theirs.
+
+    Args:
+        weights: By their names. Those of GPT-2 may lack "transformer." at the beginning, as in the first files of it.
+        model: The model to fill, for its names and shapes; it may be without memory.
+        architecture: That of the file.
+
+    Returns:
+        Our state dict, float32; and their names that nothing was taken from.
+
+    Raises:
+        KeyError: A weight is missing; the argument is its name.
+        ValueError: A weight has another shape; the argument is its name.
+    """
+    if architecture.name == "gpt2" and not any(name.startswith("transformer.") for name in weights):
+        weights = {name if name == "lm_head.weight" else f"transformer.{name}": weights[name] for name in weights}
+    left = set(weights)
+    found: dict[str, Tensor] = {}
+    for name, expected in model.state_dict().items():
+        if name == "head.weight" and model.config.tie_embeddings:
+            left.discard("lm_head.weight")
+            found[name] = found["embedding.weight"]
+            continue
+        names = names_of(name, architecture)
+        left -= set(names)
+        parts = [weights[theirs].T if is_transposed(theirs, architecture) else weights[theirs] for theirs in names]
+        value = parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts])
+        if value.shape != expected.shape:
+            raise ValueError(names[0])
+        found[name] = value.float().contiguous()
+    return found, sorted(left)
