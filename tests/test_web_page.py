@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from lit_gpt.convert.parity import sample_strings as strings_of_all_kinds
 from lit_gpt.convert.web_page import PARTS, SCRIPTS, check_web_page, rounded, write_web_page
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt, generate, stream_text
-from lit_gpt.inference.utf8 import utf8_constraint
+from lit_gpt.inference.utf8 import token_transitions, utf8_constraint
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import (
     BytePairTokenizer,
@@ -74,6 +75,12 @@ def pruned() -> Tokenizer:
     return prune(full, full.encode(TEXT))[0]
 
 
+def odd_vocabulary() -> Tokenizer:
+    """Two digits are one token, but never the only ones of a pre-token; no merges lead to the token `clock`."""
+    tokens = [*(bytes([byte]) for byte in range(256)), *(b"%02d" % number for number in range(100)), b"clock"]
+    return BytePairTokenizer.from_tokens("file", tokens, r"\p{N}{1,2}+\p{N}|\p{N}|\p{L}+|[^\p{N}\p{L}]+")
+
+
 TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "cl100k_base pruned": pruned,
     "gpt2": lambda: open_tokenizer("gpt2"),
@@ -81,6 +88,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "pattern of o200k_base": lambda: BytePairTokenizer.from_tokens(
         "file", train_bpe([TEXT], 300).tokens, O200K_PATTERN
     ),
+    "odd vocabulary": odd_vocabulary,
     "byte": ByteTokenizer,
     "char": lambda: CharTokenizer("".join(sorted(set(TEXT + "<😀\u2028")))),
 }
@@ -149,6 +157,30 @@ def test_page_encodes_as_the_tokenizer(name: str, page: Any) -> None:
     if name == "char":
         with pytest.raises(ValueError, match="does not know a character"):
             program.encode("静A")
+
+
+@NODE
+def test_page_knows_which_bytes_may_follow_as_our_constraint() -> None:
+    generator = random.Random(0)
+    tokens = [bytes([byte]) for byte in range(256)]
+    tokens += ["\ufffd静\U0010ffffé"[i:j].encode()[k:] for i in range(4) for j in range(5) for k in range(4)]
+    tokens += [generator.randbytes(generator.randint(1, 4)) for _ in range(1000)]
+    program = """
+      const tokens = JSON.parse(require("fs").readFileSync(0, "utf-8"));
+      const { after, steps } = new Utf8Constraint(tokens);
+      console.log(JSON.stringify([after.map((states) => Array.from(states)), steps]));
+    """
+    answer = subprocess.run(
+        [find_node(), "-e", (PARTS / "utf8.js").read_text(encoding="utf-8") + program],
+        input=json.dumps([token.decode("latin-1") for token in tokens]),
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    ).stdout
+    after, steps = json.loads(answer)
+    next_state, is_valid = token_transitions(tokens)
+    assert after == np.where(is_valid, next_state, 255).tolist()
+    assert steps == [0, 1, 1, 1, 1, 1, 1, 1, 1, 1]  # the random tokens have an end for every beginning
 
 
 @NODE
