@@ -51,7 +51,8 @@ class LlamaServer:
     Args:
         path: The GGUF file.
         context_length: How many tokens it holds.
-        threads: How many it computes with.
+        threads: How many it computes with. Several wait for each other in a loop, which takes ten times as long where
+            another process needs a core.
 
     Raises:
         LlamaError: llama.cpp does not load the file.
@@ -192,7 +193,7 @@ def compare_with_llama_cpp(
         return tokens
 
     try:
-        with LlamaServer(path, model.config.context_length, torch.get_num_threads()) as server:
+        with LlamaServer(path, model.config.context_length) as server:
             encoded = iter(server.encode(strings, tokenizer.end_of_text))
             num_strings = compare_encodings(tokenizer.encode, lambda string: next(encoded), strings)
             greedy = compare_greedy(model, prompts, continuation, tolerance)
