@@ -57,16 +57,17 @@ function completeCharacter(bytes, state, choose) {
  * @param {function(number, Object)} choose Is called with the index of a step and the alternative that was chosen.
  */
 function fillCard(card, steps, tokens, choose) {
+  const whole = tokenLabel(steps.map((step) => tokens[step.token]).join(""), "");
+  const count = steps.length === 1 ? steps[0].alternatives.length : 4; // that fit on the screen
   let before = "";
   const sections = steps.map((step, index) => {
     const section = element("section");
-    const title = element("h3", "", tokenLabel(tokens[step.token], before));
+    const title = element("h3", "", whole);
     if (steps.length > 1) title.append(" ", element("small", "", word("of_parts", index + 1, steps.length)));
     section.append(title, element("p", "soft", describe(step, tokens.length)));
     const chosen = { token: step.token, probability: step.probability };
-    const shown = step.alternatives.some(({ token }) => token === step.token)
-      ? step.alternatives
-      : [...step.alternatives, chosen];
+    const likeliest = step.alternatives.slice(0, count);
+    const shown = likeliest.some(({ token }) => token === step.token) ? likeliest : [...likeliest, chosen];
     const row = (other) => alternative(other, step.token, tokens, before, () => choose(index, other));
     section.append(...shown.map(row));
     before += tokens[step.token];
