@@ -34,11 +34,6 @@ class WrittenText {
     return mode === "rows" && this.steps.at(-1)?.token === tokenizer.endOfText;
   }
 
-  get plainText() {
-    const bytes = this.steps.map((step) => tokenizer.tokens[step.token]).join("");
-    return this.prompt + bytesToText(bytes);
-  }
-
   /** Append a token. A character is shown as soon as all its tokens are there. */
   append(step) {
     this.steps.push(step);
@@ -82,7 +77,7 @@ class WrittenText {
 
   async copy(button) {
     try {
-      await navigator.clipboard.writeText(this.plainText);
+      await navigator.clipboard.writeText(this.tokensNode.textContent);
     } catch {
       getSelection().selectAllChildren(this.tokensNode); // the browser forbids it: the reader can press Ctrl+C
       return;
