@@ -163,9 +163,18 @@ def test_context_is_not_longer_than_documents_and_the_split_need() -> None:
 
 
 def test_text_that_is_read_again_gets_more_weight_decay_the_rarer_its_ids_are() -> None:
-    assert rules.weight_decay(1.0, 500) == 0
-    assert 0 < rules.weight_decay(3, 500) < rules.weight_decay(12, 500) < rules.weight_decay(12, 20)
-    assert rules.weight_decay(100, 5) == rules.MAX_WEIGHT_DECAY
+    def decay(epochs: float, tokens_per_id: float) -> float:
+        return rules.weight_decay(epochs, tokens_per_id, learning_rate=0.007, steps=1000)
+
+    assert decay(1.0, 500) == 0
+    assert 0 < decay(3, 500) < decay(12, 500) < decay(12, 20)
+    assert decay(100, 5) == rules.MAX_WEIGHT_DECAY
+
+
+def test_weight_decay_takes_away_as_much_in_a_pass_whatever_the_steps_and_the_rate() -> None:
+    few = rules.weight_decay(5, 500, learning_rate=0.01, steps=400)
+    many = rules.weight_decay(5, 500, learning_rate=0.005, steps=1600)
+    assert 0.005 * many * 1600 == pytest.approx(0.01 * few * 400, rel=0.01)
 
 
 def test_larger_model_is_expected_to_help_unless_a_text_is_read_often() -> None:

@@ -12,7 +12,7 @@ from lit_gpt.planning.bare_training import Recipe
 from lit_gpt.planning.text import TokenizerStatistics
 from lit_gpt.planning.transfer import width_factors
 
-VOCAB_SIZES = (512, 1024, 2048, 4096, 8192, 16384)  # of the tokenizer bpe
+VOCAB_SIZES = (512, 1024, 2048, 4096, 8192)  # of the tokenizer bpe; the sample is too short to judge larger ones
 MIN_STEPS = 100
 MIN_TOKENS_PER_STEP = 1024
 MAX_TOKENS_PER_STEP = {"cpu": 2**15, "cuda": 2**18}
@@ -23,6 +23,7 @@ WANTED_STEPS = 2000  # where the time allows more of them, a step has more token
 PREVIOUS_TOKENS_MIN_COUNT = 70
 
 DROPOUTS = ((10, 0.0), (20, 0.1), (math.inf, 0.2))  # (passes over the text, dropout for fewer of them)
+DECAY_PER_PASS = 0.4  # learning rate times weight decay, added up over a pass after the first
 MAX_WEIGHT_DECAY = 2.0
 COMMON_TOKENS = 70  # tokens of the training text for each id; with fewer, weight decay is stronger
 USEFUL_REPETITIONS = 2.0  # of the text, as if it were so many times as long
@@ -82,16 +83,22 @@ def dropout(epochs: float) -> float:
     return next(p for most, p in DROPOUTS if epochs < most)
 
 
-def weight_decay(epochs: float, tokens_per_id: float) -> float:
+def weight_decay(epochs: float, tokens_per_id: float, learning_rate: float, steps: int) -> float:
     """Return the weight decay of a run that reads its text so many times: none where each token is seen once.
+
+    Learning rate times weight decay is the part of a weight that a step takes away. It is chosen for a number of
+    passes over the text, not of steps (Wang and Aitchison 2024, arXiv:2405.13698).
 
     Args:
         epochs: Passes over the text.
         tokens_per_id: Tokens of the training text for each id of the vocabulary. The fewer they are, the more of them
             the embeddings and the head learn by heart.
+        learning_rate: The highest one.
+        steps: Optimizer steps.
     """
     rare = math.sqrt(max(1.0, COMMON_TOKENS / tokens_per_id))
-    return min(MAX_WEIGHT_DECAY, max(0.0, round(0.06 * (epochs - 1) * rare, 2)))
+    decay = DECAY_PER_PASS * (epochs - 1) * rare / (learning_rate * steps)
+    return min(MAX_WEIGHT_DECAY, max(0.0, round(decay, 2)))
 
 
 def recipe(
@@ -119,7 +126,8 @@ def recipe(
         chosen = {"embedding_rate": 1.0, "head_rate": 1.0, "betas": (0.9, 0.95), "warmup_steps": min(100, steps // 10)}
     chosen |= {"learning_rate": float(f"{rate:.2g}"), "decay_share": DECAY_SHARE}
     tokens_per_id = steps * tokens_per_step / epochs / config.vocab_size
-    chosen["weight_decay"] = weight_decay(epochs, tokens_per_id)
+    rate = given.get("model.learning_rate") or chosen["learning_rate"]
+    chosen["weight_decay"] = weight_decay(epochs, tokens_per_id, rate, steps)
     fixed = {name: value for name in chosen if (value := given.get(f"model.{name}")) is not None}
     return Recipe(optimizer, **{**chosen, **fixed})
 
