@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Fit
 
+from lit_gpt.cli.export import main
+from lit_gpt.convert import web_page
 from lit_gpt.convert.page_program import PageProgram, find_node
 from lit_gpt.convert.parity import ParityError
 from lit_gpt.convert.parity import sample_strings as strings_of_all_kinds
@@ -299,6 +302,40 @@ def test_page_says_the_same_in_both_languages() -> None:
         used |= set(re.findall(r'status = "(\w+)"', script))
     assert used - {name for name, *_ in english} == set()
     assert {name for name, *_ in english} - used == set()
+
+
+# --------------------------------------------------------------------------------------------------------- the command
+
+
+@NODE
+@pytest.mark.formats
+def test_export_writes_a_page_that_was_compared_or_nothing(
+    fit: Fit, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fit("--trainer.max_steps", 2).status == 0
+    assert main(["--to", "html", "page.html", "--dtype", "int8"]) == 0
+    printed = capsys.readouterr().out
+    assert "10,000 strings encoded equally" in printed
+    assert "int8: page.html" in printed
+    assert "<title>page</title>" in Path("page.html").read_text(encoding="utf-8")
+
+    before = sorted(Path().iterdir())
+    monkeypatch.setattr(web_page, "rounded", lambda model, dtype: rounded(model, dtype).apply(add_to_norms))
+    assert main(["--to", "html", "other.html"]) == 2
+    assert "the logits of the exported model differ" in capsys.readouterr().err
+    monkeypatch.setattr("lit_gpt.convert.page_program.find_node", no_node)
+    assert main(["--to", "html", "other.html"]) == 2
+    assert "pip install 'lit-gpt[html]'" in capsys.readouterr().err
+    assert sorted(Path().iterdir()) == before
+
+
+def add_to_norms(module: torch.nn.Module) -> None:
+    if isinstance(module, torch.nn.RMSNorm):
+        torch.nn.init.constant_(module.weight, 1.5)
+
+
+def no_node() -> str:
+    raise UserError("Node.js is not installed: pip install 'lit-gpt[html]'")
 
 
 # ----------------------------------------------------------------------------------------------------------- a browser
