@@ -1,5 +1,6 @@
 """GGUF files: written, read, and run by llama.cpp."""
 
+import functools
 import json
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -50,6 +51,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@functools.cache
 def tokenizers() -> dict[str, Tokenizer]:
     full = open_tokenizer("cl100k_base")
     return {

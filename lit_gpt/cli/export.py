@@ -28,6 +28,7 @@ EXAMPLES = (
 )
 MODULES = {"hf": "hugging_face", "gguf": "gguf_file", "html": "web_page"}  # kind -> module of lit_gpt.convert
 NUM_TEXTS = 8  # whose logits are compared
+MAX_NEW_TOKENS = 64  # of a text that the model writes for it
 
 
 def main(args: list[str]) -> int:
@@ -110,7 +111,7 @@ def texts_to_compare(checkpoint: Checkpoint | ImportedModel, model: GPT, tokeniz
         texts = []
     if not texts:
         print_lines("the training text is not here: comparing on texts that the model writes", to_stderr=True)
-        drawn = generate_texts(model, tokenizer, "", mode, NUM_TEXTS, max_new_tokens=model.config.context_length)
+        drawn = generate_texts(model, tokenizer, "", mode, NUM_TEXTS, max_new_tokens=MAX_NEW_TOKENS)
         texts = [text.text for text in drawn]
     return [text for text in texts if text] or ["\n"]
 

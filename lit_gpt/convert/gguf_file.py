@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, ReaderTensor
 
 # How matrices are stored, and how much a log-probability of llama.cpp may differ from ours after the same rounding: it
-# rounds what it multiplies the matrices with, too. In float32 GPT-2's activation still comes from a table in float16.
-TOLERANCES = {"f16": 0.05, "f32": 5e-3, "bf16": 0.3, "q8_0": 0.5}
+# rounds what it multiplies the matrices with, too. docs/formats.md says how much SmolLM2-135M differs. In float32, the
+# activation of GPT-2 still comes from a table in float16.
+TOLERANCES = {"f16": 0.1, "f32": 5e-3, "bf16": 0.5, "q8_0": 1.5}
 DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)  # what it raises
 INSTALL = "pip install 'lit-gpt[gguf]'"
 BLOCK = 32  # elements of a row that share a scale in Q8_0
