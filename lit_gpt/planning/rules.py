@@ -20,10 +20,10 @@ WANTED_STEPS = 2000  # where the time allows more of them, a step has more token
 
 # Tokens of the training text for each id above which tables of earlier tokens lower the loss. With fewer tokens, the
 # tables are learned by heart.
-PREVIOUS_TOKENS_MIN_COUNT = 70
+PREVIOUS_TOKENS_MIN_COUNT = 350
 
 DROPOUTS = ((10, 0.0), (20, 0.1), (math.inf, 0.2))  # (passes over the text, dropout for fewer of them)
-DECAY_PER_PASS = 0.4  # learning rate times weight decay, added up over a pass after the first
+DECAY_PER_PASS = 0.6  # learning rate times weight decay, added up over a pass after the first
 MAX_WEIGHT_DECAY = 2.0
 COMMON_TOKENS = 70  # tokens of the training text for each id; with fewer, weight decay is stronger
 USEFUL_REPETITIONS = 2.0  # of the text, as if it were so many times as long
@@ -96,7 +96,7 @@ def weight_decay(epochs: float, tokens_per_id: float, learning_rate: float, step
         learning_rate: The highest one.
         steps: Optimizer steps.
     """
-    rare = math.sqrt(max(1.0, COMMON_TOKENS / tokens_per_id))
+    rare = max(1.0, COMMON_TOKENS / tokens_per_id) ** 0.25
     decay = DECAY_PER_PASS * (epochs - 1) * rare / (learning_rate * steps)
     return min(MAX_WEIGHT_DECAY, max(0.0, round(decay, 2)))
 
