@@ -7,6 +7,7 @@ A checkpoint contains its tokenizer as plain data, see `Tokenizer.state` and `fr
 import base64
 import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -238,7 +239,7 @@ def check_tokenizer_name(name: str) -> None:
     Raises:
         UserError: The name is unknown, or the file does not exist or cannot be read.
     """
-    if name.endswith(".tiktoken"):
+    if name.endswith((".tiktoken", ".json")):
         if not os.path.isfile(os.path.expanduser(name)):
             raise UserError(
                 f"--data.tokenizer {name}: no such file: give a .tiktoken file, or {', '.join(TOKENIZER_NAMES)}"
@@ -254,7 +255,7 @@ def check_tokenizer_name(name: str) -> None:
 
 def tokenizer_key(name: str, vocab: Vocab) -> list[str]:
     """Return what identifies a tokenizer in the key of a corpus: its name, or the SHA-256 of its file; and `vocab`."""
-    if name.endswith(".tiktoken"):
+    if name.endswith((".tiktoken", ".json")):
         with open(os.path.expanduser(name), "rb") as file:
             name = hashlib.file_digest(file, "sha256").hexdigest()
     return [name] if name in TOKENIZER_NAMES and name not in PRUNABLE else [name, vocab]
@@ -273,7 +274,22 @@ def open_tokenizer(name: str) -> Tokenizer:
         return ByteTokenizer()
     if name in PRUNABLE:
         return BytePairTokenizer(name, get_encoding_offline(name))
-    return open_tiktoken_file(Path(os.path.expanduser(name)))
+    path = Path(os.path.expanduser(name))
+    return open_state_file(path) if path.suffix == ".json" else open_tiktoken_file(path)
+
+
+def open_state_file(path: Path) -> Tokenizer:
+    """Return the tokenizer whose `Tokenizer.state` is in a JSON file, as `--model.init_from` writes it.
+
+    Raises:
+        UserError: The file has no such state, or its vocabulary is not installed.
+    """
+    try:
+        return from_state(json.loads(path.read_text(encoding="utf-8")))
+    except UserError:
+        raise
+    except ValueError:
+        raise UserError(f"{path} has no tokenizer of lit_gpt: give the file that --model.init_from wrote") from None
 
 
 def open_tiktoken_file(path: Path) -> BytePairTokenizer:

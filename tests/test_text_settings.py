@@ -29,7 +29,8 @@ from lit_gpt.cli.text_settings import split_text_flags, text_of_flag, text_setti
 from lit_gpt.cli.validation import check_values
 from lit_gpt.cli.yaml_text import dump_yaml, limit_parser, load_yaml
 
-NAMES = sorted(text_settings().keys() - {"ckpt_path", "budget"})  # which are not saved
+# Two are not saved, and the model that the third names is opened at once.
+NAMES = sorted(text_settings().keys() - {"ckpt_path", "budget", "model.init_from"})
 LISTS = [name for name in NAMES if text_settings()[name].may_be_list]
 
 # Texts that YAML takes for something else, or that need quotes in it.

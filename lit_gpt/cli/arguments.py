@@ -12,6 +12,7 @@ from lit_gpt.cli.config_values import get_setting, has_setting
 from lit_gpt.cli.run_checkpoint import CHOICES, START, TRAIN, find_checkpoint, no_checkpoint_error
 from lit_gpt.cli.text_settings import split_text_flags
 from lit_gpt.cli.validation import COMMANDS, check_run_name
+from lit_gpt.convert.load import is_imported
 from lit_gpt.errors import UserError
 from lit_gpt.files import expand_path
 from lit_gpt.runs.find import LOGS
@@ -49,6 +50,7 @@ class CommandLine:
         allowed_imports: The packages of the flag `--allow_imports`.
         resume_args: The arguments that a command needs to resume the run, except for its name and folder.
         notice: A line to print before the run, or "".
+        init_from: The value of `model.init_from` in the flags or configs; None if it is in neither.
 
     Raises:
         UserError: A config cannot be read, `--config` has no value, or the checkpoint cannot be used.
@@ -68,7 +70,10 @@ class CommandLine:
             name.strip() for value in _find_flags("--allow_imports", flags) for name in value.strip("[]").split(",")
         ]
         self.notice = ""
-        checkpoint = choice = _checkpoint_choice(command, flags, configs)
+        flags = _take_imported(command, flags)
+        init_from = _find_setting("model.init_from", flags, configs)
+        self.init_from: str | None = None if init_from == "null" else init_from
+        checkpoint = choice = _checkpoint_choice(command, flags, configs, is_given=self.init_from is not None)
         if choice in CHOICES:
             name = _find_setting("name", flags, configs)
             if name is not None or paths or command == "fit":
@@ -179,11 +184,39 @@ def _find_flag(flag: str, args: list[str]) -> str | None:
     return values[-1] if values else None
 
 
-def _checkpoint_choice(command: str, flags: list[str], configs: list[dict[str, Any]]) -> str | None:
-    """Return the flag `--ckpt_path`, a path or one of `CHOICES`; None if the command line needs no checkpoint."""
+def _take_imported(command: str, flags: list[str]) -> list[str]:
+    """Return flags in which a model of another program is given as `--model.init_from`, and not as `--ckpt_path`.
+
+    Raises:
+        UserError: A run would have to resume from it.
+    """
+    path = _find_flag("--ckpt_path", flags)
+    if path is None or path in CHOICES or not is_imported(expand_path(path)):
+        return flags
+    if command == "fit":
+        raise UserError(
+            f"--ckpt_path {path} is a model of another program, which no run can resume: give --model.init_from {path}"
+        )
+    return [*remove_flags(["--ckpt_path"], flags), f"--model.init_from={path}"]
+
+
+def _checkpoint_choice(command: str, flags: list[str], configs: list[dict[str, Any]], is_given: bool) -> str | None:
+    """Return the flag `--ckpt_path`, a path or one of `CHOICES`; None if the command line needs no checkpoint.
+
+    Args:
+        command: The command.
+        flags: Its flags.
+        configs: Its configs.
+        is_given: Whether the model is given otherwise.
+
+    Raises:
+        UserError: Two flags give the weights.
+    """
+    if _find_flag("--ckpt_path", flags) not in (None, "null") and _find_flag("--model.init_from", flags) is not None:
+        raise UserError("--ckpt_path and --model.init_from both say where the weights are: leave one out")
     choice = _find_flag("--ckpt_path", flags)
     choice = None if choice == "null" else choice
-    if choice is None and command != "fit" and not any("ckpt_path" in config for config in configs):
+    if choice is None and command != "fit" and not is_given and not any("ckpt_path" in config for config in configs):
         return "auto"
     return choice
 

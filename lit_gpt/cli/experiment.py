@@ -119,6 +119,8 @@ def build_experiment(arguments: CommandLine, stop: GracefulStop, planned: Planne
     seed_everything(settings.seed_everything, workers=True)
     parts = instantiate(parser, settings)
     experiment = Experiment(command, settings, checkpoint, parts.model, parts.data, parts.generate, arguments.notice)
+    if checkpoint is not None:
+        parts.model.init_from = None  # the checkpoint has the weights
     if planned is not None:
         planned.check_time_left()
         stop.deadline, experiment.budget = planned.deadline(), planned.budget

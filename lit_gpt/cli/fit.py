@@ -91,14 +91,20 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
 
 def validate(experiment: Experiment, stop: GracefulStop) -> None:
     """Print the metrics of a checkpoint on the validation split."""
+    evaluate(experiment, experiment.trainer.validate)
+
+
+def evaluate(experiment: Experiment, run: Callable[..., object]) -> None:
+    """Run a validation or a test of the checkpoint, or of the model of `--model.init_from`, and print its metrics."""
     checkpoint = experiment.checkpoint
-    assert checkpoint is not None
-    check_same_model(checkpoint, experiment.model, experiment.datamodule.tokenizer)
+    if checkpoint is not None:
+        check_same_model(checkpoint, experiment.model, experiment.datamodule.tokenizer)
     print_checkpoint(experiment)
+    if checkpoint is not None and experiment.command == "test":
+        warn_of_other_split(experiment, checkpoint)
+    path = None if checkpoint is None else checkpoint.path
     with misconfiguration_as_user_error(), restore_error_as_user_error(checkpoint):
-        experiment.trainer.validate(
-            experiment.model, datamodule=experiment.datamodule, ckpt_path=checkpoint.path, verbose=False
-        )
+        run(experiment.model, datamodule=experiment.datamodule, ckpt_path=path, verbose=False)
     print_metrics(experiment)
 
 
@@ -110,19 +116,17 @@ def test(experiment: Experiment, stop: GracefulStop) -> None:
             f"the test split has {len(datamodule.test_ids)} tokens, of which none can be predicted: give more "
             "with --data.test_fraction, --data.test_files or --data.split_column"
         )
-    checkpoint = experiment.checkpoint
-    assert checkpoint is not None
-    check_same_model(checkpoint, experiment.model, datamodule.tokenizer)
-    print_checkpoint(experiment)
-    saved_tokens, tokens = checkpoint.data_fingerprint["train tokens"], fingerprint(datamodule)["train tokens"]
-    if saved_tokens != tokens and experiment.trainer.is_global_zero:
+    evaluate(experiment, experiment.trainer.test)
+
+
+def warn_of_other_split(experiment: Experiment, checkpoint: Checkpoint) -> None:
+    """Warn if the training split is another one than that of the checkpoint."""
+    saved, tokens = checkpoint.data_fingerprint["train tokens"], fingerprint(experiment.datamodule)["train tokens"]
+    if saved != tokens and experiment.trainer.is_global_zero:
         print_lines(
-            f"warning     the checkpoint was trained on {saved_tokens:,} tokens, and this split has {tokens:,} "
+            f"warning     the checkpoint was trained on {saved:,} tokens, and this split has {tokens:,} "
             "training tokens: the test text may have been trained on; give the split of the training"
         )
-    with misconfiguration_as_user_error(), restore_error_as_user_error(checkpoint):
-        experiment.trainer.test(experiment.model, datamodule=datamodule, ckpt_path=checkpoint.path, verbose=False)
-    print_metrics(experiment)
 
 
 RUN_COMMAND: dict[str, Callable[[Experiment, GracefulStop], None]] = {"fit": fit, "validate": validate, "test": test}
@@ -187,6 +191,8 @@ def print_start(experiment: Experiment, checkpoint: Checkpoint | None) -> None:
     )
     if checkpoint is not None:
         print_lines(*describe_resume(experiment, checkpoint))
+    elif experiment.settings.model.init_from is not None:
+        print_lines(f"starts from {experiment.settings.model.init_from}: its weights, its shape, its tokenizer")
     print_lines(*describe_visualize(experiment))
 
 
@@ -385,6 +391,8 @@ def print_checkpoint(experiment: Experiment) -> None:
     """Print which checkpoint is evaluated."""
     if experiment.trainer.is_global_zero and experiment.checkpoint is not None:
         print_lines(f"checkpoint  {experiment.checkpoint.path}, step {experiment.checkpoint.step:,}")
+    elif experiment.trainer.is_global_zero:
+        print_lines(f"model       {experiment.settings.model.init_from}")
 
 
 def print_metrics(experiment: Experiment) -> None:

@@ -18,6 +18,7 @@ from lit_gpt.checkpoint.store import REMEDY, Checkpoint
 from lit_gpt.cli.arguments import CommandLine, find_values, remove_flags
 from lit_gpt.cli.config_values import has_setting
 from lit_gpt.cli.exclusive_settings import remove_replaced
+from lit_gpt.cli.init_from import check_start, start_settings
 from lit_gpt.cli.intervals import TRAINER_ARGUMENTS
 from lit_gpt.cli.messages import print_lines
 from lit_gpt.cli.parser_errors import rewrite_parser_error
@@ -266,11 +267,15 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
         if left_out and global_rank() == 0:
             print_lines(describe_left_out(arguments.checkpoint, left_out), to_stderr=True)
         configs.insert(0, saved)
+    start = {} if arguments.init_from is None or arguments.gives_checkpoint else start_settings(arguments.init_from)
+    configs.append(copy.deepcopy(start))
     given = {**find_values(flags), **{text.key: text.value for text in arguments.text_flags}}
     parser.flat_defaults = dict(parser.get_defaults().items())
     remove_replaced(configs, given, parser.flat_defaults)
     named = [] if arguments.reads_default_config else configs[int(arguments.uses_saved_config) :]
-    parser.given = {key for key in parser.flat_defaults if key in given or any(has_setting(c, key) for c in named)}
+    parser.given = {
+        key for key in parser.flat_defaults if key in given or any(has_setting(c, key) for c in [*named, start])
+    }
     parser.texts = {}
     for config in configs:
         parser.texts.update(pop_texts(config))
@@ -348,6 +353,8 @@ def check_model(settings: Namespace, checkpoint: Checkpoint | None) -> None:
     if settings.attention_heads is not None and not settings.visualize:
         raise UserError("--attention_heads shows nothing without --visualize true: give both, or null")
     check_heads(settings.attention_heads, config)
+    if checkpoint is None and settings.model.init_from is not None:
+        check_start(settings)
     if checkpoint is not None and (found := differences(saved_shape(checkpoint), shape)):
         raise other_model_error(checkpoint, found)
 

@@ -155,7 +155,7 @@ def validate_args(settings: Namespace, command: str) -> Iterator[str]:
 def _command_errors(settings: Namespace, command: str) -> Iterator[str]:
     """Yield errors in the settings that a command needs or does not allow."""
     trainer, data = settings.trainer, settings.data
-    if command != "fit" and not settings.ckpt_path:
+    if command != "fit" and not (settings.ckpt_path or settings.model.init_from):
         yield f"{command} needs a checkpoint: give --ckpt_path logs/<name>/version_<n>/best.ckpt"
     if command == "test" and not (data.test_fraction or data.test_files or data.split_column):
         yield "there is no test split: give --data.test_fraction, --data.test_files or --data.split_column"

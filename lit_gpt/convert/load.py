@@ -40,11 +40,18 @@ def open_model(path: str | Path) -> Checkpoint | ImportedModel:
         UserError: Nothing is there, or a checkpoint is damaged.
     """
     path = Path(path)
-    if not path.exists() and NAME_ON_HUB.fullmatch(str(path)) and path.suffix not in (".ckpt", ".gguf"):
+    if NAME_ON_HUB.fullmatch(str(path)) and path.suffix not in (".ckpt", ".gguf") and not path.exists():
         path = download(str(path))
-    is_folder = path.is_dir() and (path / "config.json").exists()
-    is_imported = is_folder or (path.suffix in (".gguf", ".safetensors") and path.exists())
-    return ImportedModel(path) if is_imported else Checkpoint.open(path)
+    return ImportedModel(path) if is_imported(path) else Checkpoint.open(path)
+
+
+def is_imported(path: Path) -> bool:
+    """Whether the model of another program is at a path."""
+    try:
+        is_folder = path.is_dir() and (path / "config.json").exists()
+        return is_folder or (path.suffix in (".gguf", ".safetensors") and path.exists())
+    except (OSError, ValueError):  # no path: it is too long, or has a null character
+        return False
 
 
 def load_model(path: str | Path) -> tuple[GPT, Tokenizer, str]:

@@ -51,7 +51,8 @@ class TextDataModule(LightningDataModule):
         header: Whether the first row names the columns. Without it they are named c1, c2, …
         skip_rows: Lines to leave out at the start of each file, before the header.
         encoding: Encoding of text files, such as gb18030. "auto": detect it for each file.
-        tokenizer: cl100k_base, o200k_base, gpt2, byte, char, bpe (trained on the text), or a .tiktoken file.
+        tokenizer: cl100k_base, o200k_base, gpt2, byte, char, bpe (trained on the text), a .tiktoken file, or
+            the .json of --model.init_from.
         vocab: "pruned": keep only the tokens of a pretrained tokenizer that the corpus uses. "full": keep all.
         vocab_size: Vocabulary size of the tokenizer bpe. The default is 4096.
         context_length: T, tokens in a window. Linked to model.config.context_length.

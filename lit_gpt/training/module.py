@@ -43,6 +43,7 @@ from lit_gpt.training.checks import (
     describe_nonfinite,
 )
 from lit_gpt.training.compile import compile_blocks
+from lit_gpt.training.init_from import copy_weights
 from lit_gpt.training.metrics import TRAIN_METRICS, VAL_SPLITS, is_logging_step, split_metrics
 
 DEFAULT_WARMUP_STEPS = 100
@@ -78,6 +79,8 @@ class LitGPT(LightningModule):
         compile: Whether to compile the blocks with torch.compile. It starts slowly and pays on a GPU and in long runs.
         activation_checkpointing: Whether to recompute the activations of a block in the backward pass (Chen et al.
             2016). It needs less memory and a third more time.
+        init_from: A model from whose weights training starts: a checkpoint, a folder of Hugging Face, or a .gguf file.
+            The command line takes the shape and the tokenizer from there.
 
     Attributes:
         gpt: The model.
@@ -106,6 +109,7 @@ class LitGPT(LightningModule):
         betas: tuple[float, float] = (0.9, 0.95),
         compile: bool = False,
         activation_checkpointing: bool = False,
+        init_from: str | None = None,
     ) -> None:
         # Without arguments `save_hyperparameters` would take those of a subclass.
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
@@ -117,6 +121,7 @@ class LitGPT(LightningModule):
         self.save_hyperparameters(arguments, logger=False)  # the command line logs them with all other settings
         self.gpt = GPT(config)
         self.gpt.blocks.activation_checkpointing = activation_checkpointing
+        self.init_from = init_from
         self.finite: Tensor | bool = True
         self.receive_token_losses: Callable[[Tensor, Tensor], Any] | None = None
         self.updating = False
@@ -185,6 +190,9 @@ class LitGPT(LightningModule):
             self.gpt.init_weights(shard_like)
         if not self.is_attached:  # loaded to be used without a Trainer
             return
+        if self.init_from is not None:
+            copy_weights(self.init_from, self.gpt)
+            self.init_from = None  # the Trainer calls this method before each of its loops
         if self.trainer.precision == "64-true":  # the Trainer converts only after it has loaded a checkpoint
             self.gpt.double()
         if self.hparams["compile"] and not self._compiled:

@@ -21,7 +21,7 @@ from lit_gpt.lines import INDENT, wrap_line
 from lit_gpt.printable import escape_controls
 from lit_gpt.training.checkpointing import StepCheckpoint, StopEarly
 from lit_gpt.training.metrics import is_logging_step
-from lit_gpt.training.module import module_and_data
+from lit_gpt.training.module import LitGPT, module_and_data
 from lit_gpt.training.pace import Pace, format_eta, remaining_validations
 
 Item = TypeVar("Item")
@@ -40,9 +40,11 @@ def validation_lines(step: int, metrics: dict[str, Any]) -> list[str]:
     return wrap_line(step_line(step, text))
 
 
-def describe_untrained(vocab_size: int) -> str:
-    """Return what to compare the loss of an untrained model with: that of a uniform guess over the vocabulary."""
-    return f"untrained; a uniform guess has ln({vocab_size:,}) = {math.log(vocab_size):.4f} nats"
+def describe_start(module: LitGPT) -> str:
+    """Return what to compare the loss before the first step with: that of a uniform guess over the vocabulary."""
+    vocab_size = module.gpt.config.vocab_size
+    start = "untrained" if module.hparams["init_from"] is None else "before training"
+    return f"{start}; a uniform guess has ln({vocab_size:,}) = {math.log(vocab_size):.4f} nats"
 
 
 def format_bar(
@@ -190,7 +192,7 @@ class StepProgress(TQDMProgressBar):
         is_new_run = trainer.global_step == 0 and trainer.ckpt_path is None
         if is_new_run and "loss/val" not in trainer.callback_metrics:  # otherwise there are lines with the losses
             module, _ = module_and_data(trainer)
-            self.print(step_line(0, describe_untrained(module.gpt.config.vocab_size)))
+            self.print(step_line(0, describe_start(module)))
 
     def on_train_epoch_end(self, *args: Any) -> None:
         """Go on with the same bar."""
@@ -305,7 +307,7 @@ class StepProgress(TQDMProgressBar):
         lines = validation_lines(step, metrics)
         if step == 0:
             module, _ = module_and_data(trainer)
-            lines += [INDENT + describe_untrained(module.gpt.config.vocab_size)]
+            lines += [INDENT + describe_start(module)]
         elif (tokens_per_second := self._tokens_per_second(trainer)) is not None:
             lines += [INDENT + f"{tokens_per_second:,.0f} tokens/s{self._time_left(trainer)}"]
         if reason := self._overfitting.check(step, float(metrics["loss/val"]), float(metrics["loss/train_eval"])):

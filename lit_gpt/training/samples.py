@@ -122,13 +122,14 @@ class GenerateText(Callback):
     def _generate_and_log(self, trainer: Trainer) -> None:
         """Generate texts on every rank, because the model may be sharded over the ranks; print and log on rank 0."""
         step = self._last_step = trainer.global_step
+        is_untrained = step == 0 and module_and_data(trainer)[0].hparams["init_from"] is None
         for number, prompt in enumerate(self.prompts, start=1):
             texts = [escape_controls(text, keep="\n\t") for text in self.generate_texts(trainer, prompt)]
             if not trainer.is_global_zero:
                 continue
             progress_bar = trainer.progress_bar_callback
             print_text = tqdm.write if progress_bar is None else progress_bar.print
-            print_text("\n".join(sample_lines(prompt, texts, is_untrained=step == 0, columns=terminal_columns())))
+            print_text("\n".join(sample_lines(prompt, texts, is_untrained, terminal_columns())))
             if (logger := step_logger(trainer)) is not None:
                 logger.log_text(f"samples/prompt_{number}", sample_markdown(prompt, texts, step), step)
 
