@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from lit_gpt.convert import origin
-from lit_gpt.convert.parity import Parity, ParityError
+from lit_gpt.convert.parity import Parity, ParityError, sample_strings
 from lit_gpt.errors import UserError
 from lit_gpt.inference.generate import encode_prompt
+from lit_gpt.library_tokenizer import LibraryTokenizer
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer import ByteTokenizer, CharTokenizer, open_tokenizer, prune, train_bpe
 from lit_gpt.tokenizer_base import Tokenizer
@@ -22,6 +23,7 @@ from lit_gpt.tokenizer_base import Tokenizer
 gguf = pytest.importorskip("gguf", reason="needs the package gguf: pip install 'lit-gpt[gguf]'")
 from lit_gpt.convert import gguf_file  # noqa: E402
 from lit_gpt.convert.gguf_file import check_gguf, read_gguf, write_gguf  # noqa: E402
+from lit_gpt.convert.gguf_vocabulary import PRE_TOKENIZERS  # noqa: E402
 from lit_gpt.convert.gguf_weights import interleave_halves, separate_halves  # noqa: E402
 from lit_gpt.convert.llama_cpp import LlamaServer, compare_with_llama_cpp  # noqa: E402
 
@@ -181,6 +183,8 @@ def test_shape_comes_from_a_file_of_another_program(tmp_path: Path, name: str) -
     assert restored.encode(TEXT) == tokenizer.encode(TEXT)
     assert restored.begin_of_text == restored.end_of_text == tokenizer.end_of_text
     assert restored.decode(restored.encode(TEXT)) == TEXT
+    assert isinstance(restored, LibraryTokenizer)
+    assert restored.library.encode(TEXT).ids == encode_prompt(tokenizer, TEXT, "rows")
 
 
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q8_0"])
@@ -367,6 +371,21 @@ def test_llama_cpp_rounds_little_more_than_the_weights(tmp_path: Path, dtype: st
     tokenizer = tokenizers()["pruned"]
     parity = check(tmp_path, random_model(tokenizer), tokenizer, dtype=dtype)
     assert 0 < parity.difference < gguf_file.TOLERANCES[dtype]
+
+
+@NEEDS_LLAMA
+@pytest.mark.formats
+@pytest.mark.parametrize("pre", PRE_TOKENIZERS)
+def test_vocabularies_of_other_programs_are_split_as_in_llama_cpp(tmp_path: Path, pre: str) -> None:
+    tokenizer, path = tokenizers()["bpe"], tmp_path / "other.gguf"
+    write_gguf(random_model(tokenizer), tokenizer, "raw", tmp_path / "own.gguf")
+    split = {"tokenizer.ggml.pre": (pre, [gguf.GGUFValueType.STRING])}
+    rewrite(tmp_path / "own.gguf", path, lambda metadata, tensors: metadata.update(split))
+    model, restored, mode = read_gguf(path)
+    strings = list(sample_strings(tokenizer, TEXTS))
+    with LlamaServer(path, 48) as server:
+        assert server.encode(strings, tokenizer.end_of_text) == list(map(restored.encode, strings))
+    check(tmp_path, model, restored, mode)  # and so is the file that is written again
 
 
 @NEEDS_LLAMA

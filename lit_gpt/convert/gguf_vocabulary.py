@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # types of tokens in GGUF
+ADD_BOS = "tokenizer.ggml.add_bos_token"
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 OTHERS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -37,7 +38,8 @@ PRE_TOKENIZERS = {
     "llama-bpe": _split(rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{OTHERS}"),
     "qwen2": _split(rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{OTHERS}"),
 }
-IGNORES_MERGES = ("llama-bpe",)
+PRE_TOKENIZERS |= dict.fromkeys(("llama3", "llama-v3"), PRE_TOKENIZERS["llama-bpe"])  # other names of the same
+IGNORES_MERGES = ("llama-bpe", "llama3", "llama-v3")
 
 
 def add_vocabulary(writer: "GGUFWriter", tokenizer: LibraryTokenizer) -> None:
@@ -79,7 +81,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> tuple[LibraryTokenizer, str]
     text = tokenizer_json(metadata)
     end = metadata["tokenizer.ggml.eos_token_id"]
     begin = metadata.get("tokenizer.ggml.bos_token_id", end)
-    mode = "rows" if metadata.get("tokenizer.ggml.add_bos_token", False) else "raw"
+    mode = "rows" if metadata.get(ADD_BOS, False) else "raw"
     return LibraryTokenizer(text, begin, end, len(metadata["tokenizer.ggml.tokens"])), mode
 
 
@@ -107,7 +109,7 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str:
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": PRE_TOKENIZERS[pre]},
-        "post_processor": None,
+        "post_processor": _begin(tokens, metadata) if metadata.get(ADD_BOS, False) else None,
         "decoder": _byte_level(use_regex=True),
         "model": {
             "type": "BPE",
@@ -117,3 +119,16 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> str:
         },
     }
     return json.dumps(settings, ensure_ascii=False)
+
+
+def _begin(tokens: list[str], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the step that puts a special token before a text."""
+    token = metadata["tokenizer.ggml.bos_token_id"]
+    name = tokens[token]
+    begin, text = {"SpecialToken": {"id": name, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [begin, text],
+        "pair": [begin, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [token], "tokens": [name]}},
+    }
