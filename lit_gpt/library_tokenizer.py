@@ -54,7 +54,15 @@ class LibraryTokenizer(Tokenizer):
         return description
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        """Return the ids of a text.
+
+        Raises:
+            UserError: The vocabulary lacks a character of it, and has no id for unknown ones.
+        """
+        try:
+            ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises no narrower class
+            raise UserError(f"the tokenizer cannot encode {text[:40]!r} ({str(error)[:100]})") from None
         return ids
 
     def token_bytes(self, token: int) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_gpt import UserError, generate, load_model
-from lit_gpt.convert.hugging_face import write_hugging_face
+from lit_gpt.convert.hugging_face import check_hugging_face, write_hugging_face
 from lit_gpt.convert.parity import sample_strings
 from lit_gpt.library_tokenizer import LibraryTokenizer
 from lit_gpt.tokenizer import ByteTokenizer, Tokenizer, from_state
@@ -127,6 +127,30 @@ def check_identity(shape: dict[str, Any], tokenizer: Tokenizer, mode: str, folde
             assert (folder.with_suffix(".again") / file.name).read_bytes() == file.read_bytes()
 
 
+def test_imported_model_survives_an_export(tmp_path: Path) -> None:
+    write_theirs(tmp_path / "theirs", "Qwen 2")
+    model, tokenizer, mode = load_model(tmp_path / "theirs")
+    write_hugging_face(model, tokenizer, mode, tmp_path / "ours")
+    check_hugging_face(model, tokenizer, mode, tmp_path / "ours", TEXTS, num_strings=100)
+    again, restored, restored_mode = load_model(tmp_path / "ours")
+    assert (again.config, restored.state(), restored_mode) == (model.config, tokenizer.state(), mode)
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_export_that_another_program_has_trained_keeps_its_biases(tmp_path: Path) -> None:
+    model = random_model(257, **SHAPES["gpt2, course"])
+    write_hugging_face(model, ByteTokenizer(), "rows", tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        theirs.transformer.h[0].attn.c_attn.bias += 1
+        theirs.transformer.wpe.weight += 0.1
+    theirs.save_pretrained(tmp_path / "model")
+    again, _, _ = load_model(tmp_path / "model")
+    tokens = torch.randint(257, (1, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (again(tokens)[0] - theirs(tokens).logits).abs().max() < 1e-4
+
+
 def test_changed_export_is_read_as_it_is(tmp_path: Path) -> None:
     model = random_model(257)
     write_hugging_face(model, ByteTokenizer(), "rows", tmp_path / "model")
@@ -176,7 +200,8 @@ def test_part_that_is_not_supported_is_refused_by_name(change: dict[str, Any], m
         ("model.safetensors", None, "has no weights as .safetensors"),
         ("model.safetensors", b"\x08\0\0\0\0\0\0\0{}", "model.safetensors cannot be read"),
         ("tokenizer.json", None, "tokenizer.json is missing"),
-        ("tokenizer.json", b"{}", "the tokenizer is damaged"),
+        ("tokenizer.json", b"{}", "tokenizer.json is damaged"),
+        ("tokenizer.json", b'{"added_tokens": []}', "the tokenizer is damaged"),
     ],
     ids=str,
 )

@@ -64,6 +64,7 @@ def test_imported_model_is_validated_generates_and_starts_a_run(fit: Fit, capsys
         ),
         (["--model.init_from", "nothing"], "nothing"),
         (["--model.init_from", "theirs", "--ckpt_path", "x.ckpt"], "both say where the weights are"),
+        (["--model.init_from", "theirs", "--budget", "1m"], "--budget 1m chooses settings for a new model"),
         (["--ckpt_path", "theirs"], "no run can resume: give --model.init_from theirs"),
     ],
     ids=str,

@@ -77,6 +77,7 @@ SHAPES: list[dict] = [
     {"mlp": "relu2", "num_kv_heads": 1},
     {"norm": "layernorm", "mlp": "relu", "position": "sinusoidal", "bias": True, "context_length": 16},
     {"qk_norm": False, "context_length": 600, "num_blocks": 1},
+    {"head_size": 24, "hidden_size": 96, "num_kv_heads": 2, "qkv_bias": True, "mlp": "gelu_tanh"},
 ]
 
 

@@ -121,6 +121,8 @@ def _budget_errors(settings: Namespace, given: set[str], flag: str) -> Iterator[
     for name in ("max_steps", "max_epochs", "max_time", "min_steps", "min_epochs"):
         if f"trainer.{name}" in given and trainer[name] not in (None, -1):
             yield f"{flag} and --trainer.{name} {trainer[name]} both say how long to train: leave one out"
+    if settings.model.init_from is not None:
+        yield f"{flag} chooses settings for a new model: leave out --model.init_from, or give --trainer.max_time"
     if settings.preflight:
         yield (
             f"--preflight measures given settings, and {flag} chooses them: give {flag} --plan, and --preflight with "

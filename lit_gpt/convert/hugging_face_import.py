@@ -15,6 +15,8 @@ from lit_gpt.convert.architectures import ARCHITECTURES, Architecture
 from lit_gpt.convert.hugging_face_names import from_hugging_face
 from lit_gpt.convert.tokenizer_json import from_tokenizer_json
 from lit_gpt.errors import UserError
+from lit_gpt.layers import Sinusoidal
+from lit_gpt.library_tokenizer import LibraryTokenizer
 from lit_gpt.model import GPT, GPTConfig
 from lit_gpt.tokenizer_base import Tokenizer
 
@@ -58,8 +60,25 @@ def read_hugging_face(path: Path) -> tuple[GPT, Tokenizer, str]:
     weights = _read_weights(path, folder)
     config = gpt_config(description, architecture, weights, folder)
     saved = _origin(description, config, weights)
-    if saved is not None:
-        config = GPTConfig(**saved["config"])
+    model = None if saved is None else _fill_as_exported(GPTConfig(**saved["config"]), weights, architecture, folder)
+    if model is None:
+        saved, (model, left) = None, _fill(config, weights, architecture, folder)
+        if left:
+            raise UserError(f"{folder} has the weight {left[0]}, which no part of lit_gpt's model takes: not supported")
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise UserError(f"{folder} has weights that are not finite: copy it again from where it came")
+    tokenizer, mode = read_tokenizer(folder, config.vocab_size, description, saved)
+    return model.eval(), tokenizer, mode
+
+
+def _fill(
+    config: GPTConfig, weights: Mapping[str, Tensor], architecture: Architecture, folder: Path
+) -> tuple[GPT, list[str]]:
+    """Return a model with the weights of a folder, and the names of weights that have no place in it.
+
+    Raises:
+        UserError: A weight is missing, or has another shape.
+    """
     with torch.device("meta"):
         model = GPT(config)
     try:
@@ -68,16 +87,26 @@ def read_hugging_face(path: Path) -> tuple[GPT, Tokenizer, str]:
         raise UserError(f"{folder} lacks the weight {error.args[0]}: copy it again from where it came") from None
     except ValueError as error:
         raise UserError(f"{folder}: the weight {error} has another shape than config.json says") from None
-    left = [name for name in left if not name.endswith(COMPUTED)]
-    is_table = config.position == "sinusoidal" and left == ["transformer.wpe.weight"]
-    if left and not is_table and saved is None:
-        raise UserError(f"{folder} has the weight {left[0]}, which no part of lit_gpt's model takes: not supported")
     model.load_state_dict(found, assign=True)
     model.tie_and_init_buffers()
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise UserError(f"{folder} has weights that are not finite: copy it again from where it came")
-    tokenizer, mode = read_tokenizer(folder, config.vocab_size, description, saved)
-    return model.eval(), tokenizer, mode
+    return model, [name for name in left if not name.endswith(COMPUTED)]
+
+
+def _fill_as_exported(
+    config: GPTConfig, weights: Mapping[str, Tensor], architecture: Architecture, folder: Path
+) -> GPT | None:
+    """Return the model that was exported; None if another program has trained weights that it does not have.
+
+    An export adds biases of zero, and writes the table of sinusoidal positions as weights.
+    """
+    model, left = _fill(config, weights, architecture, folder)
+    for name in left:
+        if name == "transformer.wpe.weight" and isinstance(model.position, Sinusoidal):
+            if not torch.equal(weights[name].float(), model.position.table.to(weights[name].dtype).float()):
+                return None
+        elif not name.endswith(".bias") or weights[name].any():
+            return None
+    return model
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -297,21 +326,34 @@ def read_tokenizer(
         UserError: There is no tokenizer.json, or it is of no kind that is supported.
     """
     path = folder / "tokenizer.json"
+    state: dict[str, Any] = {} if saved is None else saved["tokenizer"]
+    begin, end = _special_ids(folder, description)
+    if saved is not None and "size" in state:  # it was an imported one already
+        begin, end = state.get("begin", begin), state.get("end", end)
+    elif saved is not None:
+        begin = end = state.get("end_of_text", vocab_size - 1)
+    if not isinstance(end, int):
+        raise UserError(f"{folder} names no end of text (eos_token) in tokenizer_config.json or config.json")
+    begin = begin if isinstance(begin, int) else end
+    tokenizer = from_tokenizer_json(path, saved and state, begin, end, vocab_size)
     if saved is not None:
-        end = vocab_size - 1 if (state := saved["tokenizer"]).get("end_of_text") is None else state["end_of_text"]
-        tokenizer = from_tokenizer_json(path, state, end, end, vocab_size)
         return tokenizer, saved["mode"]
+    begins = isinstance(tokenizer, LibraryTokenizer) and tokenizer.library.encode("").ids[:1] == [begin]
+    return tokenizer, "rows" if begins else "raw"
+
+
+def _special_ids(folder: Path, description: dict[str, Any]) -> tuple[int | None, int | None]:
+    """Return the ids before and after a text, as far as the files name them."""
     ends = {**description, **_generation_ends(folder)}
     names = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    tokens = {token["content"]: token["id"] for token in read_json(path).get("added_tokens", [])}
-    end = _token_id(names.get("eos_token"), tokens, ends.get("eos_token_id"))
-    begin = _token_id(names.get("bos_token"), tokens, ends.get("bos_token_id"))
-    if end is None:
-        raise UserError(f"{folder} names no end of text (eos_token) in tokenizer_config.json or config.json")
-    begin = end if begin is None else begin
-    tokenizer = from_tokenizer_json(path, None, begin, end, vocab_size)
-    begins = tokenizer.library.encode("a").ids[:1] == [begin]  # type: ignore[attr-defined]
-    return tokenizer, "rows" if begins else "raw"
+    try:
+        tokens = {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json")["added_tokens"]}
+        begin, end = (
+            _token_id(names.get(f"{kind}_token"), tokens, ends.get(f"{kind}_token_id")) for kind in ("bos", "eos")
+        )
+    except (LookupError, TypeError):
+        raise UserError(f"{folder / 'tokenizer.json'} is damaged: copy it again from where it came") from None
+    return begin, end
 
 
 def _generation_ends(folder: Path) -> dict[str, Any]:
