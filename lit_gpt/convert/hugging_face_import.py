@@ -348,9 +348,8 @@ def _special_ids(folder: Path, description: dict[str, Any]) -> tuple[int | None,
     names = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     try:
         tokens = {token["content"]: token["id"] for token in read_json(folder / "tokenizer.json")["added_tokens"]}
-        begin, end = (
-            _token_id(names.get(f"{kind}_token"), tokens, ends.get(f"{kind}_token_id")) for kind in ("bos", "eos")
-        )
+        begin = _token_id(names.get("bos_token"), tokens, ends.get("bos_token_id"))
+        end = _token_id(names.get("eos_token"), tokens, ends.get("eos_token_id"))
     except (LookupError, TypeError):
         raise UserError(f"{folder / 'tokenizer.json'} is damaged: copy it again from where it came") from None
     return begin, end
