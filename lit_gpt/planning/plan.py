@@ -22,7 +22,7 @@ from lit_gpt.planning.speed import TRAINER_SECONDS, measure_machine, measure_ste
 from lit_gpt.planning.text import TextSample, TokenizerStatistics, sample_text, tokenizer_options
 from lit_gpt.tokenizer import Tokenizer
 
-USED_SHARE = 0.94  # of the time, up to the last checkpoint; the rest is for a machine that becomes slower
+USED_SHARE = 0.93  # of the time, up to the last checkpoint; the rest is for a machine that becomes slower
 CHOOSING_SHARE = 0.09  # of the time, at most
 PILOT_SECONDS = 16.0  # for the steps of all short runs together, at most
 MACHINE_SECONDS, STEP_SECONDS = (0.9, 3.0), (0.9, 4.0)  # shortest and longest measurement of the machine and of a step

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_gpt.training.checkpointing import StepCheckpoint
 
-MARGIN = 1.5  # factor on the longest ending seen so far
+MARGIN = 1.3  # factor on the longest ending seen so far
 
 
 class Deadline(Callback):
