@@ -299,6 +299,14 @@ def test_character_that_stands_for_a_space_is_refused(tmp_path: Path) -> None:
         write_gguf(random_model(tokenizer), tokenizer, "rows", tmp_path / "model.gguf")
 
 
+def test_value_beyond_float16_is_refused(tmp_path: Path) -> None:
+    model = random_model(ByteTokenizer())
+    with torch.no_grad():
+        model.blocks[1].mlp.project.weight[3, 4] = 1e5
+    with pytest.raises(UserError, match=r"blk.1.ffn_down.weight has a value of 1e\+05, too large for f16"):
+        write_gguf(model, ByteTokenizer(), "rows", tmp_path / "model.gguf", "f16")
+
+
 def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gguf_file, "find_spec", lambda package: None)
     with pytest.raises(UserError, match=r"the package gguf, which is not installed: pip install 'lit-gpt\[gguf\]'"):
@@ -379,13 +387,32 @@ def test_llama_cpp_rounds_little_more_than_the_weights(tmp_path: Path, dtype: st
 def test_vocabularies_of_other_programs_are_split_as_in_llama_cpp(tmp_path: Path, pre: str) -> None:
     tokenizer, path = tokenizers()["bpe"], tmp_path / "other.gguf"
     write_gguf(random_model(tokenizer), tokenizer, "raw", tmp_path / "own.gguf")
-    split = {"tokenizer.ggml.pre": (pre, [gguf.GGUFValueType.STRING])}
-    rewrite(tmp_path / "own.gguf", path, lambda metadata, tensors: metadata.update(split))
+
+    def split(metadata: dict[str, Any], tensors: dict[str, Any]) -> None:
+        metadata["tokenizer.ggml.pre"] = (pre, [gguf.GGUFValueType.STRING])
+        merges, types = metadata["tokenizer.ggml.merges"]
+        metadata["tokenizer.ggml.merges"] = (merges[:20], types)  # later tokens are found where they are a whole word
+
+    rewrite(tmp_path / "own.gguf", path, split)
     model, restored, mode = read_gguf(path)
     strings = list(sample_strings(tokenizer, TEXTS))
     with LlamaServer(path, 48) as server:
         assert server.encode(strings, tokenizer.end_of_text) == list(map(restored.encode, strings))
     check(tmp_path, model, restored, mode)  # and so is the file that is written again
+
+
+@NEEDS_LLAMA
+@pytest.mark.formats
+def test_strings_that_a_tokenizer_normalises_are_not_compared(tmp_path: Path) -> None:
+    tokenizer = tokenizers()["bpe"]
+    write_gguf(random_model(tokenizer), tokenizer, "rows", tmp_path / "own.gguf", "f32")
+    rewrite(tmp_path / "own.gguf", tmp_path / "other.gguf", lambda metadata, tensors: None)
+    model, restored, mode = read_gguf(tmp_path / "other.gguf")
+    description = json.loads(restored.state()["json"]) | {"normalizer": {"type": "NFC"}}
+    ends = (restored.begin_of_text, restored.end_of_text, restored.vocab_size)
+    composing = LibraryTokenizer(json.dumps(description), *ends)
+    assert composing.encode("e\u0301") == restored.encode("\u00e9") != restored.encode("e\u0301")
+    assert 9_000 < check(tmp_path, model, composing, mode).strings < 10_000
 
 
 @NEEDS_LLAMA

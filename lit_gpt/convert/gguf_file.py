@@ -4,6 +4,7 @@ The package `gguf` of llama.cpp writes, reads and quantises. The specification i
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -60,19 +61,18 @@ def write_gguf(model: GPT, tokenizer: Tokenizer, mode: str, path: Path, dtype: s
     _check_packages("gguf", "xllamacpp")
     from gguf import GGUFWriter, LlamaFileType
 
-    writer = GGUFWriter(path, architecture)
-    writer.add_name(path.stem)
-    writer.add_file_type(LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
-    add_config(writer, model.config)
-    add_tokenizer(writer, tokenizer, mode)
-    writer.add_string(origin.KEY, json.dumps(origin.describe(model.config, tokenizer, mode), ensure_ascii=False))
-    for name, value in to_gguf(model, architecture):
-        data, data_type = _quantize(name, value, dtype)
-        writer.add_tensor(name, data, raw_dtype=data_type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    with contextlib.closing(GGUFWriter(path, architecture)) as writer:
+        writer.add_name(path.stem)
+        writer.add_file_type(LlamaFileType["ALL_F32" if dtype == "f32" else f"MOSTLY_{dtype.upper()}"])
+        add_config(writer, model.config)
+        add_tokenizer(writer, tokenizer, mode)
+        writer.add_string(origin.KEY, json.dumps(origin.describe(model.config, tokenizer, mode), ensure_ascii=False))
+        for name, value in to_gguf(model, architecture):
+            data, data_type = _quantize(name, value, dtype)
+            writer.add_tensor(name, data, raw_dtype=data_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
     path.with_suffix(".Modelfile").write_text(_modelfile(path, model), encoding="utf-8")
 
 
@@ -108,13 +108,19 @@ def _check_packages(*packages: str) -> None:
 
 
 def _quantize(name: str, value: Tensor, dtype: str) -> tuple[np.ndarray, "GGMLQuantizationType"]:
-    """Return the values of a tensor in the format of the file, and the name of that format."""
+    """Return the values of a tensor in the format of the file, and the name of that format.
+
+    Raises:
+        UserError: A value is too large for float16.
+    """
     from gguf import GGMLQuantizationType, quantize
 
     if value.ndim == 1 or name == POSITION_TABLE:  # llama.cpp adds these to float32 values
         dtype = "f32"
     elif dtype == "q8_0" and value.shape[-1] % BLOCK:
         dtype = "f16"
+    if dtype == "f16" and value.abs().max() > torch.finfo(torch.float16).max:
+        raise UserError(f"{name} has a value of {value.abs().max():.3g}, too large for f16: export with --dtype bf16")
     data_type = GGMLQuantizationType[dtype.upper()]
     return quantize(value.contiguous().numpy(), data_type), data_type
 
