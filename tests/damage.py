@@ -29,7 +29,8 @@ from conftest import ROOT, SMALL, forked
 from corpora import build
 from torture import is_equal
 
-from lit_gpt.checkpoint.store import Checkpoint, load_model
+from lit_gpt import load_model
+from lit_gpt.checkpoint.store import Checkpoint
 from lit_gpt.errors import UserError
 
 GOOD = ("refused", "rebuilt", "read the same")
