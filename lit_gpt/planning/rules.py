@@ -23,7 +23,7 @@ WANTED_STEPS = 2000  # where the time allows more of them, a step has more token
 PREVIOUS_TOKENS_MIN_COUNT = 350
 
 DROPOUTS = ((10, 0.0), (20, 0.1), (math.inf, 0.2))  # (passes over the text, dropout for fewer of them)
-DECAY_PER_PASS = 0.6  # learning rate times weight decay, added up over a pass after the first
+DECAY_PER_PASS = 0.6  # highest learning rate * weight decay * steps, for each pass over the text after the first
 MAX_WEIGHT_DECAY = 2.0
 COMMON_TOKENS = 70  # tokens of the training text for each id; with fewer, weight decay is stronger
 USEFUL_REPETITIONS = 2.0  # of the text, as if it were so many times as long
