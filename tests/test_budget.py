@@ -206,7 +206,7 @@ def test_run_with_a_budget_saves_explicit_settings_and_resumes_without_it(fit: F
         (["--trainer.strategy", "ddp"], "measures one device: leave out --trainer.strategy"),
         (["--budget", "10"], "--budget 10 has no unit"),
         (["--budget", "100ms"], "is no time"),
-        (["--budget", "0.1s"], "--budget 0.1s is too short: start-up alone takes"),
+        (["--budget", "0.1s"], "--budget 0.1s is too short: start-up takes"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -71,6 +71,9 @@ def test_shape_without_an_architecture_is_refused(fit: Fit, capsys: pytest.Captu
         ([], "--to is missing"),
         (["--to", "hff", "x"], "--to hff is unknown, did you mean hf"),
         (["--to", "hf", "rows.txt"], "rows.txt already exists"),
+        (["--to", "gguf", "x"], "--to gguf x: give a name that ends in .gguf"),
+        (["--to", "html", "x.htm"], "--to html x.htm: give a name that ends in .html"),
+        (["--to", "gguf", "taken.gguf"], "taken.Modelfile already exists"),
         (["--to", "hf", "x", "--dtype", "q8_0"], "--dtype q8_0: --to hf writes float32, float16, bfloat16"),
         (["--to", "hf", "x", "--ckpt_path", "nothing.ckpt"], "nothing.ckpt does not exist"),
     ],
@@ -79,6 +82,7 @@ def test_shape_without_an_architecture_is_refused(fit: Fit, capsys: pytest.Captu
 def test_flag_that_cannot_work_is_refused_in_one_line(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
+    Path("taken.Modelfile").touch()
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -10,14 +10,25 @@ from lit_gpt import load_model
 from lit_gpt.cli.export import main as export_main
 from lit_gpt.cli.generate import main as generate_main
 
-pytest.importorskip("transformers", reason="needs transformers: pip install 'lit-gpt[hf]'")
-from test_hugging_face_import import write_theirs  # it needs transformers too
-
 CONSTANT = ["--model.schedule", "constant", "--model.warmup_steps", 0]
+
+
+def needs_transformers() -> None:
+    pytest.importorskip("transformers", reason="needs transformers: pip install 'lit-gpt[hf]'")
+
+
+def write_llama(folder: str) -> None:
+    """Write a model of transformers with random weights."""
+    needs_transformers()
+    from test_hugging_face_import import write_theirs  # it imports transformers
+
+    write_theirs(Path(folder), "Llama")
 
 
 @pytest.mark.parametrize("source", ["checkpoint", "folder"])
 def test_run_starts_from_the_weights_of_a_model(fit: Fit, source: str) -> None:
+    if source == "folder":
+        needs_transformers()
     assert fit("--name", "first", "--model.config.dropout", 0.1).status == 0
     start = "logs/first/version_0/last.ckpt"
     if source == "folder":
@@ -32,13 +43,20 @@ def test_run_starts_from_the_weights_of_a_model(fit: Fit, source: str) -> None:
     assert (again.config.d_model, again.config.dropout, same) == (trained.config.d_model, 0.0, tokenizer)
     first, second = (points(Path("logs", name, "version_0"))["loss/val"] for name in ("first", "small"))
     assert second[0] == (0, pytest.approx(first[-1][1], rel=1e-5))
+    command = ["--model.init_from", start, "--name", "small", "--ckpt_path", "last", "--trainer.max_steps"]
+    result = fit(*command, 3, *CONSTANT)
+    assert result.status == 0, result.err
+    assert "starts from" not in result.out
     Path(start).rename("moved")
-    result = fit("--name", "small", "--ckpt_path", "last", "--trainer.max_steps", 3, *CONSTANT, config=None)
+    result = fit("--name", "small", "--ckpt_path", "last", "--trainer.max_steps", 4, *CONSTANT, config=None)
     assert result.status == 0, result.err
 
 
 def test_imported_model_is_validated_generates_and_starts_a_run(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    write_theirs(Path("theirs"), "Llama")
+    write_llama("theirs")
+    result = fit("validate", "--ckpt_path", "theirs", config=None)
+    assert result.status == 2
+    assert "theirs comes without a text: give --data.files, the text to validate it on" in result.err
     result = fit("validate", "--ckpt_path", "theirs")
     assert result.status == 0, result.err
     assert "model       theirs" in result.out
@@ -70,11 +88,18 @@ def test_imported_model_is_validated_generates_and_starts_a_run(fit: Fit, capsys
     ids=str,
 )
 def test_settings_that_do_not_go_with_the_start_are_refused(fit: Fit, flags: list[object], message: str) -> None:
-    write_theirs(Path("theirs"), "Llama")
+    write_llama("theirs")
     result = fit(*flags)
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert message in result.err
     assert not Path("logs").exists()
+
+
+def test_run_that_makes_its_model_worse_says_so(fit: Fit) -> None:
+    assert fit("--name", "first").status == 0
+    start = ["--model.init_from", "logs/first/version_0/last.ckpt", "--trainer.max_steps", 2, *CONSTANT]
+    assert "warning     loss/val was lower before training" in fit(*start, "--model.learning_rate", 1).out
+    assert "was lower before training" not in fit(*start, "--model.learning_rate", 1e-4).out
 
 
 def test_file_of_a_tokenizer_that_is_none_is_refused(fit: Fit) -> None:

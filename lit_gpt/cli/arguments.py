@@ -85,6 +85,10 @@ class CommandLine:
             self.checkpoint = self.checkpoint or Checkpoint.open(expand_path(checkpoint), verify=False)
             self.uses_saved_config = True
         elif not paths and _find_flag("--data.files", flags) is None:
+            if command != "fit":  # the built-in table would say nothing about the model
+                raise UserError(
+                    f"{self.init_from} comes without a text: give --data.files, the text to {command} it on"
+                )
             configs = [read_config(default_config)]
             paths = [str(default_config)]
             self.reads_default_config = True
@@ -212,10 +216,11 @@ def _checkpoint_choice(command: str, flags: list[str], configs: list[dict[str, A
     Raises:
         UserError: Two flags give the weights.
     """
-    if _find_flag("--ckpt_path", flags) not in (None, "null") and _find_flag("--model.init_from", flags) is not None:
-        raise UserError("--ckpt_path and --model.init_from both say where the weights are: leave one out")
     choice = _find_flag("--ckpt_path", flags)
     choice = None if choice == "null" else choice
+    resumes = command == "fit" and choice in CHOICES  # the command that has begun the run, with its shape and tokenizer
+    if choice is not None and not resumes and _find_flag("--model.init_from", flags) is not None:
+        raise UserError("--ckpt_path and --model.init_from both say where the weights are: leave one out")
     if choice is None and command != "fit" and not is_given and not any("ckpt_path" in config for config in configs):
         return "auto"
     return choice

@@ -45,7 +45,7 @@ def hint_lines(report: dict[str, Any], config: CorpusConfig, sources: list[Sourc
         lines.append("hint        each line of a .txt file is a document; --data.mode raw reads it as one text")
     end_tokens = report["documents"] if options.mode == "rows" else 0
     rate = (report["tokens"] - end_tokens) / report["characters"]
-    if rate > MANY_TOKENS_PER_CHARACTER:
+    if rate > MANY_TOKENS_PER_CHARACTER and not config.tokenizer.endswith(".json"):  # such a file belongs to a model
         others = " or ".join(name for name in ("bpe", "char") if name != config.tokenizer)
         lines.append(
             f"hint        {rate:.2f} tokens a character are many; with --data.tokenizer {others} more text fits into a "

@@ -42,7 +42,7 @@ def parse_options(args: list[str]) -> argparse.Namespace:
     Raises:
         UserError: A flag is unknown or missing, or there is something at the path already.
     """
-    parser = LineParser("python scripts/export.py [--ckpt_path FILE] --to KIND PATH", DESCRIPTION, EXAMPLES)
+    parser = LineParser("python scripts/export.py [--name NAME] --to KIND PATH [--dtype DTYPE]", DESCRIPTION, EXAMPLES)
     parser.add_argument("--name", help="run to use, as given to fit.py; default: the newest")
     parser.add_argument(
         "--ckpt_path", type=expand_path, metavar="FILE", help="checkpoint, or last or best of the run; default: best"
@@ -74,8 +74,10 @@ def export(options: argparse.Namespace) -> None:
     dtype = options.dtype or target.dtypes[0]
     if dtype not in target.dtypes:
         raise UserError(f"--dtype {dtype}: --to {options.kind} writes {', '.join(target.dtypes)}: give one of them")
-    if options.path.exists():
-        raise UserError(f"{options.path} already exists: give another name, or delete it")
+    if target.suffix and options.path.suffix != target.suffix:
+        raise UserError(f"--to {options.kind} {options.path}: give a name that ends in {target.suffix}")
+    for path in (options.path, *map(options.path.with_suffix, target.suffixes_beside)):
+        check_is_free(path)
     checkpoint = open_checkpoint(options.ckpt_path, options.name)
     print_lines(f"[{checkpoint.path}]", to_stderr=True)
     start = time.perf_counter()
@@ -122,9 +124,18 @@ def move(source: Path, target: Path) -> None:
     Raises:
         UserError: Something is there.
     """
-    if target.exists():
-        raise UserError(f"{target} already exists: give a path in another folder, or delete it")
+    check_is_free(target)
     atomic_replace(source, target)
+
+
+def check_is_free(path: Path) -> None:
+    """Check that nothing is at a path.
+
+    Raises:
+        UserError: Something is there.
+    """
+    if path.exists():
+        raise UserError(f"{path} already exists: give another name, or delete it")
 
 
 def size_of(path: Path) -> int:

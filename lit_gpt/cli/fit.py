@@ -374,6 +374,12 @@ def print_end(experiment: Experiment) -> None:
         with contextlib.suppress(UserError, KeyError):  # there may be none
             state = Checkpoint.open(best, verify=False).callbacks["StepCheckpoint"]
             print_lines(f"best        {best}   loss/val {state['best_loss']:.4f} at step {state['best_step']:,}")
+            first_loss = None if experiment.recorder is None else experiment.recorder.first_loss
+            if experiment.model.hparams["init_from"] and first_loss is not None and first_loss < state["best_loss"]:
+                print_lines(
+                    f"warning     loss/val was lower before training, {first_loss:.4f}: give a lower "
+                    "--model.learning_rate"
+                )
         if last.exists():
             print_lines(f"last        {last}")
         if experiment.recorder is not None and experiment.recorder.problem:

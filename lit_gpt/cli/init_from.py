@@ -19,17 +19,23 @@ from lit_gpt.training.init_from import check_shape
 TOKENIZERS = Path("data/tokenizers")  # where the tokenizers of such models are written
 
 
-@functools.cache
 def open_start(path: str) -> tuple[GPTConfig, Path]:
     """Return the shape of a model, and the file with its tokenizer, which is written here.
 
     Raises:
         UserError: There is no such model, or the file cannot be written.
     """
+    return _open(path, Path.cwd())
+
+
+@functools.cache
+def _open(path: str, cwd: Path) -> tuple[GPTConfig, Path]:
     model, tokenizer, _ = load_model(os.path.expanduser(path))
     content = json.dumps(tokenizer.state(), ensure_ascii=False).encode("utf-8")
     place = Path(path).absolute()
-    name = place.parent.name if place.suffix in (".safetensors", ".ckpt") else place.stem
+    name = place.stem
+    if place.suffix in (".safetensors", ".ckpt"):
+        name = place.parts[-3] if place.parent.name.startswith("version_") else place.parent.name
     file = TOKENIZERS / f"{name}-{hashlib.sha256(content).hexdigest()[:8]}.json"
     try:
         if not file.exists():

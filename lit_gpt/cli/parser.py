@@ -267,7 +267,13 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
         if left_out and global_rank() == 0:
             print_lines(describe_left_out(arguments.checkpoint, left_out), to_stderr=True)
         configs.insert(0, saved)
-    start = {} if arguments.init_from is None or arguments.gives_checkpoint else start_settings(arguments.init_from)
+    start: dict[str, Any] = {}
+    if arguments.init_from is not None and not arguments.gives_checkpoint:
+        start = start_settings(arguments.init_from)
+    elif arguments.init_from is not None and arguments.checkpoint is not None:  # the run that began there goes on
+        saved, _ = take_settings(arguments.checkpoint, arguments.gives)
+        tokenizer = {name: saved["data"][name] for name in ("tokenizer", "vocab")}
+        start = {"model": {"config": saved["model"]["config"]}, "data": tokenizer}
     configs.append(copy.deepcopy(start))
     given = {**find_values(flags), **{text.key: text.value for text in arguments.text_flags}}
     parser.flat_defaults = dict(parser.get_defaults().items())

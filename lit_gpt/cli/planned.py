@@ -133,8 +133,9 @@ def check_length(budget: Budget, overheads: Overheads) -> None:
     start, rest = budget.used, overheads.begin + overheads.end
     if start + rest > MAX_START_SHARE * budget.seconds:
         raise UserError(
-            f"--budget {budget.text} is too short: start-up alone takes {start:.1f} s, and the beginning and the end "
-            f"of a run {rest:.1f} s; give {usual_budget((start + rest) / MAX_START_SHARE)} or more"
+            f"--budget {budget.text} is too short: start-up takes {start:.1f} s, and the beginning and the end of a "
+            f"run {rest:.1f} s, more than {MAX_START_SHARE:.0%} of it; give "
+            f"{usual_budget((start + rest) / MAX_START_SHARE)} or more"
         )
 
 

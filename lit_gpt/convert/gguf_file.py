@@ -216,4 +216,11 @@ PARAMETER num_ctx {model.config.context_length}
 """
 
 
-TARGET = Target(write_gguf, check_gguf, tuple(TOLERANCES), "llama.cpp, and Ollama by the Modelfile beside it")
+TARGET = Target(
+    write_gguf,
+    check_gguf,
+    tuple(TOLERANCES),
+    "llama.cpp, and Ollama by the Modelfile beside it",
+    suffix=".gguf",
+    suffixes_beside=(".Modelfile",),
+)

@@ -180,6 +180,7 @@ def _tokenizer_config(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
         "bos_token": names[0],
         "eos_token": names[1],
         "pad_token": names[1],
+        "padding_side": "left",  # texts go on at the right
         "model_max_length": model.config.context_length,
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": True,  # their names in a text are text

@@ -42,7 +42,14 @@ def open_model(path: str | Path) -> Checkpoint | ImportedModel:
     path = Path(path)
     if NAME_ON_HUB.fullmatch(str(path)) and path.suffix not in (".ckpt", ".gguf") and not path.exists():
         path = download(str(path))
-    return ImportedModel(path) if is_imported(path) else Checkpoint.open(path)
+    if is_imported(path):
+        return ImportedModel(path)
+    if not path.exists():
+        raise UserError(
+            f"{path} does not exist: give a checkpoint, as logs/<name>/version_<n>/best.ckpt, a folder of Hugging Face "
+            "or a .gguf file"
+        )
+    return Checkpoint.open(path)
 
 
 def is_imported(path: Path) -> bool:

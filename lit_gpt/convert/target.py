@@ -17,9 +17,13 @@ class Target:
             Raises ParityError where they differ.
         dtypes: The number formats of the weights; the first is the default.
         opens: What opens the result, in a few words.
+        suffix: Of the file's name; "": the result is a folder.
+        suffixes_beside: Of the names of files that appear beside it.
     """
 
     write: Callable[..., None]
     check: Callable[..., Parity]
     dtypes: tuple[str, ...]
     opens: str
+    suffix: str = ""
+    suffixes_beside: tuple[str, ...] = ()

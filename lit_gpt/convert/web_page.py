@@ -214,4 +214,4 @@ def check_web_page(
     return Parity(difference, tokens, strings, greedy)
 
 
-TARGET = Target(write_web_page, check_web_page, get_args(PageDtype), "any browser, without a network")
+TARGET = Target(write_web_page, check_web_page, get_args(PageDtype), "any browser, without a network", suffix=".html")

@@ -48,11 +48,13 @@ class RunRecorder(Callback):
     Attributes:
         summary: What is known so far.
         problem: Why a file could not be written, as a line for the user; "" if all were written.
+        first_loss: `loss/val` before the first step, in nats per token; None if this command did not compute it.
     """
 
     def __init__(self, summary: RunSummary) -> None:
         self.summary = summary
         self.problem = ""
+        self.first_loss: float | None = None
         self._totals: dict[str, float] = {}  # of the checkpoint this command resumed from
         self._start = 0.0  # time.perf_counter() when this command began to train
         self._start_step: int | None = None  # its first step; None before
@@ -88,7 +90,9 @@ class RunRecorder(Callback):
         summary.last_loss, summary.last_train_loss = (
             float(metrics[f"loss/{split}"]) for split in ("val", "train_eval")
         )
-        if trainer.global_step > 0 and (summary.best_loss is None or summary.last_loss < summary.best_loss):
+        if trainer.global_step == 0:
+            self.first_loss = summary.last_loss
+        elif summary.best_loss is None or summary.last_loss < summary.best_loss:
             summary.best_loss, summary.best_step = summary.last_loss, trainer.global_step
             bits_per_byte = metrics.get("val/bits_per_byte")
             summary.bits_per_byte = None if bits_per_byte is None else float(bits_per_byte)

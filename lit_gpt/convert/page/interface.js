@@ -193,8 +193,8 @@ function showPromptCount() {
   try {
     const ids = encodePrompt(tokenizer, prompt, mode);
     const isCropped = ids.length > config.context_length;
-    const said = [prompt && word("prompt_count", mode === "rows" ? ids.length - 1 : ids.length)];
-    if (isCropped) said.push(word("prompt_cropped", config.context_length));
+    const said = [prompt && word("prompt_count", number(mode === "rows" ? ids.length - 1 : ids.length))];
+    if (isCropped) said.push(word("prompt_cropped", number(config.context_length)));
     count.textContent = said.filter(Boolean).join(" · ");
     return ids;
   } catch (error) {

@@ -31,7 +31,7 @@ const WORDS = {
     legend_hint: "Point at a token, or tap it.",
     loading: "Unpacking the model …",
     broken: (reason) => `This page cannot run here: ${reason}`,
-    prompt_count: (tokens) => (tokens === 1 ? "1 token" : `${tokens} tokens`),
+    prompt_count: (tokens) => (tokens === "1" ? "1 token" : `${tokens} tokens`),
     prompt_cropped: (context) => `The model sees the last ${context} only.`,
     unknown: (character) => `The model does not know the character ${character}. It knows only those of its training.`,
     reading: (done, all) => `reading ${done} of ${all} tokens`,

@@ -1,6 +1,8 @@
 // A text of the model on the page: its tokens, their colours, and what is below it.
 "use strict";
 
+const MAX_SHOWN = 1500; // characters of a prompt, from its end
+
 /** A text of the model: its prompt, the tokens after it, and the element that shows them. */
 class WrittenText {
   /**
@@ -20,7 +22,8 @@ class WrittenText {
     this.node = element("article");
     this.tokensNode = element("p", "tokens");
     this.tokensNode.tabIndex = 0;
-    this.tokensNode.append(element("span", "prompt", prompt));
+    const shown = prompt.length > MAX_SHOWN ? `…${prompt.slice(-MAX_SHOWN)}` : prompt;
+    this.tokensNode.append(element("span", "prompt", shown));
     this.footer = element("footer", "soft");
     this.node.append(this.tokensNode, this.footer);
     this.node.writtenText = this;
