@@ -158,5 +158,7 @@ def write_error(
         remedy: What to do if there is no space to free.
     """
     reason = getattr(cause, "strerror", None) or cause
-    unchanged = "; the previous file is unchanged" if path.exists() else ""
+    unchanged = "; the previous file is unchanged" if os.path.exists(path) else ""
+    if isinstance(cause, PermissionError | NotADirectoryError):
+        return UserError(f"{path} cannot be written ({reason}){unchanged}: {remedy}")
     return UserError(f"{path} cannot be written ({reason}){unchanged}: free disk space there, or {remedy}")

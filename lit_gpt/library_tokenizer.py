@@ -21,7 +21,8 @@ class LibraryTokenizer(Tokenizer):
         size: V; models often have a few ids more than their tokenizer.
 
     Raises:
-        UserError: `tokenizers` is not installed, or the text is no tokenizer, or one of a kind that has no bytes.
+        UserError: `tokenizers` is not installed, or the text is no tokenizer, or one of a kind that has no bytes, or
+            `begin` or `end` is no id.
     """
 
     name = "tokenizer.json"
@@ -33,6 +34,12 @@ class LibraryTokenizer(Tokenizer):
             raise UserError(
                 "this tokenizer needs the package tokenizers, which is not installed: pip install 'lit-gpt[hf]'"
             ) from None
+        for token in (begin, end):
+            if not (type(token) is int and 0 <= token < size):
+                raise UserError(
+                    f"the tokenizer begins or ends a text with {token!r}, which is no id below {size:,}: give another "
+                    "file"
+                )
         try:
             self.library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises no narrower class

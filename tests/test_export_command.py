@@ -58,11 +58,25 @@ def test_difference_leaves_nothing_behind(
 
 
 def test_shape_without_an_architecture_is_refused(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit(*ONE_STEP, "--model.config.previous_tokens", 1).status == 0
+    shape = ["--model.config.previous_tokens", 1, "--model.config.norm", "layernorm"]
+    assert fit(*ONE_STEP, *shape).status == 0
     before = names()
-    assert main(["--ckpt_path", LAST, "--to", "hf", "model"]) == 2
-    assert "model.config.previous_tokens is 1: no architecture" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["--ckpt_path", LAST, "--to", "hf", "a/b/model"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "model.config.previous_tokens is 1, model.config.qk_norm is true with norm layernorm" in error
     assert names() == before
+
+
+def test_path_that_cannot_be_used_is_refused_and_unchanged(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(*ONE_STEP).status == 0
+    Path("link").symlink_to("nowhere")
+    for path, message in {
+        "link": "link already exists",
+        "rows.txt/model": "rows.txt/model cannot be written (Not a directory): give",
+    }.items():
+        assert main(["--ckpt_path", LAST, "--to", "hf", path]) == 2
+        assert message in capsys.readouterr().err
+    assert Path("link").readlink() == Path("nowhere")
 
 
 @pytest.mark.parametrize(

@@ -133,17 +133,24 @@ def test_stored_formats_are_those_of_the_dtype(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------- files of other programs
 
 
-def rewrite(source: Path, target: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
-    """Copy a GGUF file without what this project states in it.
+def rewrite(
+    source: Path,
+    target: Path,
+    change: Callable[[dict[str, Any], dict[str, Any]], None],
+    keep_origin: bool = False,
+) -> None:
+    """Copy a GGUF file, by default without what this project states in it.
 
     Args:
         source: The file.
         target: The copy.
         change: Gets its metadata, name -> (value, types), and its tensors, name -> (values, format), to change them.
+        keep_origin: Whether what this project states stays there.
     """
     reader = gguf.GGUFReader(source)
     fields = {key: (field.contents(), field.types) for key, field in reader.fields.items()}
-    metadata = {key: value for key, value in fields.items() if not key.startswith("GGUF.") and key != origin.KEY}
+    left_out = () if keep_origin else (origin.KEY,)
+    metadata = {key: value for key, value in fields.items() if not key.startswith("GGUF.") and key not in left_out}
     tensors = {tensor.name: (np.array(tensor.data), tensor.tensor_type) for tensor in reader.tensors}
     change(metadata, tensors)
     writer = gguf.GGUFWriter(target, metadata.pop("general.architecture")[0])
@@ -313,6 +320,45 @@ def test_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         write_gguf(random_model(ByteTokenizer()), ByteTokenizer(), "rows", tmp_path / "model.gguf")
     with pytest.raises(UserError, match="the package gguf"):
         read_gguf(tmp_path / "model.gguf")
+
+
+def test_export_that_was_changed_is_read_as_it_is(tmp_path: Path) -> None:
+    tokenizer = tokenizers()["bpe"]
+    model = random_model(tokenizer, dropout=0.1)
+    write_gguf(model, tokenizer, "rows", tmp_path / "own.gguf", "f32")
+    changes = {"rope.freq_base": (5e5, [6]), "context_length": (32, [4]), "block_count": (2, [4])}
+    for key, value in changes.items():
+        rewrite(
+            *(tmp_path / name for name in ("own.gguf", "other.gguf")),
+            lambda metadata, _: metadata.update({f"qwen3.{key}": value}),  # noqa: B023  it is called at once
+            keep_origin=True,
+        )
+        config = read_gguf(tmp_path / "other.gguf")[0].config
+        names = {"rope.freq_base": "rope_base", "context_length": "context_length", "block_count": "num_blocks"}
+        assert getattr(config, names[key]) == value[0]
+        assert config.dropout == (0.1 if key == "block_count" else 0.0)  # only the last one changes nothing
+
+
+def test_modelfile_names_the_end_of_an_imported_tokenizer(tmp_path: Path) -> None:
+    path = write_and_import(tmp_path)
+    write_gguf(*read_gguf(path), tmp_path / "again 2.gguf")
+    lines = (tmp_path / "again 2.Modelfile").read_text().splitlines()
+    assert lines[0] == "# ollama create 'again 2' -f 'again 2'.Modelfile"
+    assert "PARAMETER stop <|im_end|>" in lines
+
+
+def write_and_import(folder: Path) -> Path:
+    """Return a GGUF file of another program, in which a text ends with <|im_end|>."""
+    tokenizer = tokenizers()["bpe"]
+    write_gguf(random_model(tokenizer), tokenizer, "rows", folder / "own.gguf", "f32")
+
+    def rename_end(metadata: dict[str, Any], tensors: dict[str, Any]) -> None:
+        tokens, types = metadata["tokenizer.ggml.tokens"]
+        tokens[tokenizer.end_of_text] = "<|im_end|>"
+        metadata["tokenizer.ggml.tokens"] = tokens, types
+
+    rewrite(folder / "own.gguf", folder / "other.gguf", rename_end)
+    return folder / "other.gguf"
 
 
 @pytest.mark.parametrize("mode", ["rows", "raw"])

@@ -104,11 +104,20 @@ def test_exported_public_vocabulary_encodes_equally(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_exported_weights_are_rounded(dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["qwen3", "gpt2, course"])
+def test_exported_weights_are_rounded(name: str, dtype: str, tmp_path: Path) -> None:
     tokenizer = ByteTokenizer()
-    model = random_model(tokenizer.vocab_size)
+    model = random_model(tokenizer.vocab_size, **SHAPES[name])
     write_hugging_face(model, tokenizer, "rows", tmp_path / "model", dtype)
     assert check_hugging_face(model, tokenizer, "rows", tmp_path / "model", TEXTS, dtype, 10).difference < 1e-4
+
+
+def test_value_beyond_float16_is_refused(tmp_path: Path) -> None:
+    model = random_model(257)
+    model.norm.weight.data[0] = 1e5
+    with pytest.raises(UserError, match=r"model.norm.weight has a value too large for float16: export with --dtype"):
+        write_hugging_face(model, ByteTokenizer(), "rows", tmp_path / "model", "float16")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,10 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "width": ({"hidden_size": 64}, "the weight model.embed_tokens.weight has another shape"),
     "no width": ({"hidden_size": None}, "config.json describes no model"),
     "heads": ({"num_key_value_heads": 3}, "num_kv_heads 3 does not divide"),
+    "layers": ({"layer_types": ["sliding_attention"] * 2}, "layer_types is ['sliding_attention'"),
+    "no family": ({"model_type": ["llama"]}, "model_type ['llama'] is not supported"),
+    "no angles": ({"rope_parameters": [1]}, "config.json describes no model"),
+    "no number": ({"rms_norm_eps": 10**400}, "config.json describes no model"),
 }
 
 
@@ -202,12 +206,14 @@ def test_part_that_is_not_supported_is_refused_by_name(change: dict[str, Any], m
         ("tokenizer.json", None, "tokenizer.json is missing"),
         ("tokenizer.json", b"{}", "tokenizer.json is damaged"),
         ("tokenizer.json", b'{"added_tokens": []}', "the tokenizer is damaged"),
+        ("tokenizer_config.json", b"[" * 10**5, "tokenizer_config.json is damaged"),
+        ("model.safetensors.index.json", b'{"weight_map": []}', "model.safetensors.index.json is damaged"),
     ],
     ids=str,
 )
 def test_damaged_folder_is_refused_in_one_line(name: str, content: bytes | None, message: str, tmp_path: Path) -> None:
     write_theirs(tmp_path, "Llama")
-    (tmp_path / name).unlink()
+    (tmp_path / name).unlink(missing_ok=True)
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as raised:
@@ -215,6 +221,12 @@ def test_damaged_folder_is_refused_in_one_line(name: str, content: bytes | None,
     assert "\n" not in str(raised.value)
     if message != "no such file":
         assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("end", [-1, 300, True, "x"])
+def test_end_of_text_that_is_no_id_is_refused(end: Any) -> None:
+    with pytest.raises(UserError, match="which is no id below 300"):
+        LibraryTokenizer(library_tokenizer().to_str(), 0, end, 300)
 
 
 def test_name_on_the_hub_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

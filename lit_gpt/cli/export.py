@@ -1,8 +1,10 @@
 """Run scripts/export.py: write a model in the format of another program, and prove that it computes the same."""
 
 import argparse
+import contextlib
 import importlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lit_gpt.checkpoint.store import Checkpoint
@@ -78,24 +80,28 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(f"--to {options.kind} {options.path}: give a name that ends in {target.suffix}")
     for path in (options.path, *map(options.path.with_suffix, target.suffixes_beside)):
         check_is_free(path)
+    missing = [folder for folder in options.path.parents if not folder.exists()]  # the innermost first
     checkpoint = open_checkpoint(options.ckpt_path, options.name)
     print_lines(f"[{checkpoint.path}]", to_stderr=True)
     start = time.perf_counter()
     model, tokenizer, mode = checkpoint.load_model()
     texts = texts_to_compare(checkpoint, model, tokenizer, mode)
     unfinished = temporary_path(options.path)  # a folder, which holds what appears beside each other
+    written = unfinished / options.path.name
     try:
-        remove(unfinished)
-        unfinished.mkdir(parents=True)
-        written = unfinished / options.path.name
-        target.write(model, tokenizer, mode, written, dtype)
+        with write_errors(options.path):
+            remove(unfinished)
+            unfinished.mkdir(parents=True)
+            target.write(model, tokenizer, mode, written, dtype)
         parity = target.check(model, tokenizer, mode, written, texts, dtype)
-        for path in sorted(unfinished.iterdir(), key=lambda path: path == written):  # the model last
-            move(path, options.path.parent / path.name)
-    except OSError as error:
-        raise write_error(options.path, error, "give a path elsewhere") from error
+        with write_errors(options.path):
+            for path in sorted(unfinished.iterdir(), key=lambda path: path == written):  # the model last
+                move(path, options.path.parent / path.name)
     finally:
-        remove(unfinished)
+        with contextlib.suppress(OSError):
+            remove(unfinished)
+            for folder in missing:
+                folder.rmdir()  # fails if it is not empty
     print_lines(
         f"compared    {parity.strings:,} strings encoded equally; logits of {parity.tokens:,} tokens within "
         f"{parity.difference:.1e}; {parity.greedy} likeliest tokens equal",
@@ -118,6 +124,15 @@ def texts_to_compare(checkpoint: Checkpoint | ImportedModel, model: GPT, tokeniz
     return [text for text in texts if text] or ["\n"]
 
 
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the file system into one line about the path."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error, "give a path elsewhere") from error
+
+
 def move(source: Path, target: Path) -> None:
     """Move a complete file or folder to a path where nothing is.
 
@@ -132,10 +147,11 @@ def check_is_free(path: Path) -> None:
     """Check that nothing is at a path.
 
     Raises:
-        UserError: Something is there.
+        UserError: Something is there, or it cannot be looked up.
     """
-    if path.exists():
-        raise UserError(f"{path} already exists: give another name, or delete it")
+    with write_errors(path):
+        if path.exists() or path.is_symlink():
+            raise UserError(f"{path} already exists: give another name, or delete it")
 
 
 def size_of(path: Path) -> int:

@@ -70,5 +70,10 @@ def check_start(settings: Namespace) -> None:
             f"--data.tokenizer {settings.data.tokenizer}: the model of --model.init_from has its own tokenizer: leave "
             "the setting out"
         )
+    if settings.data.vocab != "full":
+        raise UserError(
+            f"--data.vocab {settings.data.vocab}: the model of --model.init_from has its own vocabulary: leave the "
+            "setting out"
+        )
     shape = {**settings.model.config.as_dict(), "vocab_size": found.vocab_size}
     check_shape(path, found, GPTConfig(**shape))

@@ -50,11 +50,14 @@ def architecture_of(config: GPTConfig) -> Architecture:
     transformers gives Qwen 2 a tokenizer of its own, whatever the folder says; Llama computes the same shapes.
 
     Raises:
-        UserError: None does; the message names the slot.
+        UserError: None does; the message names the slots.
     """
-    reason = next(_obstacles(config), None)
-    if reason is not None:
-        raise UserError(f"{reason}: no architecture of Hugging Face or llama.cpp has that; --to html takes any shape")
+    reasons = list(_obstacles(config))
+    if reasons:
+        raise UserError(
+            f"{', '.join(reasons)}: no architecture of Hugging Face or llama.cpp has that; --to html takes any shape, "
+            "and docs/formats.md says what to train instead"
+        )
     if config.position in ("learned", "sinusoidal"):
         return ARCHITECTURES["gpt2"]
     if config.norm == "layernorm":

@@ -42,7 +42,10 @@ def gguf_architecture(config: GPTConfig) -> Name:
     elif name == "arcee" and any(config.has_bias(part) for part in ("qkv", "project", "mlp")):
         reason = "model.config.bias is true with mlp relu2"
     if reason is not None:
-        raise UserError(f"{reason}: no architecture of llama.cpp has that; --to hf and --to html take it")
+        raise UserError(
+            f"{reason}: no architecture of llama.cpp has that; --to hf and --to html take it, and docs/formats.md says "
+            "what to train instead"
+        )
     return name
 
 

@@ -7,7 +7,9 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 import contextlib
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,10 +27,11 @@ from lit_gpt.convert.gguf_weights import POSITION_TABLE, from_gguf, to_gguf
 from lit_gpt.convert.llama_cpp import compare_with_llama_cpp
 from lit_gpt.convert.parity import Parity
 from lit_gpt.convert.target import Target
+from lit_gpt.convert.tokenizer_json import end_name
 from lit_gpt.errors import UserError
 from lit_gpt.library_tokenizer import LibraryTokenizer
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.tokenizer_base import ENDOFTEXT, Tokenizer
+from lit_gpt.tokenizer_base import Tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, ReaderTensor
@@ -73,7 +76,7 @@ def write_gguf(model: GPT, tokenizer: Tokenizer, mode: str, path: Path, dtype: s
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-    path.with_suffix(".Modelfile").write_text(_modelfile(path, model), encoding="utf-8")
+    path.with_suffix(".Modelfile").write_text(_modelfile(path, model, tokenizer), encoding="utf-8")
 
 
 def check_gguf(model: GPT, tokenizer: Tokenizer, mode: str, path: Path, texts: list[str], dtype: str = "f16") -> Parity:
@@ -156,7 +159,7 @@ def read_gguf(path: Path) -> tuple[GPT, Tokenizer, str]:
         raise UserError(f"{path} cannot be opened ({error.strerror or error}): give a GGUF file") from None
     except DAMAGE as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be opened ({reason}): give a GGUF file of one of {', '.join(SLOTS)}") from None
+        raise UserError(f"{path} cannot be read ({reason}): give a GGUF file of one of {', '.join(SLOTS)}") from None
     model.tie_and_init_buffers()
     return model.eval(), tokenizer, mode
 
@@ -170,12 +173,29 @@ def _describe(metadata: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) 
     architecture = metadata.get("general.architecture")
     if architecture not in SLOTS:
         raise ValueError(f"its architecture is {architecture!r}")
-    own = json.loads(metadata.get(origin.KEY, "{}"))
-    config = GPTConfig(**own["config"]) if own else read_config(metadata, shapes)
-    if own and own["tokenizer"]["name"] != LibraryTokenizer.name:
-        return config, origin.restore_tokenizer(own["tokenizer"], read_tokens(metadata)), own["mode"]
-    tokenizer, mode = read_vocabulary(metadata)
-    return config, tokenizer, mode
+    config = read_config(metadata, shapes)
+    own = _origin(metadata, config)
+    if own is None:
+        return config, *read_vocabulary(metadata)
+    config = GPTConfig(**own["config"])
+    if own["tokenizer"]["name"] == LibraryTokenizer.name:
+        return config, *read_vocabulary(metadata)
+    return config, origin.restore_tokenizer(own["tokenizer"], read_tokens(metadata)), own["mode"]
+
+
+def _origin(metadata: Mapping[str, Any], config: GPTConfig) -> dict[str, Any] | None:
+    """Return what our export says of the model; None if it does not, or if the file was changed afterwards.
+
+    Raises:
+        ValueError: What it says is no description of a model.
+    """
+    own: dict[str, Any] = json.loads(metadata.get(origin.KEY, "{}"))
+    if not own or own["mode"] not in ("rows", "raw"):
+        return None
+    ours = GPTConfig(**own["config"])
+    if ours.mlp == "gelu":  # llama.cpp has only gelu_tanh
+        config = replace(config, mlp="gelu" if config.mlp == "gelu_tanh" else config.mlp)
+    return own if origin.is_unchanged(ours, config) else None
 
 
 def _check_size(config: GPTConfig, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -206,12 +226,13 @@ def _dequantize(tensor: "ReaderTensor") -> Tensor:
     return torch.from_numpy(np.array(values, dtype=np.float32))  # a copy, because the file is mapped into memory
 
 
-def _modelfile(path: Path, model: GPT) -> str:
+def _modelfile(path: Path, model: GPT, tokenizer: Tokenizer) -> str:
     """Return the text of the Modelfile, which tells Ollama what it would otherwise guess: the template and the end."""
-    return f"""# ollama create {path.stem} -f {path.stem}.Modelfile
+    name = shlex.quote(path.stem)
+    return f"""# ollama create {name} -f {name}.Modelfile
 FROM ./{path.name}
 TEMPLATE {{{{ .Prompt }}}}
-PARAMETER stop {ENDOFTEXT}
+PARAMETER stop {end_name(tokenizer)}
 PARAMETER num_ctx {model.config.context_length}
 """
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lit_gpt.byte_level import to_bytes, to_characters
 from lit_gpt.convert.byte_level import merged_pairs
 from lit_gpt.convert.gguf_vocabulary import CONTROL, NORMAL, UNUSED, add_vocabulary
+from lit_gpt.convert.tokenizer_json import end_name
 from lit_gpt.errors import UserError
 from lit_gpt.library_tokenizer import LibraryTokenizer
 from lit_gpt.tokenizer import BytePairTokenizer, CharTokenizer
@@ -66,7 +67,7 @@ def _types(tokenizer: Tokenizer) -> list[int]:
 def _special_tokens(tokenizer: Tokenizer, first: int) -> list[str]:
     """Return the names of the ids from `first` that are no parts of a text."""
     names = [f"<|unused_{token}|>" for token in range(first, tokenizer.vocab_size)]
-    names[tokenizer.end_of_text - first] = ENDOFTEXT
+    names[tokenizer.end_of_text - first] = end_name(tokenizer)
     return names
 
 

@@ -41,8 +41,8 @@ pipeline_tag: text-generation
 
 # {name}
 
-A GPT of {parameters:,} parameters ({blocks} blocks of width {width}, context {context}), trained with lit_gpt and
-exported as `{class_name}`.
+A GPT of {parameters:,} parameters (blocks: {blocks}, width: {width}, context: {context}), written by lit_gpt as
+`{class_name}`.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,7 +53,7 @@ inputs = tokenizer("{prompt}", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))
 ```
 
-{begin} The characters `<|endoftext|>` in a text are text.
+{texts}
 
 The training text and its licence are not stated here: add them before you publish the model.
 """
@@ -78,20 +78,28 @@ def write_hugging_face(model: GPT, tokenizer: Tokenizer, mode: str, folder: Path
     """
     architecture = architecture_of(model.config)
     try:
+        import tokenizers  # noqa: F401  (to_tokenizer_json needs it)
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
-        raise UserError("--to hf needs safetensors and transformers: pip install 'lit-gpt[hf]'") from None
-    folder.mkdir(parents=True)
+        raise UserError("--to hf needs safetensors, tokenizers and transformers: pip install 'lit-gpt[hf]'") from None
     weights = to_hugging_face(model, architecture)
     tensors = {name: value.to(DTYPES[dtype]).contiguous() for name, value in weights.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, value in tensors.items():
+        if not value.isfinite().all():
+            raise UserError(f"{name} has a value too large for {dtype}: export with --dtype bfloat16")
+    folder.mkdir(parents=True)
+    try:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     config = folder / "config.json"
     _write_json(config, hugging_face_config(model, tokenizer, mode, architecture, dtype))
     shutil.copymode(config, folder / "model.safetensors")  # safetensors lets nobody else read it
     _write_json(folder / "generation_config.json", _generation_config(tokenizer, mode))
     (folder / "tokenizer.json").write_text(to_tokenizer_json(tokenizer, mode), encoding="utf-8")
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(model, tokenizer))
-    (folder / "README.md").write_text(_card(model, architecture, mode, folder.name), encoding="utf-8")
+    (folder / "README.md").write_text(_card(model, tokenizer, architecture, mode, folder.name), encoding="utf-8")
 
 
 def hugging_face_config(
@@ -187,19 +195,23 @@ def _tokenizer_config(model: GPT, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _card(model: GPT, architecture: Architecture, mode: str, name: str) -> str:
-    config, rows = model.config, mode == "rows"
+def _card(model: GPT, tokenizer: Tokenizer, architecture: Architecture, mode: str, name: str) -> str:
+    config, rows, end = model.config, mode == "rows", end_name(tokenizer)
+    if isinstance(tokenizer, LibraryTokenizer):
+        texts = f"A text ends with `{end}`."
+    elif rows:
+        texts = f"The tokenizer puts `{end}` before a text, and the model writes it after one."
+    else:
+        texts = "The model was trained on one long text: it writes on without an end."
     return CARD.format(
-        name=name.removeprefix(".").removesuffix(".unfinished"),
+        name=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         blocks=config.num_blocks,
         width=config.d_model,
         context=config.context_length,
         class_name=architecture.class_name,
         prompt="" if rows else "\\n",
-        begin="The tokenizer puts `<|endoftext|>` before a text, and the model writes it after one."
-        if rows
-        else "The model was trained on one long text: it writes on without an end.",
+        texts=f"{texts} The characters `{end}` in a prompt are text.",
     )
 
 

@@ -1,7 +1,6 @@
 """Read a model from a folder of Hugging Face: GPT-2, Llama, Qwen 2, Qwen 3, Arcee, Starcoder 2, SmolLM."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ ACTIVATIONS = {
 }
 # Tables that some files hold beside the weights, and that follow from the shape
 COMPUTED = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+DAMAGE = (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RuntimeError)  # of odd values
 # What a config may switch on and this model lacks: its key -> the value that switches it off
 SWITCHES: dict[str, Any] = {
     "scale_attn_weights": True,
@@ -116,12 +116,12 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: There is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: give a folder of Hugging Face, with its {path.name}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged: copy it again from where it came")
@@ -133,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _architecture(description: dict[str, Any], folder: Path) -> Architecture:
     name = description.get("model_type")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"{folder}: model_type {name!r} is not supported: give a model of one of these: {known}")
     if description.get("auto_map"):
@@ -161,9 +161,11 @@ def gpt_config(
     try:
         shape = _gpt2_shape if architecture.name == "gpt2" else _shape
         return shape_of(shape(description, architecture, folder), weights)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{folder}: config.json lacks {error}: copy it again from where it came") from None
-    except (TypeError, ValueError) as error:
+    except DAMAGE as error:
         raise UserError(f"{folder}: config.json describes no model ({error})") from None
 
 
@@ -252,9 +254,11 @@ def _check_windows(description: dict[str, Any], folder: Path) -> None:
         UserError: Some attend to a window only.
     """
     window, length = description.get("sliding_window"), description["max_position_embeddings"]
-    is_used = description.get("use_sliding_window", True) and window is not None and window < length
-    if is_used or set(description.get("layer_types") or ["full_attention"]) != {"full_attention"}:
+    if description.get("use_sliding_window", True) and window is not None and window < length:
         raise UserError(f"{folder}: sliding_window is {window} in config.json, which is not supported")
+    kinds = description.get("layer_types") or []
+    if any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"{folder}: layer_types is {kinds!r:.80} in config.json, which is not supported")
 
 
 def _origin(description: dict[str, Any], config: GPTConfig, weights: Mapping[str, Tensor]) -> dict[str, Any] | None:
@@ -264,12 +268,8 @@ def _origin(description: dict[str, Any], config: GPTConfig, weights: Mapping[str
         ours = shape_of(saved["config"], weights)
     except (TypeError, ValueError, LookupError):
         return None
-    sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "kv_heads", "head_width")
-    parts = ("hidden_width", "rope_base", "mlp", "qk_norm", "tie_embeddings", "norm")
-    fits = all(getattr(ours, name) == getattr(config, name) for name in (*sizes, *parts))
-    eps = ours.norm_eps or (1e-5 if ours.norm == "layernorm" else 1e-6)
     is_known = saved.get("mode") in ("rows", "raw") and isinstance(saved.get("tokenizer"), dict)
-    return saved if fits and is_known and math.isclose(eps, config.norm_eps or 0) else None
+    return saved if is_known and origin.is_unchanged(ours, config) else None
 
 
 # ----------------------------------------------------------------------------------------------------------- weights
@@ -290,7 +290,10 @@ def _read_weights(path: Path, folder: Path) -> Mapping[str, Tensor]:
     if path.is_file():
         files = [path]
     elif index.exists():
-        files = [folder / name for name in sorted(set(map(str, read_json(index).get("weight_map", {}).values())))]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise UserError(f"{index} is damaged: copy it again from where it came")
+        files = [folder / name for name in sorted(set(map(str, names.values())))]
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -303,6 +306,9 @@ def _read_weights(path: Path, folder: Path) -> Mapping[str, Tensor]:
             raise UserError(f"{index} names a file in another folder: copy it again from where it came")
         try:
             weights |= load_file(file)
+            for name, value in weights.items():
+                if not (value.is_floating_point() and value.element_size() > 1) and not name.endswith(COMPUTED):
+                    raise UserError(f"{file} has quantised weights ({name} in {value.dtype}), which are not supported")
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} cannot be read ({str(error)[:100]}): copy it again from where it came") from None
     return weights

@@ -136,8 +136,10 @@ def from_hugging_face(
         names = names_of(name, architecture)
         left -= set(names)
         parts = [weights[theirs].T if is_transposed(theirs, architecture) else weights[theirs] for theirs in names]
+        rows = row_counts(name, model.config, len(names)) if len(names) > 1 else [len(expected)]
+        for theirs, part, count in zip(names, parts, rows, strict=True):
+            if part.shape != (count, *expected.shape[1:]):
+                raise ValueError(theirs)
         value = parts[0] if len(parts) == 1 else torch.cat([part.float() for part in parts])
-        if value.shape != expected.shape:
-            raise ValueError(names[0])
         found[name] = value.float().contiguous()
     return found, sorted(left)

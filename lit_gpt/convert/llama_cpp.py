@@ -63,7 +63,8 @@ class LlamaServer:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self._errors, text=True)
         assert self._process.stdout is not None
-        address = self._process.stdout.readline().strip()
+        lines = map(str.strip, self._process.stdout)  # until it ends, where a debugger may say something
+        address = next((line for line in lines if line.startswith("http://")), "")
         self._connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=TIMEOUT_S)
         if not address:
             error = self._last_error()
@@ -94,12 +95,15 @@ class LlamaServer:
         """Send a request to the server and return its answer.
 
         Raises:
-            LlamaError: The server reports an error.
+            LlamaError: The server reports an error, or has ended.
         """
         headers = {"Content-Type": "application/json"}
-        self._connection.request("POST", address, json.dumps(request), headers)
-        response = self._connection.getresponse()
-        answer: dict[str, Any] = json.loads(response.read())
+        try:
+            self._connection.request("POST", address, json.dumps(request), headers)
+            response = self._connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
+        except (OSError, http.client.HTTPException) as error:
+            raise LlamaError(f"its process does not answer: {error or type(error).__name__}") from None
         self._connection.close()  # the server ends it soon anyway; the next request opens a new one
         if response.status != http.client.OK:
             raise LlamaError(str(answer.get("error", answer))[:200])

@@ -10,6 +10,7 @@ from lit_gpt.model import GPT
 from lit_gpt.tokenizer_base import Tokenizer
 
 NAME_ON_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+SUFFIXES = (".gguf", ".safetensors")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ImportedModel:
 
     def load_model(self) -> tuple[GPT, Tokenizer, str]:
         """Read the model; see `lit_gpt.load_model`."""
-        if self.path.suffix == ".gguf":
+        if self.path.suffix.lower() == ".gguf":
             from lit_gpt.convert.gguf_file import read_gguf  # only needed here
 
             return read_gguf(self.path)
@@ -40,7 +41,7 @@ def open_model(path: str | Path) -> Checkpoint | ImportedModel:
         UserError: Nothing is there, or a checkpoint is damaged.
     """
     path = Path(path)
-    if NAME_ON_HUB.fullmatch(str(path)) and path.suffix not in (".ckpt", ".gguf") and not path.exists():
+    if NAME_ON_HUB.fullmatch(str(path)) and path.suffix not in (*SUFFIXES, ".ckpt") and not path.parent.exists():
         path = download(str(path))
     if is_imported(path):
         return ImportedModel(path)
@@ -56,7 +57,7 @@ def is_imported(path: Path) -> bool:
     """Whether the model of another program is at a path."""
     try:
         is_folder = path.is_dir() and (path / "config.json").exists()
-        return is_folder or (path.suffix in (".gguf", ".safetensors") and path.exists())
+        return is_folder or (path.suffix.lower() in SUFFIXES and path.exists())
     except (OSError, ValueError):  # no path: it is too long, or has a null character
         return False
 
@@ -98,5 +99,7 @@ def download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the library raises what its network client raises
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{name}: no such path here, and the Hugging Face hub does not give it ({reason})") from None
+        raise UserError(
+            f"{name}: no such path here, and the Hugging Face hub does not give it ({type(error).__name__}): check the "
+            "name and the network"
+        ) from None

@@ -5,6 +5,7 @@ file states them beside what the other program reads. Whoever reads the file che
 """
 
 import base64
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,24 @@ def describe(config: GPTConfig, tokenizer: Tokenizer, mode: str) -> dict[str, An
     if state.get("pieces") is not None:
         state["pieces"] = []
     return {"config": asdict(config), "mode": mode, "tokenizer": state}
+
+
+def is_unchanged(ours: GPTConfig, theirs: GPTConfig) -> bool:
+    """Return whether a file still describes the shape that was exported, as far as other programs have names for it.
+
+    Args:
+        ours: The shape in the description.
+        theirs: The shape that the rest of the file describes.
+    """
+    sizes = ("vocab_size", "context_length", "d_model", "num_blocks", "num_heads", "kv_heads", "head_width")
+    parts = ("hidden_width", "mlp", "qk_norm", "tie_embeddings", "norm")
+    default_eps = 1e-5 if ours.norm == "layernorm" else 1e-6
+    numbers = [(ours.norm_eps or default_eps, theirs.norm_eps or default_eps)]
+    if ours.position == "rope":
+        numbers.append((ours.rope_base, theirs.rope_base))
+    return all(getattr(ours, name) == getattr(theirs, name) for name in (*sizes, *parts)) and all(
+        math.isclose(one, other, rel_tol=1e-6) for one, other in numbers
+    )
 
 
 def restore_tokenizer(state: dict[str, Any], tokens: list[bytes]) -> Tokenizer:

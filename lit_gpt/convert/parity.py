@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lit_gpt.errors import UserError, shorten
 from lit_gpt.inference.generate import encode_prompt, generate
+from lit_gpt.layers import Sinusoidal
 from lit_gpt.model import GPT
 from lit_gpt.tokenizer import CharTokenizer, Tokenizer
 
@@ -120,8 +121,9 @@ def rounded(model: GPT, dtype: torch.dtype) -> GPT:
     if dtype == torch.float32:
         return model
     other = copy.deepcopy(model)
-    for parameter in other.parameters():
-        parameter.data = parameter.data.to(dtype).float()
+    tables = [other.position.table] if isinstance(other.position, Sinusoidal) else []  # it is written as a weight
+    for value in (*other.parameters(), *tables):
+        value.data = value.data.to(dtype).float()
     return other
 
 

@@ -70,6 +70,8 @@ def _library_tokenizer(tokenizer: Tokenizer) -> "Library":
 
 def end_name(tokenizer: Tokenizer) -> str:
     """Return the name of the end of text: tiktoken's, with more at its end where a token of a text has that name."""
+    if isinstance(tokenizer, LibraryTokenizer):
+        return tokenizer.library.id_to_token(tokenizer.end_of_text) or ENDOFTEXT
     name = ENDOFTEXT
     if isinstance(tokenizer, BytePairTokenizer):
         while name.encode() in tokenizer.tokens:
@@ -107,7 +109,7 @@ def from_tokenizer_json(path: Path, origin: dict[str, Any] | None, begin: int, e
         description = json.loads(text)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a folder with its tokenizer.json") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is no tokenizer.json of Hugging Face: copy it again from where it came") from None
     if origin is not None:
         try:

@@ -70,7 +70,8 @@ def write_web_page(model: GPT, tokenizer: Tokenizer, mode: str, path: Path, dtyp
     if parameters > MAX_PARAMETERS:
         raise UserError(
             f"the model has {format_count(parameters)} parameters, and a web page takes up to "
-            f"{format_count(MAX_PARAMETERS)}: export it for llama.cpp and Ollama, as --to gguf {path.stem}.gguf"
+            f"{format_count(MAX_PARAMETERS)}: export it as --to gguf {path.stem}.gguf; docs/formats.md says for which "
+            "shapes"
         )
     if not isinstance(tokenizer, BytePairTokenizer | ByteTokenizer | CharTokenizer):
         raise UserError(
