@@ -51,6 +51,7 @@ class GPTConfig:
         qk_norm: Whether the queries and keys of each head are normalised (Dehghani et al. 2023).
         tie_embeddings: Whether the head shares the weight of the embedding (Press and Wolf 2017).
         previous_tokens: Number of earlier tokens whose embeddings are added to a token's, from one table per distance.
+        zero_init: Whether the matrices whose output is added to the residual stream start at zero.
 
     Raises:
         ValueError: a number is out of range, a choice is unknown, or the heads do not divide the width.
@@ -77,6 +78,7 @@ class GPTConfig:
     qk_norm: bool = True
     tie_embeddings: bool = True
     previous_tokens: int = 0
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
         def check(valid: bool, message: str) -> None:
@@ -141,8 +143,8 @@ class GPTConfig:
 
     @property
     def residual_std(self) -> float:
-        """The initial standard deviation of matrices whose output is added to the residual stream, as in GPT-2."""
-        return 0.02 / math.sqrt(2 * self.num_blocks)
+        """The initial standard deviation of matrices whose output is added to the residual stream; GPT-2's, or zero."""
+        return 0.0 if self.zero_init else 0.02 / math.sqrt(2 * self.num_blocks)
 
 
 def new_norm(config: GPTConfig, width: int) -> nn.Module:

@@ -6,6 +6,8 @@ twice (as in Liger Kernel, Hsu et al. 2024). Where all logits are small, a CPU i
 `F.linear_cross_entropy` of torch 2.13 is slower in bfloat16 and returns the loss in bfloat16; see docs/kernels.md.
 """
 
+import functools
+import importlib.util
 import math
 from typing import Any, ClassVar
 
@@ -140,10 +142,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             counted = (targets[rows] != IGNORE_INDEX).unsqueeze(-1)  # (n, 1)
             row_scale = counted * scale.to(dtype)  # (n, 1)
             logits = _chunk_logits(hidden[rows], padded, vocab_size)  # (n, V or more)
-            in_place = logits if logits.device.type == "cpu" else None  # newly mapped memory costs a CPU more than exp
-            grad = torch.softmax(logits, dim=-1, out=in_place)  # (n, V or more), computed in float32 or wider
-            del logits, in_place
-            loss += (_loss_and_grad_(grad, targets[rows]) * counted.squeeze(-1)).sum()
+            losses, grad = _losses_and_grad(logits, targets[rows], vocab_size)  # (n,), (n, V or more)
+            del logits
+            loss += (losses * counted.squeeze(-1)).sum()
             if grad_hidden is not None:
                 grad_hidden[rows] = grad @ padded * row_scale  # (n, D)
             if grad_weight is not None:
@@ -201,6 +202,26 @@ def _count_largest_(logits: Tensor, targets: Tensor) -> Tensor:
     tied = target_logit == largest_other
     is_largest[tied] = targets[tied] < logits[tied].argmax(dim=-1)
     return (is_largest & (targets != IGNORE_INDEX)).sum()
+
+
+def _losses_and_grad(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return the loss of each row (n,) and its gradient (n, V or more), both computed in float32 or wider.
+
+    The gradient may take the place of the logits (n, V or more); those from `vocab_size` on are minus infinity.
+    """
+    if logits.device.type == "cuda" and logits.dtype in (torch.float32, torch.bfloat16) and has_triton():
+        from lit_gpt.ops.softmax_kernel import loss_and_grad_
+
+        return loss_and_grad_(logits, targets, vocab_size), logits
+    in_place = logits if logits.device.type == "cpu" else None  # newly mapped memory costs a CPU more than exp
+    grad = torch.softmax(logits, dim=-1, out=in_place)
+    return _loss_and_grad_(grad, targets), grad
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether the compiler of GPU kernels is installed; it comes with PyTorch for NVIDIA GPUs on Linux."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def _loss_and_grad_(probabilities: Tensor, targets: Tensor) -> Tensor:

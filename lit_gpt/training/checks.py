@@ -26,7 +26,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     learning_rate, min_learning_rate = arguments["learning_rate"], arguments["min_learning_rate"]
     if not 0 < learning_rate < np.inf:
         raise UserError(f"--model.learning_rate is {learning_rate}: give more than 0, as 1e-3")
-    for name in ("warmup_steps", "weight_decay", "min_learning_rate", "embedding_rate", "head_rate"):
+    for name in (
+        "warmup_steps",
+        "momentum_warmup_steps",
+        "weight_decay",
+        "min_learning_rate",
+        "embedding_rate",
+        "head_rate",
+    ):
         value = arguments[name]
         if value is not None and not 0 <= value < np.inf:
             raise UserError(f"--model.{name} is {value}: give 0 or more")
@@ -46,6 +53,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             "--model.schedule constant never lowers the learning rate, but --model.min_learning_rate is "
             f"{'null' if min_learning_rate is None else min_learning_rate} and --model.decay_share "
             f"{arguments['decay_share']}: give null and 1, or another schedule"
+        )
+    if arguments["momentum_warmup_steps"] and arguments["optimizer"] != "muon":
+        raise UserError(
+            f"--model.momentum_warmup_steps is {arguments['momentum_warmup_steps']}, but only Muon has this momentum: "
+            "give --model.optimizer muon, or 0"
         )
     if arguments["decay_norms_and_biases"] and arguments["weight_decay"] == 0:
         raise UserError(

@@ -76,6 +76,7 @@ class LitGPT(LightningModule):
         weight_decay: Weight decay of the matrices.
         decay_norms_and_biases: Whether weight decay applies to biases and to the scales of norms, too.
         betas: Decay rates of AdamW's moments.
+        momentum_warmup_steps: Optimizer steps in which Muon's momentum rises from 0.85 to 0.95.
         compile: Whether to compile the blocks with torch.compile. It starts slowly and pays on a GPU and in long runs.
         activation_checkpointing: Whether to recompute the activations of a block in the backward pass (Chen et al.
             2016). It needs less memory and a third more time.
@@ -107,6 +108,7 @@ class LitGPT(LightningModule):
         weight_decay: float = 0.1,
         decay_norms_and_biases: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
+        momentum_warmup_steps: int = 0,
         compile: bool = False,
         activation_checkpointing: bool = False,
         init_from: str | None = None,
@@ -210,7 +212,7 @@ class LitGPT(LightningModule):
         fused = self.trainer.precision != "16-mixed"
         optimizer: torch.optim.Optimizer
         if self.hparams["optimizer"] == "muon":
-            optimizer = MuonAdamW(groups, betas, fused)
+            optimizer = MuonAdamW(groups, betas, fused, self.hparams["momentum_warmup_steps"])
         else:
             optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
         optimizer.register_load_state_dict_pre_hook(keep_groups)
