@@ -282,6 +282,7 @@ class GPT(nn.Module):
 
     Attributes:
         seed: of the initial weights, itself drawn from PyTorch's global generator.
+        float8_head: whether the products of the head in `loss` are computed in float8, see `ops.linear_cross_entropy`.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -297,6 +298,7 @@ class GPT(nn.Module):
         self.blocks = Blocks(config)
         self.norm = new_norm(config, config.d_model)
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.float8_head = False
         self.tie_and_init_buffers()
         if not self.embedding.weight.is_meta:
             self.init_weights()
@@ -403,7 +405,7 @@ class GPT(nn.Module):
         its compiled backward pass adds up gradients in an order that differs between runs.
         """
         hidden = self.norm(self.blocks(x, inputs))  # (B, T, D)
-        return ops.linear_cross_entropy(hidden, self.head.weight, targets)
+        return ops.linear_cross_entropy(hidden, self.head.weight, targets, self.float8_head)
 
     @torch.no_grad()
     def evaluate(

@@ -14,6 +14,7 @@ from lit_gpt.data.batches import Batch, BatchLoader
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.ops.float8 import FLOAT8_CAPABILITY, FLOAT8_MULTIPLE
 from lit_gpt.sharding import full_tensor
 
 
@@ -110,6 +111,26 @@ def check_callbacks(trainer: Trainer) -> None:
                 "Tuner.scale_batch_size does not work with LitGPT, whose steps follow from the batch size: give "
                 "batch_size (fit.py --preflight finds the largest that fits), and make a new Trainer"
             )
+
+
+def check_float8(gpt: GPT, device: torch.device) -> None:
+    """Check that the head can multiply float8 numbers on the device, if it should.
+
+    Raises:
+        UserError: The device or the width does not allow it.
+    """
+    if not gpt.float8_head:
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        raise UserError(
+            "--model.float8_head true needs a GPU of compute capability 8.9 or more, as an RTX 4090 or an H100: "
+            "give false"
+        )
+    if gpt.config.d_model % FLOAT8_MULTIPLE:
+        raise UserError(
+            f"--model.float8_head true needs a width that {FLOAT8_MULTIPLE} divides, but --model.config.d_model is "
+            f"{gpt.config.d_model}: change one of them"
+        )
 
 
 def check_data(config: GPTConfig, data: TextDataModule) -> None:
