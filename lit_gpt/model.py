@@ -51,6 +51,7 @@ class GPTConfig:
         qk_norm: Whether the queries and keys of each head are normalised (Dehghani et al. 2023).
         tie_embeddings: Whether the head shares the weight of the embedding (Press and Wolf 2017).
         previous_tokens: Number of earlier tokens whose embeddings are added to a token's, from one table per distance.
+        zero_init: Whether the matrices whose output is added to the residual stream start at zero.
 
     Raises:
         ValueError: a number is out of range, a choice is unknown, or the heads do not divide the width.
@@ -77,6 +78,7 @@ class GPTConfig:
     qk_norm: bool = True
     tie_embeddings: bool = True
     previous_tokens: int = 0
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
         def check(valid: bool, message: str) -> None:
@@ -141,8 +143,8 @@ class GPTConfig:
 
     @property
     def residual_std(self) -> float:
-        """The initial standard deviation of matrices whose output is added to the residual stream, as in GPT-2."""
-        return 0.02 / math.sqrt(2 * self.num_blocks)
+        """The initial standard deviation of matrices whose output is added to the residual stream; GPT-2's, or zero."""
+        return 0.0 if self.zero_init else 0.02 / math.sqrt(2 * self.num_blocks)
 
 
 def new_norm(config: GPTConfig, width: int) -> nn.Module:
@@ -280,6 +282,7 @@ class GPT(nn.Module):
 
     Attributes:
         seed: of the initial weights, itself drawn from PyTorch's global generator.
+        float8_head: whether the products of the head in `loss` are computed in float8, see `ops.linear_cross_entropy`.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -295,6 +298,7 @@ class GPT(nn.Module):
         self.blocks = Blocks(config)
         self.norm = new_norm(config, config.d_model)
         self.head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.float8_head = False
         self.tie_and_init_buffers()
         if not self.embedding.weight.is_meta:
             self.init_weights()
@@ -401,7 +405,7 @@ class GPT(nn.Module):
         its compiled backward pass adds up gradients in an order that differs between runs.
         """
         hidden = self.norm(self.blocks(x, inputs))  # (B, T, D)
-        return ops.linear_cross_entropy(hidden, self.head.weight, targets)
+        return ops.linear_cross_entropy(hidden, self.head.weight, targets, self.float8_head)
 
     @torch.no_grad()
     def evaluate(

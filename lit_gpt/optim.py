@@ -12,7 +12,7 @@ from lit_gpt.sharding import full_tensor, shard_like
 OptimizerName = Literal["adamw", "muon"]
 Schedule = Literal["constant", "cosine", "linear"]
 
-MOMENTUM = 0.95  # of Muon
+FIRST_MOMENTUM, MOMENTUM = 0.85, 0.95  # of Muon, before and after the warm-up of the momentum
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a, b, c of Jordan et al. 2024
 # Five iterations. Consecutive ones in a group share one product with the long matrix, which saves time if it is long.
 NEWTON_SCHULZ_GROUPS = {"square": (1, 1, 1, 1, 1), "long": (2, 3)}
@@ -122,10 +122,18 @@ class MuonAdamW(torch.optim.AdamW):
         groups: From `parameter_groups`.
         betas: Decay rates of AdamW's moments.
         fused: Whether AdamW's step is one kernel.
+        momentum_warmup_steps: Steps in which Muon's momentum rises linearly to its final value.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float], fused: bool = True) -> None:
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        betas: tuple[float, float],
+        fused: bool = True,
+        momentum_warmup_steps: int = 0,
+    ) -> None:
         super().__init__(groups, betas=betas, fused=fused)
+        self.momentum_warmup_steps = momentum_warmup_steps
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -147,6 +155,13 @@ class MuonAdamW(torch.optim.AdamW):
             self.param_groups = groups
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state. AdamW moves step counters to the parameters' device, where reading one would wait for it."""
+        super().load_state_dict(state_dict)
+        for group in (group for group in self.param_groups if group["name"] == "blocks"):
+            for state in (self.state[p] for p in group["params"] if p in self.state):
+                state["step"] = state["step"].cpu()
+
     def _muon_step(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
         """Update matrices (A, B) of one kind (see `matrix_kind`); those of one shape are stacked."""
         shapes = dict.fromkeys(p.shape for p in parameters)
@@ -167,10 +182,17 @@ class MuonAdamW(torch.optim.AdamW):
             if not state:  # AdamW expects a step counter in every state
                 state.update(step=torch.zeros(()), momentum_buffer=torch.zeros_like(p))
             assert p.grad is not None
+            momentum = muon_momentum(int(state["step"]), self.momentum_warmup_steps)
             state["step"] += 1
-            momentum = state["momentum_buffer"].lerp_(p.grad, 1 - MOMENTUM)
-            row.copy_(full_tensor(p.grad.lerp(momentum, MOMENTUM)))
+            mean = state["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+            row.copy_(full_tensor(p.grad.lerp(mean, momentum)))
         return stack
+
+
+def muon_momentum(step: int, warmup_steps: int) -> float:
+    """Return Muon's momentum in an optimizer step, counted from 0: less at the start, where gradients change fast."""
+    progress = min(1.0, step / warmup_steps) if warmup_steps else 1.0
+    return FIRST_MOMENTUM + (MOMENTUM - FIRST_MOMENTUM) * progress
 
 
 def matrix_kind(shape: torch.Size) -> tuple[int, str]:

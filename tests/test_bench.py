@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import subprocess
 import sys
 from multiprocessing import Pipe
@@ -115,6 +116,39 @@ def test_loss_reports_whether_the_target_is_reached(folder: Path, capsys: pytest
     assert (row["seed"], row["steps"], row["tokens"], row["reached"]) == (7, 3, 3 * 4 * 16, True)
     (row,) = measure(capsys, *args, "--target", "1")
     assert (row["steps"], row["reached"]) == (6, False)
+
+
+NANOGPT_TRAIN = """
+import pickle, sys
+import numpy as np, torch
+from model import GPT, GPTConfig
+
+settings = dict(flag.removeprefix("--").split("=") for flag in sys.argv[1:] if flag.startswith("--"))
+folder = f"data/{settings['dataset']}"
+ids = {split: np.fromfile(f"{folder}/{split}.bin", dtype=np.uint16) for split in ("train", "val")}
+vocab_size = pickle.load(open(f"{folder}/meta.pkl", "rb"))["vocab_size"]
+assert vocab_size == 257 and ids["train"].max() <= 256 and len(ids["train"]) > 8 * len(ids["val"]) > 0
+shape = dict(block_size=8, vocab_size=vocab_size, n_layer=1, n_head=1, n_embd=8, dropout=0.0, bias=False)
+model = GPT(GPTConfig(**shape))
+torch.nn.init.zeros_(model.embedding.weight)
+config = {"batch_size": int(settings["batch_size"]), "gradient_accumulation_steps": 2, "block_size": 8}
+weights = {f"_orig_mod.{name}": weight for name, weight in model.state_dict().items()}  # as if it was compiled
+checkpoint = {"model": weights, "model_args": shape, "iter_num": 5, "config": config}
+import os
+os.mkdir(settings["out_dir"])
+torch.save(checkpoint, settings["out_dir"] + "/ckpt.pt")
+"""
+
+
+def test_loss_of_nanogpt_on_the_same_ids_is_the_target(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "nanoGPT").mkdir()
+    (folder / "nanoGPT" / "model.py").write_text(NANOGPT)
+    (folder / "nanoGPT" / "train.py").write_text(NANOGPT_TRAIN)
+    args = ["loss", "--config", "small.yaml", "--turns=1", "--nanogpt", "nanoGPT", "--nanogpt_args=--batch_size=3"]
+    nanogpt, ours = measure(capsys, *args)
+    assert (nanogpt["who"], nanogpt["steps"], nanogpt["tokens"]) == ("nanogpt", 5, 5 * 3 * 2 * 8)
+    assert nanogpt["loss"] == pytest.approx(math.log(257))  # its weights are zero
+    assert (ours["who"], ours["reached"], ours["steps"]) == ("lit_gpt", True, 3)
 
 
 def test_startup_measures_every_command(

@@ -22,14 +22,16 @@ OVERLAYS = [ROOT / "configs" / name for name in ("ddp.yaml", "fsdp.yaml")]  # te
 EXPERIMENTS = sorted({*(ROOT / "configs").glob("*.yaml")} - {*OVERLAYS})
 
 # Flags by config: the text that the user has to bring, and for gpt2 a model that trains in seconds.
+SMALLER_GPT2 = [
+    *("--data.files", "rows.txt"),
+    *("--model.config.context_length", "32", "--model.config.num_blocks", "2"),
+    *("--data.batch_size", "1", "--data.global_batch_size", "2"),
+    *("--model.compile", "false", "--trainer.precision", "32-true"),
+    *("--trainer.enable_checkpointing", "false"),  # a checkpoint has 1.5 GB
+]
 SMALLER_FLAGS = {
-    "gpt2": [
-        *("--data.files", "rows.txt"),
-        *("--model.config.context_length", "32", "--model.config.num_blocks", "2"),
-        *("--data.batch_size", "1", "--data.global_batch_size", "2"),
-        *("--model.compile", "false", "--trainer.precision", "32-true"),
-        *("--trainer.enable_checkpointing", "false"),  # a checkpoint has 1.5 GB
-    ],
+    "gpt2": SMALLER_GPT2,
+    "gpt2_fast": SMALLER_GPT2,
     "shakespeare_char": ["--data.files", str(ROOT / "LICENSE")],
     "shakespeare_fast": ["--data.files", str(ROOT / "LICENSE")],
 }

@@ -135,6 +135,13 @@ def test_initial_weights_follow_gpt2(shape: dict[str, Any]) -> None:
             assert abs(value.mean().item()) < 0.05 * std, name
 
 
+def test_blocks_pass_their_input_on_at_first_with_zero_init() -> None:
+    model = gpt(zero_init=True)
+    assert not any(value.any() for name, value in model.named_parameters() if "project" in name)
+    x, inputs = model.prepare_inputs(random_tokens(2, 8))
+    torch.testing.assert_close(model.blocks(x, inputs), x, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_initial_weights_depend_only_on_seed(shape: dict[str, Any]) -> None:
     config = GPTConfig(vocab_size=37, d_model=32, num_blocks=2, num_heads=4, **shape)

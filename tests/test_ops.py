@@ -230,6 +230,23 @@ def test_bfloat16_gradient_of_mean_has_right_length() -> None:
         assert ((ours * theirs).sum() / theirs.square().sum()).item() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_float8_head_is_nearly_exact(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(LinearCrossEntropy, "VOCAB_MULTIPLE", {"cpu": 64})
+    monkeypatch.setattr(LinearCrossEntropy, "CHUNK_BYTES", {"cpu": 4 * 256 * 50})  # 3 chunks
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 64, generator=generator) for n in (150, 256))
+    hidden, weight = hidden.to(dtype).requires_grad_(), (0.2 * weight).requires_grad_()
+    targets = torch.randint(256, (150,), generator=generator)
+    exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T, targets)
+    loss = ops.linear_cross_entropy(hidden, weight, targets, float8=True)
+    torch.testing.assert_close(loss.double(), expected, rtol=5e-3, atol=0)
+    assert loss != ops.linear_cross_entropy(hidden, weight, targets)  # it is float8 indeed
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(expected, exact)):
+        assert (ours.double() - theirs).norm() < 0.06 * theirs.norm()
+
+
 def test_incoming_gradient_scales_chunked_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy_module, "UNCHUNKED_LOSS_BYTES", 0)
     model, tokens, targets = gpt(), random_tokens(2, 8), random_tokens(2, 8).roll(1)

@@ -9,7 +9,14 @@ from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz
 
 from lit_gpt.model import GPT, GPTConfig
-from lit_gpt.optim import MuonAdamW, gradient_norm, learning_rate_factor, newton_schulz, parameter_groups
+from lit_gpt.optim import (
+    MuonAdamW,
+    gradient_norm,
+    learning_rate_factor,
+    muon_momentum,
+    newton_schulz,
+    parameter_groups,
+)
 
 
 def test_learning_rate_rises_linearly_from_above_zero() -> None:
@@ -68,8 +75,9 @@ def make_gpt() -> GPT:
     return GPT(GPTConfig(vocab_size=20, context_length=8, d_model=16, num_heads=2, num_blocks=3, tie_embeddings=False))
 
 
-def make_muon(model: GPT) -> MuonAdamW:
-    return MuonAdamW(parameter_groups(model, 0.1, 0.01), betas=(0.9, 0.95))
+def make_muon(model: GPT, momentum_warmup_steps: int = 0) -> MuonAdamW:
+    groups = parameter_groups(model, 0.1, 0.01)
+    return MuonAdamW(groups, betas=(0.9, 0.95), momentum_warmup_steps=momentum_warmup_steps)
 
 
 def train(model: GPT, steps: int, *optimizers: torch.optim.Optimizer) -> list[float]:
@@ -113,17 +121,28 @@ def test_muon_step_matches_torch_muon_and_adamw() -> None:
         )  # the step itself is 8e-3; rounding to bfloat16 differs
 
 
-def test_muon_is_deterministic_and_resumes_from_its_state_dict() -> None:
+@pytest.mark.parametrize("momentum_warmup_steps", [0, 5])
+def test_muon_is_deterministic_and_resumes_from_its_state_dict(momentum_warmup_steps: int) -> None:
     one, other = make_gpt(), make_gpt()
-    assert train(one, 6, make_muon(one)) == train(other, 6, make_muon(other))
+    losses = train(one, 6, make_muon(one, momentum_warmup_steps))
+    assert losses == train(other, 6, make_muon(other, momentum_warmup_steps))
     stopped = make_gpt()
-    optimizer = make_muon(stopped)
+    optimizer = make_muon(stopped, momentum_warmup_steps)
     first = train(stopped, 3, optimizer)
     resumed = copy.deepcopy(stopped)
-    again = make_muon(resumed)
+    again = make_muon(resumed, momentum_warmup_steps)
     again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    uninterrupted = make_gpt()
-    assert first + train(resumed, 3, again) == train(uninterrupted, 6, make_muon(uninterrupted))
+    assert first + train(resumed, 3, again) == losses
+
+
+def test_momentum_of_muon_rises_in_its_warmup() -> None:
+    assert [muon_momentum(step, 4) for step in range(6)] == pytest.approx([0.85, 0.875, 0.9, 0.925, 0.95, 0.95])
+    assert muon_momentum(0, 0) == 0.95
+    first, second = make_gpt(), make_gpt()
+    losses = train(first, 4, make_muon(first))
+    warmed = train(second, 4, make_muon(second, momentum_warmup_steps=100))
+    assert losses[0] == warmed[0]
+    assert losses[3] != warmed[3]
 
 
 def test_muon_overfits_one_batch() -> None:

@@ -74,6 +74,13 @@ SETTINGS: dict[str, Case] = {
     "final learning rate above peak": Case(
         ["--model.min_learning_rate", "1"], "--model.min_learning_rate 1.0 is above --model.learning_rate 0.001"
     ),
+    "float8_head on a CPU": Case(
+        ["--model.float8_head", "true"], "--model.float8_head true needs a GPU of compute capability 8.9 or more"
+    ),
+    "momentum_warmup_steps without Muon": Case(
+        ["--model.momentum_warmup_steps", "5"],
+        "--model.momentum_warmup_steps is 5, but only Muon has this momentum: give --model.optimizer muon, or 0",
+    ),
     "decay_share of a constant schedule": Case(
         ["--model.schedule", "constant", "--model.decay_share", "0.5"],
         "--model.min_learning_rate is null and --model.decay_share 0.5: give null and 1, or another schedule",

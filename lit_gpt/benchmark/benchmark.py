@@ -3,7 +3,12 @@
 import argparse
 from pathlib import Path
 
-from lit_gpt.benchmark.commands import benchmark_preparation, benchmark_startup, benchmark_time_to_loss
+from lit_gpt.benchmark.commands import (
+    README_TARGET,
+    benchmark_preparation,
+    benchmark_startup,
+    benchmark_time_to_loss,
+)
 from lit_gpt.benchmark.generation import benchmark_generation
 from lit_gpt.benchmark.peers import load_nanogpt
 from lit_gpt.benchmark.training import benchmark_training
@@ -56,12 +61,13 @@ def parse_args(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--json", action="store_true", help="print one JSON object a line instead of a table")
     add("--peers", action="store_true", help="measure transformers and litgpt too, if installed")
     add("--nanogpt", type=expand_path, metavar="DIR", help="measure nanoGPT too: the folder of a checkout")
+    add("--nanogpt_args", default="", metavar="ARGS", help="loss: more arguments for nanoGPT's train.py, in quotes")
     add("--steps", type=int, default=20, metavar="N", help="steps of a turn; generate: new tokens (%(default)s)")
     add("--turns", type=int, default=10, metavar="N", help="turns of each project; loss: seeds (%(default)s)")
     add("--warm_up", type=int, default=10, metavar="N", help="train: steps before the first turn (%(default)s)")
     add("--vocab_size", type=int, metavar="N", help="generate: of the untrained model; default: the tokenizer's")
     add("--valid_utf8", action="store_true", help="generate: measure texts of valid UTF-8 only too")
-    add("--target", type=float, default=1.898, metavar="X", help="loss: the loss to reach, in nats (%(default)s)")
+    add("--target", type=float, metavar="X", help=f"loss: the loss to reach, in nats (nanoGPT's, or {README_TARGET})")
     add("--first_seed", type=int, default=1, metavar="N", help="loss: the seed of the first run (%(default)s)")
     options, fit_args = parser.parse_known_args(args)
     for name in ("steps", "turns", "warm_up"):

@@ -1,7 +1,9 @@
 """`bench.py loss`, `prepare` and `startup`: the time of whole commands."""
 
 import argparse
+import pickle
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -17,23 +19,25 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from lit_gpt.benchmark.peers import load_nanogpt
-from lit_gpt.benchmark.task import Row, build_run
+from lit_gpt.benchmark.peers import PEERS, load_nanogpt
+from lit_gpt.benchmark.task import Row, Task, build_run, build_task
 from lit_gpt.data.batches import EvaluationBatches
 from lit_gpt.data.corpus import open_corpus
-from lit_gpt.data.datamodule import TextDataModule
+from lit_gpt.data.shards import TokenIds
 from lit_gpt.data.tokenize import read_texts
 from lit_gpt.data.windows import evaluation_starts
 from lit_gpt.device import available_cores
 from lit_gpt.errors import UserError
 
-# The run that nanoGPT's README recommends for a CPU.
-NANOGPT_STEPS, NANOGPT_BATCH_SIZE = 2000, 12
-NANOGPT_ARGS = [
+# What nanoGPT's README recommends for a CPU. On a GPU its defaults are GPT-2 with 124M parameters, compiled.
+NANOGPT_CPU_ARGS = [
     *("config/train_shakespeare_char.py", "--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1"),
-    *("--block_size=64", f"--batch_size={NANOGPT_BATCH_SIZE}", "--n_layer=4", "--n_head=4", "--n_embd=128"),
-    *(f"--max_iters={NANOGPT_STEPS}", f"--lr_decay_iters={NANOGPT_STEPS}", "--dropout=0.0"),
+    *("--block_size=64", "--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128"),
+    *("--max_iters=2000", "--lr_decay_iters=2000", "--dropout=0.0"),
 ]
+NANOGPT_MAX_VOCAB = 2**16  # its files of ids are uint16
+NANOGPT_FOLDER, NANOGPT_DATASET = "out-benchmark", "benchmark"
+README_TARGET = 1.898  # the loss of the run on a CPU, in nats per character of Shakespeare
 
 # ------------------------------------------------------------------------------------------------ time to a loss
 
@@ -41,19 +45,23 @@ NANOGPT_ARGS = [
 def benchmark_time_to_loss(options: argparse.Namespace, args: list[str], default_config: Path) -> Iterator[Row]:
     """Measure the seconds from the start of the command until the loss on the validation split reaches the target.
 
-    One run for each seed. nanoGPT makes the run of its README on the characters of the same file; its loss is computed
-    afterwards and takes no time of the measurement.
+    nanoGPT trains once, on the token ids of the same splits, and its loss is the target unless one is given. That loss
+    is computed afterwards and takes no time of the measurement. Then fit.py makes one run for each seed.
     """
     run = build_run(args, default_config)
+    target = options.target
+    if options.nanogpt:
+        row = _run_nanogpt(options.nanogpt, shlex.split(options.nanogpt_args), build_task(run))
+        yield {"who": "nanogpt", "seed": 1337, **row}
+        target = target or row["loss"]
+    target = target or README_TARGET
     tokens_per_step = run.datamodule.plan.windows_per_step * run.model.gpt.config.context_length
     script = str(default_config.parents[1] / "scripts" / "fit.py")
     fit = [sys.executable, script, "--validate_at_start=false", *args, "--data.eval_windows=null"]
     for seed in range(options.first_seed, options.first_seed + options.turns):
         with tempfile.TemporaryDirectory() as folder:
             command = [*fit, f"--trainer.default_root_dir={folder}", f"--seed_everything={seed}"]
-            yield {"who": "lit_gpt", "seed": seed, **_run_fit(command, options.target, tokens_per_step)}
-    if options.nanogpt:
-        yield {"who": "nanogpt", "seed": 1337, **_run_nanogpt(options.nanogpt, run.datamodule)}
+            yield {"who": "lit_gpt", "seed": seed, **_run_fit(command, target, tokens_per_step)}
 
 
 def _run_fit(command: list[str], target: float, tokens_per_step: int) -> Row:
@@ -75,36 +83,56 @@ def _run_fit(command: list[str], target: float, tokens_per_step: int) -> Row:
     return {**result, "tokens": result["steps"] * tokens_per_step, "reached": result["loss"] <= target}
 
 
-def _run_nanogpt(checkout: Path, data: TextDataModule) -> Row:
-    (source,) = data.sources()
+def _run_nanogpt(checkout: Path, arguments: list[str], task: Task) -> Row:
+    """Run nanoGPT's train.py on the token ids of a task, with these arguments after those of its own recipe."""
+    ids = {"train": task.data.train_ids, "val": task.data.val_ids}
+    vocab_size = PEERS["nanogpt"](task).vocab_size
+    if vocab_size > NANOGPT_MAX_VOCAB:
+        raise UserError(
+            f"nanoGPT reads vocabularies of up to {NANOGPT_MAX_VOCAB:,} ids, this one has {vocab_size:,}: give another "
+            "--data.tokenizer"
+        )
+    vocab_size = task.config.vocab_size
+    if vocab_size > NANOGPT_MAX_VOCAB:
+        raise UserError(
+            f"the vocabulary has {vocab_size:,} ids, and nanoGPT reads {NANOGPT_MAX_VOCAB:,}: choose another"
+        )
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(checkout, Path(folder, "nanogpt"), ignore=shutil.ignore_patterns(".git", "*.bin")))
-        shutil.copy(source.name, copy / "data" / "shakespeare_char" / "input.txt")
-        options: dict[str, Any] = {"cwd": copy, "stdout": subprocess.DEVNULL, "check": True}
-        subprocess.run([sys.executable, "data/shakespeare_char/prepare.py"], **options)
+        dataset = copy / "data" / NANOGPT_DATASET
+        dataset.mkdir(parents=True)
+        for split, array in ids.items():
+            np.asarray(array[:]).astype(np.uint16).tofile(dataset / f"{split}.bin")
+        (dataset / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": vocab_size}))
+        recipe = NANOGPT_CPU_ARGS if task.device.type == "cpu" else []
+        command = [sys.executable, "train.py", *recipe, f"--dataset={NANOGPT_DATASET}", f"--out_dir={NANOGPT_FOLDER}"]
         start = time.perf_counter()
-        subprocess.run([sys.executable, "train.py", *NANOGPT_ARGS], **options)
+        ended = subprocess.run([*command, *arguments], cwd=copy, capture_output=True, text=True)
         seconds = time.perf_counter() - start
-        checkpoint = torch.load(copy / "out-shakespeare-char" / "ckpt.pt", map_location="cpu", weights_only=True)
-        ids = np.fromfile(copy / "data" / "shakespeare_char" / "val.bin", dtype=np.uint16)
-    loss = _nanogpt_loss(checkout, checkpoint, ids)
-    tokens = NANOGPT_STEPS * NANOGPT_BATCH_SIZE * checkpoint["model_args"]["block_size"]
-    return {"loss": loss, "seconds": seconds, "steps": NANOGPT_STEPS, "tokens": tokens}
+        if ended.returncode:
+            raise UserError(f"nanoGPT ended with an error: {ended.stderr.strip().splitlines()[-1]}")
+        checkpoint = torch.load(copy / NANOGPT_FOLDER / "ckpt.pt", map_location="cpu", weights_only=True)
+    config, steps = checkpoint["config"], checkpoint["iter_num"]
+    tokens_per_step = config["batch_size"] * config["gradient_accumulation_steps"] * config["block_size"]
+    loss = _nanogpt_loss(checkout, checkpoint, ids["val"], task.device)
+    return {"loss": loss, "seconds": seconds, "steps": steps, "tokens": steps * tokens_per_step}
 
 
-def _nanogpt_loss(checkout: Path, checkpoint: dict[str, Any], ids: np.ndarray) -> float:
+def _nanogpt_loss(checkout: Path, checkpoint: dict[str, Any], ids: TokenIds, device: torch.device) -> float:
     """Return nanoGPT's loss on all tokens of a split, in nats per token."""
     nanogpt = load_nanogpt(checkout)
     model = nanogpt.GPT(nanogpt.GPTConfig(**checkpoint["model_args"]))
-    model.load_state_dict(checkpoint["model"])
-    model.eval()
+    weights = {name.removeprefix("_orig_mod."): weight for name, weight in checkpoint["model"].items()}  # compiled
+    model.load_state_dict(weights)
+    model.eval().to(device)
     length = checkpoint["model_args"]["block_size"]
-    batches = EvaluationBatches(ids, evaluation_starts(len(ids), length, None), length, batch_size=64)
+    batches = EvaluationBatches(ids, evaluation_starts(len(ids), length, None), length, batch_size=16)
     nats = 0.0
     with torch.no_grad():
-        for tokens, targets in (batches[i] for i in range(len(batches))):
+        for batch in (batches[i] for i in range(len(batches))):
+            tokens, targets = (part.to(device) for part in batch)  # (B, T) each
             logits, _ = model(tokens, targets.clamp(min=0))  # (B, T, V); without targets only of the last position
-            nats += float(F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum"))
+            nats += float(F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"))
     return nats / (len(ids) - 1)
 
 

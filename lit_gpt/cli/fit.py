@@ -36,7 +36,7 @@ from lit_gpt.inference.generate import encode_prompt
 from lit_gpt.runs.report import REPORT_FILE
 from lit_gpt.training.advice import LearningRateAdvice
 from lit_gpt.training.checkpointing import StopEarly
-from lit_gpt.training.checks import check_schedule
+from lit_gpt.training.checks import check_float8, check_schedule
 from lit_gpt.training.logger import StepLogger, step_logger
 from lit_gpt.training.stop import GracefulStop
 
@@ -74,6 +74,7 @@ def fit(experiment: Experiment, stop: GracefulStop) -> None:
         if not experiment.settings.allow_data_change:
             check_same_data(checkpoint, experiment.datamodule)
     check_steps(experiment)
+    check_float8(experiment.model.gpt, experiment.trainer.strategy.root_device)
     check_prompts(experiment)
     if experiment.trainer.is_global_zero:
         claim_folder(experiment, checkpoint, stop)

@@ -6,6 +6,8 @@ twice (as in Liger Kernel, Hsu et al. 2024). Where all logits are small, a CPU i
 `F.linear_cross_entropy` of torch 2.13 is slower in bfloat16 and returns the loss in bfloat16; see docs/kernels.md.
 """
 
+import functools
+import importlib.util
 import math
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lit_gpt.ops.float8 import Float8Weight
 from lit_gpt.ops.linear import accumulation_dtype, autocast_disabled, linear
 
 IGNORE_INDEX = -100  # a target that counts in no loss; PyTorch's default
@@ -29,13 +32,14 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
     return F.cross_entropy(flat, targets.flatten(), ignore_index=IGNORE_INDEX, reduction=reduction)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, float8: bool = False) -> Tensor:
     """Return `cross_entropy(linear(hidden, weight), targets)`, the mean over the targets that count.
 
     Args:
         hidden: (..., D).
         weight: (V, D).
         targets: (...) int64; `IGNORE_INDEX` counts in no loss.
+        float8: Whether the logits and the gradient of `hidden` are computed in float8, see `Float8Weight`.
 
     Returns:
         A scalar in nats, in float32 or wider.
@@ -43,9 +47,9 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     if not torch.is_grad_enabled():
         nats, _ = evaluate_linear_cross_entropy(hidden, weight, targets)
         return nats * _mean_scale(targets, nats.dtype)
-    if holds_all_logits(targets, weight):
+    if holds_all_logits(targets, weight) and not float8:
         return cross_entropy(linear(hidden, weight), targets)
-    return _chunked_loss(hidden.flatten(0, -2), weight, targets.flatten())
+    return _chunked_loss(hidden.flatten(0, -2), weight, targets.flatten(), float8)
 
 
 @torch.no_grad()
@@ -89,11 +93,11 @@ def holds_all_logits(targets: Tensor, weight: Tensor) -> bool:
     return targets.device.type == "cpu" and logits_bytes <= UNCHUNKED_LOSS_BYTES and torch.is_grad_enabled()
 
 
-def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def _chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor, float8: bool = False) -> Tensor:
     hidden = _wide_enough(hidden)
     scale = _mean_scale(targets, accumulation_dtype(hidden.dtype))
     with autocast_disabled(hidden):  # on a GPU it would take the softmax in float32
-        loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale)
+        loss: Tensor = LinearCrossEntropy.apply(hidden, weight, targets, scale, float8)
     return loss
 
 
@@ -128,24 +132,27 @@ class LinearCrossEntropy(torch.autograd.Function):
     VOCAB_MULTIPLE: ClassVar = {"cuda": 64}
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: Tensor, float8: bool = False
+    ) -> Tensor:
         """hidden (N, D), weight (V, D), targets (N,), scale () -> a scalar in nats."""
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         dtype, (vocab_size, _) = accumulation_dtype(hidden.dtype), weight.shape
         padded = _pad_vocabulary(weight.type_as(hidden))  # (V or more, D)
+        rounded = Float8Weight(padded) if float8 else None
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.empty_like(padded, dtype=dtype) if needs_weight else None
         loss = torch.zeros((), device=hidden.device, dtype=dtype)
         for rows in _chunks(hidden, padded, hidden.dtype):
             counted = (targets[rows] != IGNORE_INDEX).unsqueeze(-1)  # (n, 1)
             row_scale = counted * scale.to(dtype)  # (n, 1)
-            logits = _chunk_logits(hidden[rows], padded, vocab_size)  # (n, V or more)
-            in_place = logits if logits.device.type == "cpu" else None  # newly mapped memory costs a CPU more than exp
-            grad = torch.softmax(logits, dim=-1, out=in_place)  # (n, V or more), computed in float32 or wider
-            del logits, in_place
-            loss += (_loss_and_grad_(grad, targets[rows]) * counted.squeeze(-1)).sum()
+            logits = _chunk_logits(hidden[rows], rounded or padded, vocab_size)  # (n, V or more)
+            losses, grad = _losses_and_grad(logits, targets[rows], vocab_size)  # (n,), (n, V or more)
+            del logits
+            loss += (losses * counted.squeeze(-1)).sum()
             if grad_hidden is not None:
-                grad_hidden[rows] = grad @ padded * row_scale  # (n, D)
+                product = grad @ padded if rounded is None else rounded.grad_hidden(grad)  # (n, D)
+                grad_hidden[rows] = product * row_scale
             if grad_weight is not None:
                 scaled = (hidden[rows] * row_scale).type_as(hidden)  # (n, D)
                 _accumulate(grad_weight, grad, scaled, first=rows.start == 0)
@@ -155,7 +162,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """Scale the gradients in place: the larger one has the size of the embedding."""
         grads = ctx.grads
         del ctx.grads
@@ -163,7 +170,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             for part in grads:
                 if part is not None:
                     part.mul_(grad)
-        return *grads, None, None
+        return *grads, None, None, None
 
 
 def _pad_vocabulary(weight: Tensor) -> Tensor:
@@ -180,9 +187,9 @@ def _chunks(hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> list[slice]:
     return [slice(start, start + rows) for start in range(0, len(hidden), rows)]
 
 
-def _chunk_logits(hidden: Tensor, padded: Tensor, vocab_size: int) -> Tensor:
+def _chunk_logits(hidden: Tensor, padded: Tensor | Float8Weight, vocab_size: int) -> Tensor:
     """Return hidden @ padded.T, (n, V or more), with minus infinity in the columns of the padding."""
-    logits = hidden @ padded.T
+    logits = padded.logits(hidden) if isinstance(padded, Float8Weight) else hidden @ padded.T
     logits[:, vocab_size:] = -torch.inf
     return logits
 
@@ -201,6 +208,26 @@ def _count_largest_(logits: Tensor, targets: Tensor) -> Tensor:
     tied = target_logit == largest_other
     is_largest[tied] = targets[tied] < logits[tied].argmax(dim=-1)
     return (is_largest & (targets != IGNORE_INDEX)).sum()
+
+
+def _losses_and_grad(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return the loss of each row (n,) and its gradient (n, V or more), both computed in float32 or wider.
+
+    The gradient may take the place of the logits (n, V or more); those from `vocab_size` on are minus infinity.
+    """
+    if logits.device.type == "cuda" and logits.dtype in (torch.float32, torch.bfloat16) and has_triton():
+        from lit_gpt.ops.softmax_kernel import loss_and_grad_
+
+        return loss_and_grad_(logits, targets, vocab_size), logits
+    in_place = logits if logits.device.type == "cpu" else None  # newly mapped memory costs a CPU more than exp
+    grad = torch.softmax(logits, dim=-1, out=in_place)
+    return _loss_and_grad_(grad, targets), grad
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether the compiler of GPU kernels is installed; it comes with PyTorch for NVIDIA GPUs on Linux."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def _loss_and_grad_(probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: str = "mean") -> T
     return F.cross_entropy(wide, targets.flatten(), reduction=reduction)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, float8: bool = False) -> Tensor:
     return cross_entropy(linear(hidden, weight), targets)
 
 

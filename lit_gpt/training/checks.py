@@ -14,6 +14,7 @@ from lit_gpt.data.batches import Batch, BatchLoader
 from lit_gpt.data.datamodule import TextDataModule
 from lit_gpt.errors import UserError
 from lit_gpt.model import GPT, GPTConfig
+from lit_gpt.ops.float8 import FLOAT8_CAPABILITY, FLOAT8_MULTIPLE
 from lit_gpt.sharding import full_tensor
 
 
@@ -26,7 +27,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     learning_rate, min_learning_rate = arguments["learning_rate"], arguments["min_learning_rate"]
     if not 0 < learning_rate < np.inf:
         raise UserError(f"--model.learning_rate is {learning_rate}: give more than 0, as 1e-3")
-    for name in ("warmup_steps", "weight_decay", "min_learning_rate", "embedding_rate", "head_rate"):
+    for name in (
+        "warmup_steps",
+        "momentum_warmup_steps",
+        "weight_decay",
+        "min_learning_rate",
+        "embedding_rate",
+        "head_rate",
+    ):
         value = arguments[name]
         if value is not None and not 0 <= value < np.inf:
             raise UserError(f"--model.{name} is {value}: give 0 or more")
@@ -46,6 +54,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             "--model.schedule constant never lowers the learning rate, but --model.min_learning_rate is "
             f"{'null' if min_learning_rate is None else min_learning_rate} and --model.decay_share "
             f"{arguments['decay_share']}: give null and 1, or another schedule"
+        )
+    if arguments["momentum_warmup_steps"] and arguments["optimizer"] != "muon":
+        raise UserError(
+            f"--model.momentum_warmup_steps is {arguments['momentum_warmup_steps']}, but only Muon has this momentum: "
+            "give --model.optimizer muon, or 0"
         )
     if arguments["decay_norms_and_biases"] and arguments["weight_decay"] == 0:
         raise UserError(
@@ -98,6 +111,26 @@ def check_callbacks(trainer: Trainer) -> None:
                 "Tuner.scale_batch_size does not work with LitGPT, whose steps follow from the batch size: give "
                 "batch_size (fit.py --preflight finds the largest that fits), and make a new Trainer"
             )
+
+
+def check_float8(gpt: GPT, device: torch.device) -> None:
+    """Check that the head can multiply float8 numbers on the device, if it should.
+
+    Raises:
+        UserError: The device or the width does not allow it.
+    """
+    if not gpt.float8_head:
+        return
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY:
+        raise UserError(
+            "--model.float8_head true needs a GPU of compute capability 8.9 or more, as an RTX 4090 or an H100: "
+            "give false"
+        )
+    if gpt.config.d_model % FLOAT8_MULTIPLE:
+        raise UserError(
+            f"--model.float8_head true needs a width that {FLOAT8_MULTIPLE} divides, but --model.config.d_model is "
+            f"{gpt.config.d_model}: change one of them"
+        )
 
 
 def check_data(config: GPTConfig, data: TextDataModule) -> None:

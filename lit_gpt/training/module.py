@@ -38,6 +38,7 @@ from lit_gpt.training.checks import (
     check_batch,
     check_callbacks,
     check_data,
+    check_float8,
     check_loaders,
     check_schedule,
     describe_nonfinite,
@@ -76,9 +77,11 @@ class LitGPT(LightningModule):
         weight_decay: Weight decay of the matrices.
         decay_norms_and_biases: Whether weight decay applies to biases and to the scales of norms, too.
         betas: Decay rates of AdamW's moments.
+        momentum_warmup_steps: Optimizer steps in which Muon's momentum rises from 0.85 to 0.95.
         compile: Whether to compile the blocks with torch.compile. It starts slowly and pays on a GPU and in long runs.
         activation_checkpointing: Whether to recompute the activations of a block in the backward pass (Chen et al.
             2016). It needs less memory and a third more time.
+        float8_head: Whether the head multiplies float8 numbers in the training steps, on a GPU that can.
         init_from: A model from whose weights training starts: a checkpoint, a folder of Hugging Face, or a .gguf file.
             The command line takes the shape and the tokenizer from there.
 
@@ -107,8 +110,10 @@ class LitGPT(LightningModule):
         weight_decay: float = 0.1,
         decay_norms_and_biases: bool = False,
         betas: tuple[float, float] = (0.9, 0.95),
+        momentum_warmup_steps: int = 0,
         compile: bool = False,
         activation_checkpointing: bool = False,
+        float8_head: bool = False,
         init_from: str | None = None,
     ) -> None:
         # Without arguments `save_hyperparameters` would take those of a subclass.
@@ -121,6 +126,7 @@ class LitGPT(LightningModule):
         self.save_hyperparameters(arguments, logger=False)  # the command line logs them with all other settings
         self.gpt = GPT(config)
         self.gpt.blocks.activation_checkpointing = activation_checkpointing
+        self.gpt.float8_head = float8_head
         self.init_from = init_from
         self.finite: Tensor | bool = True
         self.receive_token_losses: Callable[[Tensor, Tensor], Any] | None = None
@@ -155,6 +161,7 @@ class LitGPT(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that the Trainer's callbacks and data fit the model."""
         check_callbacks(self.trainer)
+        check_float8(self.gpt, self.trainer.strategy.root_device)
         if self.text_data is not None:
             check_data(self.gpt.config, self.text_data)
         self._batch_checked = False
@@ -210,7 +217,7 @@ class LitGPT(LightningModule):
         fused = self.trainer.precision != "16-mixed"
         optimizer: torch.optim.Optimizer
         if self.hparams["optimizer"] == "muon":
-            optimizer = MuonAdamW(groups, betas, fused)
+            optimizer = MuonAdamW(groups, betas, fused, self.hparams["momentum_warmup_steps"])
         else:
             optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
         optimizer.register_load_state_dict_pre_hook(keep_groups)
