@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from lit_gpt.convert.architectures import architecture_of
+from lit_gpt.convert.gguf_config import gguf_architecture
+from lit_gpt.errors import UserError
 from lit_gpt.figures import format_count
+from lit_gpt.model import GPTConfig
 from lit_gpt.planning.candidates import Candidate
 from lit_gpt.planning.memory import parameter_count
 from lit_gpt.planning.text import TextSample
@@ -77,8 +81,22 @@ def describe_choice(
             f"decay       {recipe.weight_decay:g}",
             f"of the weights, and dropout {config.dropout:g}: the text is read {epochs:.1f} times",
         ),
+        ("export", _describe_export(config)),
     ]
     return rows
+
+
+def _describe_export(config: GPTConfig) -> str:
+    """Return to which formats scripts/export.py can write a model of this shape."""
+    formats = ["a web page"]
+    for name, find_architecture in (("Hugging Face", architecture_of), ("llama.cpp", gguf_architecture)):
+        try:
+            find_architecture(config)
+            formats.append(name)
+        except UserError:
+            pass
+    more = "" if len(formats) == 3 else "; docs/formats.md has the flags that add others"
+    return f"to {', '.join(formats)}{more}"
 
 
 def _compare_tokenizers(candidate: Candidate, candidates: list[Candidate]) -> str:
