@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from lit_gpt.inference.generate import generate
 from lit_gpt.inference.utf8 import utf8_constraint
-from lit_gpt.ops.cross_entropy import IGNORE_INDEX, LinearCrossEntropy
+from lit_gpt.ops.cross_entropy import IGNORE_INDEX, LinearCrossEntropy, linear_cross_entropy
+from lit_gpt.ops.float8 import FLOAT8_CAPABILITY
 from lit_gpt.tokenizer import ByteTokenizer
 
 pytestmark = [
@@ -64,6 +65,20 @@ def test_chunked_cross_entropy_matches_unchunked(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(loss, expected, rtol=3e-3, atol=0)
     for ours, theirs in zip(torch.autograd.grad(loss, given), wanted):
         assert (ours.float() - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_float8_head_is_nearly_exact() -> None:
+    if torch.cuda.get_device_capability() < FLOAT8_CAPABILITY:
+        pytest.skip("this GPU does not multiply float8")
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 64).cuda().bfloat16().requires_grad_(), (0.2 * torch.randn(1000, 64)).cuda()
+    weight, targets = weight.requires_grad_(), torch.randint(1000, (300,)).cuda()
+    exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T, targets)
+    loss = linear_cross_entropy(hidden, weight, targets, float8=True)
+    torch.testing.assert_close(loss.double(), expected, rtol=5e-3, atol=0)
+    for ours, theirs in zip(torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(expected, exact)):
+        assert (ours.double() - theirs).norm() < 0.06 * theirs.norm()
 
 
 @pytest.mark.parametrize("chunk", [2**12, 2**30])
