@@ -83,7 +83,7 @@ def test_path_that_cannot_be_used_is_refused_and_unchanged(fit: Fit, capsys: pyt
     ("words", "message"),
     [
         ([], "--to is missing"),
-        (["--to", "hff", "x"], "--to hff is unknown, did you mean hf"),
+        (["--to", "hff", "x"], "--to hff is unknown (did you mean 'hf'?)"),
         (["--to", "hf", "rows.txt"], "rows.txt already exists"),
         (["--to", "gguf", "x"], "--to gguf x: give a name that ends in .gguf"),
         (["--to", "html", "x.htm"], "--to html x.htm: give a name that ends in .html"),
@@ -100,4 +100,4 @@ def test_flag_that_cannot_work_is_refused_in_one_line(
     assert main(words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert message.partition(",")[0] in error
+    assert message in error

@@ -208,6 +208,11 @@ def test_part_that_is_not_supported_is_refused_by_name(change: dict[str, Any], m
         ("tokenizer.json", b'{"added_tokens": []}', "the tokenizer is damaged"),
         ("tokenizer_config.json", b"[" * 10**5, "tokenizer_config.json is damaged"),
         ("model.safetensors.index.json", b'{"weight_map": []}', "model.safetensors.index.json is damaged"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"x": "../x.safetensors"}}',
+            "names a file in another folder",
+        ),
     ],
     ids=str,
 )
