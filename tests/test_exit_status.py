@@ -126,7 +126,7 @@ BUGS: dict[str, tuple[str, list[str], Callable[[], None]]] = {
     "fit, reading the checkpoint": ("fit.py", [*SMALL, "--ckpt_path", "x.ckpt"], break_method(Checkpoint, "open")),
     "prepare": ("prepare.py", SMALL, break_method(TextDataModule, "sources")),
     "bench": ("bench.py", ["prepare", *SMALL], break_method(TextDataModule, "sources")),
-    "generate": ("generate.py", ["--ckpt_path", "x.ckpt"], break_method(Checkpoint, "open")),
+    "generate": ("generate.py", ["--ckpt_path", "small.yaml"], break_method(Checkpoint, "open")),
     "consolidate": ("consolidate.py", ["x.ckpt", "y.ckpt"], break_method(Checkpoint, "open")),
 }
 

@@ -47,7 +47,8 @@ def test_run_is_the_same_with_and_without_pictures_and_resumed(fit: Fit) -> None
     parts = ("attention.qkv", "attention.project", "mlp.up", "mlp.project")
     matrices = ["embedding", *(f"blocks.{block}.{part}" for block in (0, 1) for part in parts)]
     histograms = {f"{group}/{name}" for group in ("weights", "gradients") for name in matrices}
-    assert found.keys() == {*PICTURES, "visualize/next_token/text_summary", *histograms}
+    # characters that no installed font has are shown as text beside a picture
+    assert {tag for tag in found if not tag.endswith("/text_summary")} == {*PICTURES, *histograms}
     assert all(Image.open(io.BytesIO(png)).width > 600 for tag in PICTURES for _, png in found[tag])
     for name in ("projector_tokens.tsv", "projector_vectors.bytes"):
         assert (runs["with"] / name).read_bytes() == (runs["resumed"] / name).read_bytes()

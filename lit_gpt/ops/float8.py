@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 FLOAT8_CAPABILITY = (8, 9)  # of the first GPUs that multiply float8: Ada (RTX 40), then Hopper (H100)
 FLOAT8_MULTIPLE = 16  # of the sizes of matrices that they multiply
@@ -25,13 +26,19 @@ class Float8Weight:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return hidden @ weight.T: (n, D) -> (n, V) in the dtype of `hidden`."""
         rounded, scale = quantize(hidden)
-        return torch._scaled_mm(rounded, self.rows.T, scale, self.scale, out_dtype=hidden.dtype)
+        return scaled_product(rounded, self.rows.T, scale, self.scale, hidden.dtype)
 
     def grad_hidden(self, grad: Tensor) -> Tensor:
         """Return grad @ weight for the gradients of a softmax: (n, V) -> (n, D) in the dtype of `grad`."""
         rounded = (grad / GRADIENT_SCALE).to(torch.float8_e5m2)
         scale = torch.full((), GRADIENT_SCALE, device=grad.device)
-        return torch._scaled_mm(rounded, self.columns.T, scale, self.scale, out_dtype=grad.dtype)
+        return scaled_product(rounded, self.columns.T, scale, self.scale, grad.dtype)
+
+
+def scaled_product(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return (a * scale_a) @ (b * scale_b) of float8 matrices with scales (); b lies in memory column after column."""
+    whole = F.ScalingType.TensorWise
+    return F.scaled_mm(a, b, scale_a, whole, scale_b, whole, output_dtype=dtype)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
