@@ -92,11 +92,6 @@ def _run_nanogpt(checkout: Path, arguments: list[str], task: Task) -> Row:
             f"nanoGPT reads vocabularies of up to {NANOGPT_MAX_VOCAB:,} ids, this one has {vocab_size:,}: give another "
             "--data.tokenizer"
         )
-    vocab_size = task.config.vocab_size
-    if vocab_size > NANOGPT_MAX_VOCAB:
-        raise UserError(
-            f"the vocabulary has {vocab_size:,} ids, and nanoGPT reads {NANOGPT_MAX_VOCAB:,}: choose another"
-        )
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(shutil.copytree(checkout, Path(folder, "nanogpt"), ignore=shutil.ignore_patterns(".git", "*.bin")))
         dataset = copy / "data" / NANOGPT_DATASET
@@ -110,7 +105,8 @@ def _run_nanogpt(checkout: Path, arguments: list[str], task: Task) -> Row:
         ended = subprocess.run([*command, *arguments], cwd=copy, capture_output=True, text=True)
         seconds = time.perf_counter() - start
         if ended.returncode:
-            raise UserError(f"nanoGPT ended with an error: {ended.stderr.strip().splitlines()[-1]}")
+            last_line = (ended.stderr.strip() or f"status {ended.returncode}").splitlines()[-1]
+            raise UserError(f"nanoGPT's train.py ended with an error ({last_line}): check --nanogpt_args")
         checkpoint = torch.load(copy / NANOGPT_FOLDER / "ckpt.pt", map_location="cpu", weights_only=True)
     config, steps = checkpoint["config"], checkpoint["iter_num"]
     tokens_per_step = config["batch_size"] * config["gradient_accumulation_steps"] * config["block_size"]

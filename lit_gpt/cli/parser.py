@@ -272,8 +272,8 @@ def parse_settings(parser: StrictParser, arguments: CommandLine) -> Namespace:
         start = start_settings(arguments.init_from)
     elif arguments.init_from is not None and arguments.checkpoint is not None:  # the run that began there goes on
         saved, _ = take_settings(arguments.checkpoint, arguments.gives)
-        tokenizer = {name: saved["data"][name] for name in ("tokenizer", "vocab")}
-        start = {"model": {"config": saved["model"]["config"]}, "data": tokenizer}
+        data = {name: value for name, value in saved.get("data", {}).items() if name in ("tokenizer", "vocab")}
+        start = {"model": {"config": saved.get("model", {}).get("config", {})}, "data": data}
     configs.append(copy.deepcopy(start))
     given = {**find_values(flags), **{text.key: text.value for text in arguments.text_flags}}
     parser.flat_defaults = dict(parser.get_defaults().items())

@@ -9,6 +9,10 @@ twice (as in Liger Kernel, Hsu et al. 2024). Where all logits are small, a CPU i
 import functools
 import importlib.util
 import math
+import os
+import shutil
+import sysconfig
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -215,7 +219,7 @@ def _losses_and_grad(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[
 
     The gradient may take the place of the logits (n, V or more); those from `vocab_size` on are minus infinity.
     """
-    if logits.device.type == "cuda" and logits.dtype in (torch.float32, torch.bfloat16) and has_triton():
+    if logits.device.type == "cuda" and logits.dtype in (torch.float32, torch.bfloat16) and can_use_triton():
         from lit_gpt.ops.softmax_kernel import loss_and_grad_
 
         return loss_and_grad_(logits, targets, vocab_size), logits
@@ -225,9 +229,11 @@ def _losses_and_grad(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple[
 
 
 @functools.cache
-def has_triton() -> bool:
-    """Return whether the compiler of GPU kernels is installed; it comes with PyTorch for NVIDIA GPUs on Linux."""
-    return importlib.util.find_spec("triton") is not None
+def can_use_triton() -> bool:
+    """Return whether Triton is installed, as PyTorch for GPUs does on Linux, and what it needs to compile its calls."""
+    has_compiler = "CC" in os.environ or any(map(shutil.which, ("gcc", "clang", "cc")))
+    has_headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    return importlib.util.find_spec("triton") is not None and has_compiler and has_headers
 
 
 def _loss_and_grad_(probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -19,9 +19,7 @@ class Float8Weight:
 
     def __init__(self, weight: Tensor) -> None:
         self.rows, self.scale = quantize(weight)  # (V, D), ()
-        self.columns = (
-            self.rows.T.contiguous()
-        )  # (D, V): the second factor of a product has to lie in memory by columns
+        self.columns = self.rows.T.contiguous()  # (D, V), because the second factor has to lie in memory by columns
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return hidden @ weight.T: (n, D) -> (n, V) in the dtype of `hidden`."""
