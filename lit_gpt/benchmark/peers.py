@@ -130,8 +130,10 @@ class Bare(Peer):
     def optimizer(self) -> torch.optim.Optimizer:
         self.model  # noqa: B018  the optimizer needs the parameters on the device
         module = self.task.module
-        optimizer = MuonAdamW if module.hparams["optimizer"] == "muon" else torch.optim.AdamW
-        return optimizer(module.parameter_groups(), betas=module.hparams["betas"], fused=True)
+        groups, hparams = module.parameter_groups(), module.hparams
+        if hparams["optimizer"] == "muon":
+            return MuonAdamW(groups, hparams["betas"], momentum_warmup_steps=hparams["momentum_warmup_steps"])
+        return torch.optim.AdamW(groups, betas=hparams["betas"], fused=True)
 
     def loss_function(self) -> LossFunction:
         model = self.model

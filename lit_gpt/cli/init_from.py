@@ -30,6 +30,7 @@ def open_start(path: str) -> tuple[GPTConfig, Path]:
 
 @functools.cache
 def _open(path: str, cwd: Path) -> tuple[GPTConfig, Path]:
+    """Do the work of `open_start` once for each path; a relative path means another file in another folder `cwd`."""
     model, tokenizer, _ = load_model(os.path.expanduser(path))
     content = json.dumps(tokenizer.state(), ensure_ascii=False).encode("utf-8")
     place = Path(path).absolute()
